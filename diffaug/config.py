@@ -1,0 +1,69 @@
+"""The package's configs, for Hydra: found from a wheel and from a checkout.
+
+``import diffaug`` is enough for an application of one's own to write ``defaults: [schedule: cosine]``; its own
+groups come first. (Hydra's discovery of plugins by package does not see editable installs, Hydra issue 2359;
+registering at import does.)
+"""
+
+import json
+from pathlib import Path
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+
+def config_dir() -> Path:
+    """The folder of configs: diffaug/configs in a wheel, configs beside diffaug in a checkout."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "configs", here.parent / "configs"):
+        if (folder / "schedule").is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"diffaug's configs are neither in {here} nor in {here.parent}: the installation is broken."
+    )
+
+
+class DiffaugSearchPath(SearchPathPlugin):
+    """Appends the package's configs to Hydra's search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("diffaug", config_dir().as_uri())
+
+
+Plugins.instance().register(DiffaugSearchPath)
+
+
+def checkpoint_path(ckpt_path: str | None, folder: str) -> str | None:
+    """The checkpoint to go on from: none, a file, or ``last``: the last one of the run in ``folder``.
+
+    Raises:
+        FileNotFoundError: it is not there; lists the runs that have one.
+    """
+    if ckpt_path is None:
+        return None
+    path = Path(folder, "checkpoints", "last.ckpt") if ckpt_path == "last" else Path(ckpt_path)
+    if path.is_file():
+        return str(path)
+    runs = sorted(found.parent.parent for found in Path("outputs").glob("**/checkpoints/last.ckpt"))
+    known = "\n  ".join(f"hydra.run.dir={run}" for run in runs) if runs else "(none under outputs/)"
+    raise FileNotFoundError(
+        f"ckpt_path={ckpt_path}: there is no {path}. Runs that can be gone on with by ckpt_path=last:\n  {known}"
+    )
+
+
+def report(folder: str) -> str:
+    """What a finished run came to, from the files in its folder."""
+    where = Path(folder)
+    summary = json.loads((where / "summary.json").read_text())
+    pictures = sorted(path.name for path in where.glob("*.png"))
+    loss = summary["val_loss"]
+    return "\n".join(
+        [
+            "",
+            f"{summary['steps']} steps in {summary['seconds']:.0f} s; everything is in {where}",
+            f"  pictures         {', '.join(pictures) or 'none'}",
+            f"  validation loss  {'not measured' if loss is None else format(loss, '.4f')}",
+            f"  x_T to N(0, I)   {summary['prior_kl_bits_per_dim']:.3g} bits per dimension, with {summary['schedule']}",
+        ]
+    )

@@ -1,0 +1,120 @@
+"""Denoiser: a LightningModule that trains any network on the batches of a DiffusionDataModule."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from diffaug.checks import choice
+from diffaug.noise import gaussian
+from diffaug.noise.philox import Purpose, keys
+from diffaug.process import ForwardProcess
+from diffaug.targets import IMAGE_FIELDS, NUMBER_FIELDS, recovered
+
+
+class Denoiser(pl.LightningModule):
+    """Train ``network(input, time)`` to predict a target by its mean squared error.
+
+    Arguments:
+        network: called as ``network(input, time)``; returns a tensor of input's shape, or an object whose ``sample``
+            is one, as diffusers' networks do.
+        process: the forward process that makes the batches; its schedule is what `sample` goes back along.
+        input: the field that the network is given: x_t.
+        time: the field that says the noise level: ``t_embed``, or log_snr, sigma, unit, ...
+        target: the field that the network predicts: epsilon, v, x_0, flow, ...
+        optimizer: called with the parameters.
+        lr_scheduler: called with the optimizer and ``total_steps``; stepped after every batch. None keeps the rate.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        process: ForwardProcess,
+        *,
+        input: str = "x_t",
+        time: str = "t_embed",
+        target: str = "epsilon",
+        optimizer: Callable[..., Optimizer] = torch.optim.AdamW,
+        lr_scheduler: Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.process = network, process
+        self.input = choice("model.input", input, tuple(IMAGE_FIELDS))
+        self.time = choice("model.time", time, tuple(NUMBER_FIELDS))
+        self.target = choice("model.target", target, tuple(name for name in IMAGE_FIELDS if name != "x_t"))
+        missing = [name for name in (input, target, "t") if name not in process.fields]
+        if missing:
+            raise ValueError(f"The model needs {missing} in process.fields, which is {list(process.fields)}.")
+        self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        out = self.network(x, time)
+        return out if isinstance(out, Tensor) else out.sample
+
+    def _loss(self, batch: Any) -> Tensor:
+        prediction = self(getattr(batch, self.input), self._time(batch.t))
+        return nn.functional.mse_loss(prediction.float(), getattr(batch, self.target).float())
+
+    def _time(self, t: Tensor) -> Tensor:
+        return NUMBER_FIELDS[self.time](self.process.schedule, t)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self._loss(batch)
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        name = "val_loss" if dataloader_idx == 0 else f"val_loss_{dataloader_idx}"
+        options = {"prog_bar": True, "sync_dist": True, "batch_size": len(batch.t), "add_dataloader_idx": False}
+        self.log(name, self._loss(batch), **options)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(self.parameters())
+        if self.make_lr_scheduler is None:
+            return optimizer
+        scheduler = self.make_lr_scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @torch.no_grad()
+    def sample(self, shape: tuple[int, ...], *, steps: int = 100, seed: int = 0, clip: bool = True) -> Tensor:
+        """Draw images by deterministic DDIM along the schedule's own alpha and sigma, so for every schedule.
+
+        Song, Meng and Ermon 2021, "Denoising Diffusion Implicit Models", equation 12 with sigma = 0.
+
+        Arguments:
+            shape: (B, *) of the images.
+            steps: how many times the network is called, at most T if discrete.
+            seed: of the noise that the images start from.
+            clip: whether each estimate of x_0 is held within [-1, 1].
+
+        Returns:
+            float32 images, in [-1, 1] if ``clip``.
+        """
+        schedule, device = self.process.schedule, self.device
+        steps = min(steps, schedule.timesteps) if schedule.discrete else steps
+        times = schedule.from_unit(torch.linspace(1.0, 0.0, steps, dtype=torch.float64)).to(device)
+        times = times if schedule.discrete else times.float()
+        alphas, sigmas = schedule.alpha_sigma(times)
+        # An end with no noise is where the path arrives, not a place to ask the network.
+        times = times[sigmas > 0]
+        index = torch.arange(shape[0], device=device)
+        x = sigmas[0] * gaussian(keys(index, seed=seed, stage="predict"), shape[1:], Purpose.TRAJECTORY)
+        x_0 = x
+        for k in range(len(times)):
+            t = times[k].expand(shape[0])
+            x_0, epsilon = self._estimate(x, t, clip)
+            if k + 1 < len(times):
+                x = alphas[k + 1] * x_0 + sigmas[k + 1] * epsilon
+        return x_0
+
+    def _estimate(self, x_t: Tensor, t: Tensor, clip: bool) -> tuple[Tensor, Tensor]:
+        schedule = self.process.schedule
+        alpha, sigma = (c.view(-1, *(1,) * (x_t.ndim - 1)) for c in schedule.alpha_sigma(t))
+        x_0, epsilon = recovered(schedule, self.target, self(x_t, self._time(t)).float(), x_t, t)
+        if clip:
+            x_0 = x_0.clamp(-1, 1)
+            epsilon = (x_t - alpha * x_0) / sigma
+        return x_0, epsilon

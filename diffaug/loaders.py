@@ -1,0 +1,181 @@
+"""The order of an epoch, and the loader that resumes inside it.
+
+The order of an epoch is a pure function of (seed, stage, epoch): a keyed permutation, computed place by place, that
+needs no memory however large the dataset. The ranks share it out like cards: place p goes to rank p mod ranks. So a
+global batch holds the same samples on any number of ranks, and what must be kept for a resume is only how many places
+of the order are done, the same number on every rank.
+"""
+
+from collections.abc import Iterator, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, DistributedSampler, Sampler
+
+from diffaug.images import Place
+from diffaug.noise.guard import sample_seed, untouched_random_state
+from diffaug.noise.philox import Purpose, keys, words
+
+_CHUNK = 2**14
+_ROUNDS = 8
+
+
+def order_keys(seed: int, epoch: int, dataset: int = 0) -> NDArray[np.uint64]:
+    """The round keys of an epoch's permutation."""
+    key = keys(torch.zeros(1, dtype=torch.int64), seed=seed, epoch=epoch, dataset=dataset)
+    w_0, w_1, _, _ = words(key, Purpose.ORDER, torch.arange(_ROUNDS))
+    return ((w_0 << 32) | w_1)[0].numpy().view(np.uint64)
+
+
+def permuted(places: NDArray[np.uint64], size: int, round_keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Where each place of [0, size) goes under a keyed permutation of [0, size).
+
+    A Feistel network on the smallest even number of bits that holds ``size``, walked on until it falls inside (Black
+    and Rogaway 2002, "Ciphers with arbitrary finite domains"): at most four walks on average.
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    out = places.astype(np.uint64, copy=True)
+    todo = np.ones(len(out), dtype=bool)
+    while todo.any():
+        left, right = out[todo] >> half, out[todo] & mask
+        for key in round_keys:
+            left, right = right, left ^ (_hashed(right + key) & mask)
+        out[todo] = left << half | right
+        todo = out >= size
+    return out
+
+
+def _hashed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return x ^ x >> np.uint64(31)
+
+
+def occurrences(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each entry's value has come before in the order."""
+    by_value = np.argsort(order, kind="stable")
+    values = order[by_value]
+    first = np.r_[0, np.flatnonzero(np.diff(values)) + 1]
+    count = np.arange(len(order)) - np.repeat(first, np.diff(np.r_[first, len(order)]))
+    out = np.empty_like(order)
+    out[by_value] = count
+    return out
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """One rank's share of an epoch's global order, as `Place` objects. (Lightning leaves a DistributedSampler alone.)
+
+    Arguments:
+        size: the number of samples in the dataset.
+        seed: in [0, 2^64).
+        rank, ranks: this process's number, and how many there are.
+        shuffle: whether each epoch has an order of its own, or the dataset's.
+        sampler: the user's own order instead: any sampler of indices, run under a random state keyed by the epoch.
+
+    Where the ranks do not divide the order, it goes on from its beginning, as new views.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+        shuffle: bool = True,
+        sampler: Sampler[int] | None = None,
+    ) -> None:
+        super().__init__(range(size), num_replicas=ranks, rank=rank, shuffle=shuffle, seed=seed)  # pyright: ignore[reportArgumentType]
+        self.sampler, self.start = sampler, 0
+        self.size = size
+        self.length = len(sampler) if isinstance(sampler, Sized) else size
+        self.total_size = -(-self.length // ranks) * ranks
+        self.num_samples = self.total_size // ranks
+
+    def __iter__(self) -> Iterator[Place]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        start, self.start = self.start, 0
+        order = None if self.sampler is None else self._sampled(self.sampler)
+        times_before = None if order is None else occurrences(order)
+        round_keys = order_keys(self.seed, self.epoch)
+        for low in range(start, self.total_size, _CHUNK * self.num_replicas):
+            high = min(low + _CHUNK * self.num_replicas, self.total_size)
+            places = np.arange(low + self.rank, high, self.num_replicas)
+            if order is None or times_before is None:
+                within, lap = places % self.length, places // self.length
+                index = permuted(within.astype(np.uint64), self.size, round_keys) if self.shuffle else within
+                views = lap
+            else:
+                index, views = order[places], times_before[places]
+            for i, view, place in zip(index.tolist(), views.tolist(), places.tolist(), strict=True):
+                yield Place(i, view, place, self.epoch)
+
+    def _sampled(self, sampler: Sampler[int]) -> NDArray[np.int64]:
+        with untouched_random_state():
+            sample_seed(self.seed, Purpose.ORDER, self.epoch)
+            own = getattr(sampler, "generator", None)
+            if isinstance(own, torch.Generator):
+                own.manual_seed(torch.initial_seed())
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(self.epoch)  # pyright: ignore[reportAttributeAccessIssue]
+            order = np.fromiter(sampler, dtype=np.int64)
+        if len(order) != self.length:
+            raise ValueError(f"data.sampler says its length is {self.length}, but it yielded {len(order)} indices.")
+        return np.resize(order, self.total_size)
+
+
+class EvaluationSampler(DistributedSampler[Any]):
+    """One rank's share of a dataset for evaluation: in order, each sample once, no padding.
+
+    The ranks' shares differ by one sample at most.
+
+    Arguments:
+        repeats: how many views of each sample.
+    """
+
+    def __init__(self, size: int, *, rank: int = 0, ranks: int = 1, repeats: int = 1) -> None:
+        super().__init__(range(size), num_replicas=ranks, rank=rank, shuffle=False)  # pyright: ignore[reportArgumentType]
+        self.places = range(rank, size * repeats, ranks)
+        self.repeats = repeats
+
+    def __iter__(self) -> Iterator[Place]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return (Place(place // self.repeats, place % self.repeats, place, 0) for place in self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+class EpochLoader(DataLoader[Any]):
+    """A DataLoader over an `EpochSampler` that goes on inside an epoch after a resume.
+
+    Its state is how many places of which epoch's global order are done: the same on every rank, so that the one
+    checkpoint that Lightning writes serves them all, and any number of them.
+    """
+
+    sampler: EpochSampler
+    _done = 0
+    _resume: dict[str, int] | None = None
+
+    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if self._resume is not None:
+            self.sampler.set_epoch(self._resume["epoch"])
+            self.sampler.start = self._resume["samples"]
+            self._resume = None
+        self._done = self.sampler.start
+        for batch in super().__iter__():
+            self._done += (self.batch_size or 1) * self.sampler.num_replicas
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and how many places of its global order have been handed out."""
+        if self._resume is not None:
+            return dict(self._resume)
+        rest = self.sampler.total_size - self._done
+        if rest <= 0 or (self.drop_last and rest < (self.batch_size or 1) * self.sampler.num_replicas):
+            return {"epoch": self.sampler.epoch + 1, "samples": 0}
+        return {"epoch": self.sampler.epoch, "samples": self._done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._resume = dict(state)

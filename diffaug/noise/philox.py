@@ -1,0 +1,221 @@
+"""Keyed random numbers: every draw is a pure function of a key, and of nothing else.
+
+The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011):
+a bijection of a 128-bit counter under a 64-bit key. There is no state to seed, save, split over ranks or advance:
+whoever knows the key of a sample can make its noise, on any device, in any order.
+
+The layout of key and counter is part of diffaug's contract (a test holds it; changing it changes every user's run):
+
+=========  ====================================================================================
+word       bits
+=========  ====================================================================================
+key 0      seed, low 32
+key 1      seed, high 32
+counter 0  block: which four numbers of the sample, < 2^30
+counter 1  sample index, low 32
+counter 2  sample index, high 8 | view, 20 bits, << 8 | purpose, 4 bits, << 28
+counter 3  epoch, 20 bits | stage, 2 bits, << 20 | dataset number, 10 bits, << 22
+=========  ====================================================================================
+
+Two draws share a counter only if they agree in all of these, and Philox is a bijection: nothing is ever drawn twice.
+
+Words are held in int64 tensors (torch has no complete unsigned 32-bit arithmetic); products wrap modulo 2^64, which
+is exact for what is read of them. Everything in this module is plain integer and float tensor code, so that eager
+execution and `torch.compile` run the same definition.
+"""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffaug.checks import choice, integer, refuse
+
+_MULTIPLIER_0, _MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
+_WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
+_LOW_32 = 0xFFFFFFFF
+_TWO_PI_OVER_2_32 = 1.4629180792671596e-09
+
+STAGES = {"train": 0, "val": 1, "test": 2, "predict": 3}
+INDEX_BITS, VIEW_BITS, EPOCH_BITS, DATASET_BITS, PURPOSE_BITS = 40, 20, 20, 10, 4
+ELEMENTS_MAX = 2**32
+
+
+class Purpose(IntEnum):
+    """What a draw is for: one sample's time and noise never share a counter."""
+
+    TIME = 0
+    EPSILON = 1
+    ORDER = 2
+    LABEL_DROPOUT = 3
+    DEVICE_TRANSFORM = 4
+    TRAJECTORY = 5
+    SECOND_TIME = 6
+    OFFSET = 7
+    PYRAMID = 8
+    PERTURBATION = 9
+    CHI_SQUARE = 10
+    CANDIDATES = 11
+    COVERAGE = 12
+
+
+class Keys(NamedTuple):
+    """The keys of B samples: what identifies each draw, packed as in the table above.
+
+    Attributes:
+        key_0, key_1: the seed's low and high 32 bits, int64, shape (B,).
+        low: the sample index's low 32 bits, int64, shape (B,).
+        high: the sample index's high bits and the view, int64, shape (B,).
+        domain: epoch, stage and dataset number, int64, shape (B,).
+    """
+
+    key_0: Tensor
+    key_1: Tensor
+    low: Tensor
+    high: Tensor
+    domain: Tensor
+
+    @property
+    def index(self) -> Tensor:
+        """The sample index, int64, shape (B,)."""
+        return self.low + ((self.high & 255) << 32)
+
+    @property
+    def view(self) -> Tensor:
+        """The view, int64, shape (B,)."""
+        return self.high >> 8
+
+
+def keys(
+    index: Tensor,
+    *,
+    seed: int = 0,
+    stage: str = "train",
+    epoch: int | Tensor = 0,
+    view: int | Tensor = 0,
+    dataset: int = 0,
+) -> Keys:
+    """Pack what identifies B samples into keys.
+
+    Arguments:
+        index: the sample index, int64, shape (B,), in [0, 2^40).
+        seed: in [0, 2^64).
+        stage: train, val, test or predict. Only train sees the epoch.
+        epoch: in [0, 2^20), one number or int64 of shape (B,).
+        view: which noised copy of the image within the epoch, in [0, 2^20), one number or int64 of shape (B,).
+        dataset: the number of the dataset (dataloader_idx) within its stage, in [0, 2^10).
+
+    Raises:
+        ValueError: a value beyond its width. Tensors on an accelerator are not looked at (that would halt it).
+    """
+    integer("seed", seed, 0, 2**64 - 1)
+    choice("stage", stage, STAGES)
+    integer("dataset", dataset, 0, 2**DATASET_BITS - 1)
+    if index.dtype != torch.int64 or index.ndim != 1:
+        raise refuse("index", f"{index.dtype} of shape {tuple(index.shape)}", "an int64 tensor of shape (B,)")
+    _within("index", index, INDEX_BITS)
+    _within("view", view, VIEW_BITS)
+    _within("epoch", epoch, EPOCH_BITS)
+    domain = STAGES[stage] << EPOCH_BITS | dataset << (EPOCH_BITS + 2)
+    if stage == "train":
+        domain = domain + epoch
+    return Keys(
+        torch.full_like(index, seed & _LOW_32),
+        torch.full_like(index, seed >> 32),
+        index & _LOW_32,
+        (index >> 32) + view * 256,
+        torch.zeros_like(index) + domain,
+    )
+
+
+def _within(name: str, value: int | Tensor, bits: int) -> None:
+    if isinstance(value, int):
+        integer(name, value, 0, 2**bits - 1)
+    elif value.device.type == "cpu" and value.numel() and not (int(value.min()) >= 0 and int(value.max()) < 2**bits):
+        raise ValueError(f"{name} must lie in [0, 2^{bits}), but its values span [{value.min()}, {value.max()}].")
+
+
+def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10: four random words from a counter of four words and a key of two.
+
+    Arguments:
+        counter, key: int64 tensors holding values in [0, 2^32), of shapes that broadcast together.
+
+    Returns:
+        Four int64 tensors with values in [0, 2^32).
+    """
+    c_0, c_1, c_2, c_3 = counter
+    k_0, k_1 = key
+    for _ in range(10):
+        product_0, product_1 = c_0 * _MULTIPLIER_0, c_2 * _MULTIPLIER_1
+        # Only what is multiplied next must be clean of high bits: the low halves stay whole products until then.
+        c_0, c_1 = ((product_1 >> 32) ^ c_1 ^ k_0) & _LOW_32, product_1
+        c_2, c_3 = ((product_0 >> 32) ^ c_3 ^ k_1) & _LOW_32, product_0
+        k_0, k_1 = (k_0 + _WEYL_0) & _LOW_32, (k_1 + _WEYL_1) & _LOW_32
+    return c_0, c_1 & _LOW_32, c_2, c_3 & _LOW_32
+
+
+def words(keys: Keys, purpose: int, block: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The four random words of each block of each sample, for one purpose.
+
+    Arguments:
+        keys: of B samples.
+        purpose: see `Purpose`.
+        block: int64, shape (N,), values in [0, 2^30).
+
+    Returns:
+        Four int64 tensors of shape (B, N), values in [0, 2^32).
+    """
+    counter = (
+        block[None, :],
+        keys.low[:, None],
+        keys.high[:, None] + (purpose << 28),
+        keys.domain[:, None],
+    )
+    # The key is kept per sample, not per call: with it every intermediate value of a compiled kernel has the shape
+    # (B, N), which lets Inductor fuse all ten rounds and all outputs into one loop without a buffer between them.
+    return philox(counter, (keys.key_0[:, None], keys.key_1[:, None]))
+
+
+def points(keys: Keys, purpose: int) -> Tensor:
+    """One random point of each sample: int64, shape (B,), uniform over [0, 2^53)."""
+    w_0, w_1, _, _ = words(keys, purpose, torch.zeros(1, dtype=torch.int64, device=keys.low.device))
+    return ((w_0 << 21) | (w_1 >> 11))[:, 0]
+
+
+def uniforms(points: Tensor) -> Tensor:
+    """Points in [0, 2^53) as float64 strictly between 0 and 1: the middle of each of 2^53 equal cells.
+
+    The last cell's middle, 1 - 2^-54, would round to 1; it is held at 1 - 2^-53.
+    """
+    return ((points.double() + 0.5) * 2.0**-53).clamp_max(1 - 2.0**-53)
+
+
+def box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor]:
+    """Two independent standard normals, float32, from two words (Box and Muller 1958).
+
+    The radius uses (w + 1) / 2^32 in (0, 1], so the largest is sqrt(64 ln 2) = 6.66; the angle is centred on 0, where
+    float32 is finest.
+    """
+    radius = torch.sqrt(-2.0 * torch.log((radius_word + 1).float() * 2.0**-32))
+    angle = (angle_word - 2**31).float() * _TWO_PI_OVER_2_32
+    return radius * torch.cos(angle), radius * torch.sin(angle)
+
+
+def lanes(elements: int) -> int:
+    """How many blocks serve a sample of so many elements: block i makes elements i, i + n, i + 2n and i + 3n.
+
+    One call of Philox makes four numbers. Spread so, and not side by side, each of the four is a contiguous run.
+    """
+    return (elements + 3) // 4
+
+
+def normals(keys: Keys, purpose: int, block: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Four standard normals of each block of each sample, float32, each of shape (B, len(block)).
+
+    With ``block = arange(lanes(elements))``, joined along dimension 1 and cut to ``elements``, they are a sample's
+    noise in C order.
+    """
+    w_0, w_1, w_2, w_3 = words(keys, purpose, block)
+    return (*box_muller(w_0, w_1), *box_muller(w_2, w_3))

@@ -1,0 +1,25 @@
+"""Train a denoiser: compose the configs, make the objects, fit. ``python train.py --help`` lists what can be chosen."""
+
+import hydra
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from diffaug.config import checkpoint_path, report
+
+
+@hydra.main(config_path="configs", config_name="train", version_base="1.3")
+def main(config: DictConfig) -> None:
+    ckpt_path = checkpoint_path(config.ckpt_path, config.folder)
+    pl.seed_everything(config.seed, workers=True)
+    data = instantiate(config.data)
+    model = instantiate(config.model)
+    trainer = instantiate(config.trainer)
+    trainer.fit(model, data, ckpt_path=ckpt_path)
+    trainer.validate(model, data, verbose=False)
+    if trainer.is_global_zero:
+        print(report(config.folder))
+
+
+if __name__ == "__main__":
+    main()
