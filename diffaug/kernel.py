@@ -9,20 +9,20 @@ call of Philox serves four elements. Without a compiler it runs eagerly, in piec
 """
 
 import functools
-import logging
 import shutil
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffaug.noise.philox import Keys, Purpose, lanes, normals
+from diffaug.noise.philox import Keys, Purpose, indices, lanes, normals, points
 
 COMPILE_ELEMENTS = 1024
 """The size of a sample from which compiling pays for itself."""
 
 _PIECE = 2**15  # blocks worked on at a time by the eager path: its int64 intermediates then stay in the cache
-_log = logging.getLogger("diffaug")
 
 
 def _blend(x: Tensor, epsilon: Tensor, mix: Tensor, centre: float, field: int, dtype: torch.dtype) -> Tensor:
@@ -30,22 +30,22 @@ def _blend(x: Tensor, epsilon: Tensor, mix: Tensor, centre: float, field: int, d
     return (mix[:, field, 0:1] * centred + mix[:, field, 1:2] * epsilon).to(dtype)
 
 
-def _whole(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def _whole(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtype) -> list[Tensor]:
     """All fields of all samples at once: what is compiled."""
     elements, fields = x.shape[1], range(mix.shape[1])
     blocks = lanes(elements)
     runs = normals(keys, Purpose.EPSILON, torch.arange(blocks, device=x.device))
     if elements % 4:
         epsilon = torch.cat(runs, 1)[:, :elements]
-        return tuple(_blend(x, epsilon, mix, centre, f, dtype) for f in fields)
+        return [_blend(x, epsilon, mix, centre, f, dtype) for f in fields]
     parts = [x[:, i * blocks : (i + 1) * blocks] for i in range(4)]
-    return tuple(
+    return [
         torch.cat([_blend(part, run, mix, centre, f, dtype) for part, run in zip(parts, runs, strict=True)], 1)
         for f in fields
-    )
+    ]
 
 
-def _pieces(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def _pieces(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtype) -> list[Tensor]:
     """The same, piece by piece: some samples at a time, or some blocks of one sample."""
     samples, elements = x.shape
     fields = [torch.empty(samples, elements, dtype=dtype, device=x.device) for _ in range(mix.shape[1])]
@@ -64,17 +64,15 @@ def _pieces(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtyp
                         out[part, begin:end] = _blend(
                             x[part, begin:end], run[:, : end - begin], mix[part], centre, f, dtype
                         )
-    return tuple(fields)
+    return fields
 
 
-def given(x: Tensor, epsilon: Tensor, mix: Tensor, centre: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def given(x: Tensor, epsilon: Tensor, mix: Tensor, centre: float, dtype: torch.dtype) -> list[Tensor]:
     """The same fields from an epsilon that is given, float32, of x's shape."""
-    return tuple(_blend(x, epsilon, mix, centre, f, dtype) for f in range(mix.shape[1]))
+    return [_blend(x, epsilon, mix, centre, f, dtype) for f in range(mix.shape[1])]
 
 
-def drawn(
-    x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtype, *, compiled: bool
-) -> tuple[Tensor, ...]:
+def drawn(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtype, *, compiled: bool) -> list[Tensor]:
     """Every image field of B samples, with standard normal epsilon.
 
     Arguments:
@@ -88,27 +86,62 @@ def drawn(
     Returns:
         F tensors of dtype ``dtype``, shape (B, N).
     """
-    if compiled and not _failed:
-        try:
-            return _compiled()(x, keys, mix, centre, dtype)
-        except torch._dynamo.exc.TorchDynamoException as error:  # pyright: ignore[reportPrivateImportUsage]
-            _failed.append(error)
-            warnings.warn(
-                f"torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0]}); diffaug goes on with its "
-                "eager path, which is slower and may differ in the last bit. Set process.compile=false to begin there.",
-                stacklevel=2,
-            )
+    if compiled:
+        made = _try_compiled(_whole, x, keys, mix, centre, dtype)
+        if made is not None:
+            return made
     return (_pieces if x.device.type == "cpu" else _whole)(x, keys, mix, centre, dtype)
+
+
+def drawn_with_uniform_times(
+    x: Tensor, keys: Keys, table: Tensor, centre: float, dtype: torch.dtype
+) -> tuple[Tensor, list[Tensor]] | None:
+    """Uniform independent timesteps and every image field in one compiled call: the commonest recipe, spared a launch.
+
+    The times are integer arithmetic and the fields are `drawn`'s own definition, so nothing but the time it takes
+    tells this from drawing the times first.
+
+    Arguments:
+        table: (p, q) of each field at each timestep, float32, shape (T, F, 2).
+
+    Returns:
+        The timesteps, int64, shape (B,), and the fields; None if it cannot be compiled.
+    """
+    made = _try_compiled(_whole_with_uniform_times, x, keys, table, centre, dtype)
+    return None if made is None else (made[0], made[1:])
+
+
+def _whole_with_uniform_times(
+    x: Tensor, keys: Keys, table: Tensor, centre: float, dtype: torch.dtype
+) -> list[Tensor]:
+    t = indices(points(keys, Purpose.TIME), table.shape[0])
+    return [t, *_whole(x, keys, table[t], centre, dtype)]
 
 
 _failed: list[Exception] = []
 
 
+def _try_compiled(function: Callable[..., list[Tensor]], *args: Any) -> list[Tensor] | None:
+    if _failed:
+        return None
+    try:
+        return _compiled(function)(*args)
+    except torch._dynamo.exc.TorchDynamoException as error:  # pyright: ignore[reportPrivateImportUsage]
+        _failed.append(error)
+        reason = (str(error).splitlines() or [""])[0]
+        warnings.warn(
+            f"torch.compile failed ({type(error).__name__}: {reason}); diffaug goes on with its eager path, which is "
+            "slower and may differ in the last bit. Set process.compile=false to begin there.",
+            stacklevel=2,
+        )
+        return None
+
+
 @functools.cache
-def _compiled():  # noqa: ANN202 - what torch.compile returns has no public name
+def _compiled(function: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
     # One graph for every batch size. Each number of fields, dtype and parity makes its own, hence the larger limit.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    return torch.compile(_whole, dynamic=True, fullgraph=True)
+    return torch.compile(function, dynamic=True, fullgraph=True)
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from diffaug.noise import Gaussian, Noise, gaussian
 from diffaug.noise.philox import STAGES, Keys, Purpose, keys
 from diffaug.schedules import Schedule
 from diffaug.schedules.base import VARIANCE_EXPLODING, VARIANCE_PRESERVING
-from diffaug.targets import FIELDS, IMAGE_FIELDS, NUMBER_FIELDS, mixes
+from diffaug.targets import FIELDS, IMAGE_FIELDS, NUMBER_FIELDS, mix_table, mixes
 from diffaug.times import ByIndex, Times, Uniform
 
 EVALUATION_TIMES = Uniform(coverage=ByIndex())
@@ -186,8 +186,7 @@ class ForwardProcess(nn.Module):
         with torch.inference_mode(False), torch.no_grad():
             key = keys(index, seed=seed, stage=stage, epoch=epoch, view=view, dataset=dataset)
             times = times or (self.times if stage == "train" else EVALUATION_TIMES)
-            t = times.draw(key, self.schedule, position)
-            images = self._images(x_0, key, t, dtype or self.dtype or torch.float32)
+            t, images = self._drawn(x_0, key, times, position, dtype or self.dtype or torch.float32)
         values: dict[str, Any] = {**extra, "index": index, "view": key.view}
         for name in self.fields:
             if name in NUMBER_FIELDS:
@@ -213,20 +212,30 @@ class ForwardProcess(nn.Module):
                 + (f" and, from the dataset, {', '.join(extra)}." if extra else "; the dataset yields nothing else.")
             )
 
-    def _images(self, x_0: Tensor, key: Keys, t: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    def _drawn(
+        self, x_0: Tensor, key: Keys, times: Times, position: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         names = tuple(name for name in self.fields if name in IMAGE_FIELDS)
-        if not names:
-            return {}
         scale, centre = self._scale_and_centre(x_0)
-        mix = mixes(self.schedule, names, t, scale)
         flat = x_0.reshape(len(x_0), -1)
-        if isinstance(self.noise, Gaussian):
-            compiled = self.compiles(x_0.device, flat.shape[1])
-            fields = kernel.drawn(flat, key, mix, centre, dtype, compiled=compiled)
+        compiled = bool(names) and isinstance(self.noise, Gaussian) and self.compiles(x_0.device, flat.shape[1])
+        together = None
+        if compiled and self.schedule.discrete and times == Uniform():
+            table = mix_table(self.schedule, names, scale, x_0.device)
+            together = kernel.drawn_with_uniform_times(flat, key, table, centre, dtype)
+        if together is not None:
+            t, fields = together
         else:
-            epsilon = self.noise.draw(key, tuple(x_0.shape[1:])).reshape(flat.shape)
-            fields = kernel.given(flat, epsilon, mix, centre, dtype)
-        return {name: field.view(x_0.shape) for name, field in zip(names, fields, strict=True)}
+            t = times.draw(key, self.schedule, position)
+            mix = mixes(self.schedule, names, t, scale) if names else flat
+            if not names:
+                fields = []
+            elif isinstance(self.noise, Gaussian):
+                fields = kernel.drawn(flat, key, mix, centre, dtype, compiled=compiled)
+            else:
+                epsilon = self.noise.draw(key, tuple(x_0.shape[1:])).reshape(flat.shape)
+                fields = kernel.given(flat, epsilon, mix, centre, dtype)
+        return t, {name: field.view(x_0.shape) for name, field in zip(names, fields, strict=True)}
 
     def _scale_and_centre(self, x_0: Tensor) -> tuple[float, float]:
         low, high = (0.0, 255.0) if x_0.dtype == torch.uint8 else self.value_range

@@ -81,7 +81,7 @@ def mixes(schedule: Schedule, fields: tuple[str, ...], t: Tensor, scale: float =
         scale: what p is multiplied by before it is rounded, where x_0 is handed over in a multiple of its own unit.
     """
     if schedule.discrete:
-        return _table(schedule, fields, scale, t.device)[t]
+        return mix_table(schedule, fields, scale, t.device)[t]
     return _mixes(schedule, fields, t, scale)
 
 
@@ -92,7 +92,8 @@ def _mixes(schedule: Schedule, fields: tuple[str, ...], t: Tensor, scale: float)
 
 
 @functools.lru_cache(maxsize=64)
-def _table(schedule: Schedule, fields: tuple[str, ...], scale: float, device: torch.device) -> Tensor:
+def mix_table(schedule: Schedule, fields: tuple[str, ...], scale: float, device: torch.device) -> Tensor:
+    """(p, q) of each image field at each timestep of a discrete schedule, float32, shape (T, len(fields), 2)."""
     # Made outside inference mode even when first asked for inside: a table made there would break a later training.
     with torch.inference_mode(False), torch.no_grad():
         return _mixes(schedule, fields, torch.arange(schedule.timesteps), scale).to(device)

@@ -77,7 +77,7 @@ class Keys(NamedTuple):
     domain: Tensor
 
     @property
-    def index(self) -> Tensor:
+    def sample(self) -> Tensor:
         """The sample index, int64, shape (B,)."""
         return self.low + ((self.high & 255) << 32)
 
@@ -182,6 +182,15 @@ def points(keys: Keys, purpose: int) -> Tensor:
     """One random point of each sample: int64, shape (B,), uniform over [0, 2^53)."""
     w_0, w_1, _, _ = words(keys, purpose, torch.zeros(1, dtype=torch.int64, device=keys.low.device))
     return ((w_0 << 21) | (w_1 >> 11))[:, 0]
+
+
+def indices(points: Tensor, count: int) -> Tensor:
+    """Points in [0, 2^53) as whole numbers in [0, count): floor(point count / 2^53), for count < 2^31.
+
+    In integers, in two halves so that nothing overflows: identical on every device.
+    """
+    high, low = points >> 21, points & (2**21 - 1)
+    return (high * count + (low * count >> 21)) >> 32
 
 
 def uniforms(points: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class ByIndex(Coverage):
     """
 
     def points(self, keys: Keys, position: Tensor | None) -> Tensor:
-        return golden(keys.index, keys.view * _SILVER + keyed_offset(keys))
+        return golden(keys.sample, keys.view * _SILVER + keyed_offset(keys))
 
 
 def golden(position: Tensor, offset: Tensor | int = 0) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from diffaug.noise.philox import Keys, uniforms
+from diffaug.noise.philox import Keys, indices, uniforms
 from diffaug.schedules import Schedule
 from diffaug.times.coverage import Coverage, Independent
 
@@ -55,6 +55,4 @@ class Uniform(Times):
     def of_points(self, points: Tensor, schedule: Schedule) -> Tensor:
         if not schedule.discrete:
             return super().of_points(points, schedule)
-        # floor(point * T / 2^53) in integers, in two halves so that nothing overflows: identical on every device.
-        high, low = points >> 21, points & (2**21 - 1)
-        return (high * schedule.timesteps + (low * schedule.timesteps >> 21)) >> 32
+        return indices(points, schedule.timesteps)
