@@ -1,0 +1,32 @@
+"""Targets, fields and loss weights: what a network is given and asked for, and what each error counts.
+
+``level`` (alpha, sigma and their rates), ``fields`` (everything a batch can hold), ``conversions`` (from one target to
+another), ``weight`` and ``weights`` (of the loss), ``pairs`` (two states of one image).
+"""
+
+from diffaug.targets.conversions import check_target as check_target
+from diffaug.targets.conversions import converted as converted
+from diffaug.targets.conversions import convertible as convertible
+from diffaug.targets.conversions import recovered as recovered
+from diffaug.targets.fields import FIELDS as FIELDS
+from diffaug.targets.fields import IMAGE_FIELDS as IMAGE_FIELDS
+from diffaug.targets.fields import INPUTS as INPUTS
+from diffaug.targets.fields import NUMBER_FIELDS as NUMBER_FIELDS
+from diffaug.targets.fields import TARGETS as TARGETS
+from diffaug.targets.fields import mix_table as mix_table
+from diffaug.targets.fields import mixes as mixes
+from diffaug.targets.level import SIGMA_DATA as SIGMA_DATA
+from diffaug.targets.level import Level as Level
+from diffaug.targets.pairs import Pair as Pair
+from diffaug.targets.weight import Weight as Weight
+from diffaug.targets.weights import EDM as EDM
+from diffaug.targets.weights import P2 as P2
+from diffaug.targets.weights import SNR as SNR
+from diffaug.targets.weights import CosMap as CosMap
+from diffaug.targets.weights import Debiased as Debiased
+from diffaug.targets.weights import MinSNR as MinSNR
+from diffaug.targets.weights import SigmaSqrt as SigmaSqrt
+from diffaug.targets.weights import Sigmoid as Sigmoid
+from diffaug.targets.weights import SoftMinSNR as SoftMinSNR
+from diffaug.targets.weights import TruncatedSNR as TruncatedSNR
+from diffaug.targets.weights import Unweighted as Unweighted

@@ -1,0 +1,101 @@
+"""Level: the noise level at some times, and how fast it changes; everything in float64."""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffaug.schedules import Schedule
+from diffaug.schedules.base import STRAIGHT, VARIANCE_PRESERVING
+
+Mix = tuple[Tensor, Tensor]
+"""(p, q) of p x_0 + q epsilon, each float64, of t's shape."""
+
+SIGMA_DATA = 0.5
+"""The standard deviation of images in [-1, 1] that EDM assumes (Karras et al. 2022, table 1)."""
+
+_LOG_SNR_LIMIT = 300.0
+_EDGE = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """The noise level at times t.
+
+    Arguments:
+        schedule: whose alpha(t) and sigma(t).
+        t: native times, any shape.
+        sigma_data: the standard deviation of the images, for F, x_in and the EDM weight.
+        limit: hold log_snr within +-300. Where SNR is 0 or infinite, a quotient like min(SNR, gamma) / SNR is 0/0; at
+            log_snr = -300 it is its limit to within e^-300, and a limit of 0 or infinity is just that in float32.
+    """
+
+    schedule: Schedule
+    t: Tensor
+    sigma_data: float = SIGMA_DATA
+    limit: bool = False
+
+    @functools.cached_property
+    def log_snr(self) -> Tensor:
+        """ln(alpha^2 / sigma^2)."""
+        log_snr = self.schedule.log_snr(self.t, torch.float64)
+        return log_snr.clamp(-_LOG_SNR_LIMIT, _LOG_SNR_LIMIT) if self.limit else log_snr
+
+    @functools.cached_property
+    def coefficients(self) -> Mix:
+        """(alpha, sigma)."""
+        if self.limit:
+            return self.schedule.scaling.of_log_snr(self.log_snr)
+        return self.schedule.alpha_sigma(self.t, torch.float64)
+
+    @property
+    def alpha(self) -> Tensor:
+        """The coefficient of x_0 in x_t."""
+        return self.coefficients[0]
+
+    @property
+    def sigma(self) -> Tensor:
+        """The coefficient of epsilon in x_t."""
+        return self.coefficients[1]
+
+    @functools.cached_property
+    def rates(self) -> Mix:
+        """(alpha', sigma'): the derivatives by unit time, so that t = 0 .. T - 1 and u = 0 .. 1 have the same units.
+
+        Continuous: exact, from the derivative of log_snr. At the two ends, where alpha or sigma may be 0 and log_snr
+        infinite, it is taken 1e-12 inside; a derivative that is infinite there (sigma' of vp_sde at u = 0) is large.
+
+        Discrete: central differences over the table, (a[t+1] - a[t-1]) T / 2, and one-sided ones at t = 0 and T - 1.
+        """
+        if self.schedule.discrete:
+            alpha, sigma = _rate_table(self.schedule, self.t.device)[:, self.t]
+            return alpha, sigma
+        return _continuous_rates(self.schedule, self.t)
+
+
+@functools.lru_cache(maxsize=64)
+def _rate_table(schedule: Schedule, device: torch.device) -> Tensor:
+    if schedule.timesteps < 2:
+        raise ValueError(
+            f"velocity is a derivative by t, and schedule.timesteps={schedule.timesteps} has no two steps to take it "
+            "from. Use another target, such as v, or more timesteps."
+        )
+    with torch.inference_mode(False), torch.no_grad():
+        table = torch.stack(schedule.alpha_sigma(torch.arange(schedule.timesteps), torch.float64))
+        (rates,) = torch.gradient(table, spacing=1 / schedule.timesteps, dim=1)
+        return rates.to(device)
+
+
+def _continuous_rates(schedule: Schedule, t: Tensor) -> Mix:
+    with torch.inference_mode(False), torch.enable_grad():
+        unit = schedule.to_unit(t, torch.float64).clamp(_EDGE, 1 - _EDGE).detach().clone().requires_grad_()
+        log_snr = schedule.log_snr(schedule.from_unit(unit), torch.float64)
+        (slope,) = torch.autograd.grad(log_snr.sum(), unit)
+    alpha, sigma = schedule.scaling.of_log_snr(log_snr.detach())
+    # log_snr' = 2 (alpha' / alpha - sigma' / sigma), and the scaling's identity differentiated.
+    if schedule.scaling is VARIANCE_PRESERVING:
+        return alpha * sigma.square() * slope / 2, -sigma * alpha.square() * slope / 2
+    if schedule.scaling is STRAIGHT:
+        return alpha * sigma * slope / 2, -alpha * sigma * slope / 2
+    return torch.zeros_like(sigma), -sigma * slope / 2

@@ -1,0 +1,88 @@
+"""Weight: what a squared error at each noise level counts.
+
+A paper states its weight on the loss of one target. The losses of all targets are one another's multiples: with
+x_t given, an error d in x_0 is an error -(alpha q - sigma p) / sigma d in a target p x_0 + q epsilon. So a weight
+stated on target A acts on target B as
+
+    w_B = w_A ([x_t, A] / [x_t, B])^2,    [x_t, target] = alpha q - sigma p,
+
+which is -sigma for x_0, alpha for epsilon, alpha^2 + sigma^2 for v, alpha + sigma for flow. Every weight here is a
+function of log_snr alone (the EDM one also of sigma_data), so it means the same under every schedule and scaling.
+
+All is computed in float64 on `Level` with its ``limit``: where SNR is 0 or infinite a weight is its limit there, and
+a limit that is infinite (SNR^-1/2 on epsilon at SNR 0) is inf; `Weight.check` refuses it where it would be met.
+"""
+
+import functools
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from diffaug.checks import choice
+from diffaug.schedules import Schedule
+from diffaug.targets.fields import IMAGE_FIELDS, TARGETS
+from diffaug.targets.level import SIGMA_DATA, Level
+
+
+@dataclass(frozen=True)
+class Weight(ABC):
+    """A weight of the loss. A subclass defines ``stated_on`` and `at`.
+
+    Attributes:
+        stated_on: the target on whose loss the paper states the weight; None: on whichever target is trained.
+    """
+
+    stated_on: ClassVar[str | None] = None
+
+    @abstractmethod
+    def at(self, level: Level) -> Tensor:
+        """The weight on the loss of ``stated_on``, float64, of level's shape."""
+
+    def of(self, schedule: Schedule, target: str, t: Tensor, sigma_data: float = SIGMA_DATA) -> Tensor:
+        """The weight on the loss of a target, float32, of t's shape and device.
+
+        Arguments:
+            target: what the network predicts, a name of `TARGETS`.
+            t: native times.
+            sigma_data: the standard deviation of the images in [-1, 1].
+        """
+        choice("target", target, TARGETS)
+        if schedule.discrete:
+            return _table(self, schedule, target, sigma_data, t.device)[t]
+        return _converted(self, schedule, target, t, sigma_data)
+
+    def check(self, schedule: Schedule, target: str, sigma_data: float = SIGMA_DATA) -> None:
+        """Refuse a weight that is infinite at a step of the schedule. The ends of a continuous one are never drawn."""
+        if not schedule.discrete:
+            return
+        times = torch.arange(schedule.timesteps)
+        bad = times[~self.of(schedule, target, times, sigma_data).isfinite()]
+        if len(bad):
+            raise ValueError(
+                f"weight={self!r} on the loss of {target} is infinite at t = {bad[0].item()} of {schedule!r}, where "
+                f"SNR is {schedule.log_snr(bad[:1]).exp().item():g}. Set model.target to v, x_0, flow or F, or weight to "
+                "one that is bounded there, such as min_snr."
+            )
+
+
+def _converted(weight: Weight, schedule: Schedule, target: str, t: Tensor, sigma_data: float) -> Tensor:
+    level = Level(schedule, t.cpu() if t.device.type == "mps" else t, sigma_data, limit=True)
+    value = weight.at(level)
+    if weight.stated_on not in (None, target):
+        value = value * (_determinant(level, weight.stated_on) / _determinant(level, target)).square()
+    return value.float().to(t.device)
+
+
+def _determinant(level: Level, target: str) -> Tensor:
+    p, q = IMAGE_FIELDS[target](level)
+    return level.alpha * q - level.sigma * p
+
+
+@functools.lru_cache(maxsize=64)
+def _table(weight: Weight, schedule: Schedule, target: str, sigma_data: float, device: torch.device) -> Tensor:
+    # Made outside inference mode even when first asked for inside: a table made there would break a later training.
+    with torch.inference_mode(False), torch.no_grad():
+        return _converted(weight, schedule, target, torch.arange(schedule.timesteps), sigma_data).to(device)

@@ -1,0 +1,193 @@
+"""Loss weights by the names of their papers, each on the loss of the target for which it is stated; see `Weight`."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from diffaug.checks import number
+from diffaug.targets.level import Level
+from diffaug.targets.weight import Weight
+
+
+@dataclass(frozen=True)
+class Unweighted(Weight):
+    """1: the plain mean squared error of the target that is trained (Ho, Jain and Abbeel 2020, equation 14)."""
+
+    def at(self, level: Level) -> Tensor:
+        return torch.ones_like(level.log_snr)
+
+
+@dataclass(frozen=True)
+class MinSNR(Weight):
+    """min(SNR, gamma) on x_0, so min(1, gamma / SNR) on epsilon.
+
+    Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", section 3.4.
+
+    Arguments:
+        gamma: > 0.
+    """
+
+    gamma: float = 5.0
+    stated_on: ClassVar[str | None] = "x_0"
+
+    def __post_init__(self) -> None:
+        _positive(self, "gamma")
+
+    def at(self, level: Level) -> Tensor:
+        return level.log_snr.exp().clamp_max(self.gamma)
+
+
+@dataclass(frozen=True)
+class SoftMinSNR(Weight):
+    """1 / (1 / SNR + 1 / gamma) on x_0: min-SNR without its corner.
+
+    Crowson et al. 2024, "Scalable High-Resolution Pixel-Space Image Synthesis with Hourglass Diffusion Transformers",
+    section 4.4. With gamma = 1 / sigma_data^2 it is (sigma s)^2 / (sigma^2 + s^2)^2 on F, as their code has it.
+
+    Arguments:
+        gamma: > 0; 4 is 1 / sigma_data^2 at sigma_data = 0.5.
+    """
+
+    gamma: float = 4.0
+    stated_on: ClassVar[str | None] = "x_0"
+
+    def __post_init__(self) -> None:
+        _positive(self, "gamma")
+
+    def at(self, level: Level) -> Tensor:
+        return 1 / ((-level.log_snr).exp() + 1 / self.gamma)
+
+
+@dataclass(frozen=True)
+class P2(Weight):
+    """(k + SNR)^-gamma on epsilon; with k = gamma = 1 it is sigma^2 of a variance preserving schedule.
+
+    Choi et al. 2022, "Perception Prioritized Training of Diffusion Models", equation 8.
+
+    Arguments:
+        k: > 0.
+        gamma: > 0; the paper uses 0.5 and 1.
+    """
+
+    k: float = 1.0
+    gamma: float = 1.0
+    stated_on: ClassVar[str | None] = "epsilon"
+
+    def __post_init__(self) -> None:
+        _positive(self, "k")
+        _positive(self, "gamma")
+
+    def at(self, level: Level) -> Tensor:
+        return (self.k + level.log_snr.exp()).pow(-self.gamma)
+
+
+@dataclass(frozen=True)
+class SNR(Weight):
+    """SNR on x_0, so 1 on epsilon: DDPM's loss for any target (Salimans and Ho 2022, section 4)."""
+
+    stated_on: ClassVar[str | None] = "x_0"
+
+    def at(self, level: Level) -> Tensor:
+        return level.log_snr.exp()
+
+
+@dataclass(frozen=True)
+class TruncatedSNR(Weight):
+    """max(SNR, 1) on x_0.
+
+    Salimans and Ho 2022, "Progressive Distillation for Fast Sampling of Diffusion Models", section 4.
+    """
+
+    stated_on: ClassVar[str | None] = "x_0"
+
+    def at(self, level: Level) -> Tensor:
+        return level.log_snr.exp().clamp_min(1.0)
+
+
+@dataclass(frozen=True)
+class EDM(Weight):
+    """(sigma^2 + s^2) / (sigma s)^2 on x_0, at noise level sigma / alpha, s = sigma_data: so 1 on F.
+
+    Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", table 1. sigma_data is the
+    process's own.
+    """
+
+    stated_on: ClassVar[str | None] = "x_0"
+
+    def at(self, level: Level) -> Tensor:
+        return level.log_snr.exp() + level.sigma_data**-2
+
+
+@dataclass(frozen=True)
+class Sigmoid(Weight):
+    """sigmoid(bias - log_snr) on epsilon, so e^bias sigmoid(log_snr - bias) on x_0.
+
+    Kingma and Gao 2023, "Understanding Diffusion Objectives as the ELBO with Simple Data Augmentation", with k = bias;
+    Hoogeboom et al. 2024, "Simpler Diffusion", with b = bias. Both integrate over log_snr: under a density of t the
+    level's share of the loss is this weight times the density of log_snr that the recipe draws.
+
+    Arguments:
+        bias: the log-SNR at which the weight on epsilon is 1/2; 2 in Kingma and Gao.
+    """
+
+    bias: float = 2.0
+    stated_on: ClassVar[str | None] = "epsilon"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bias", number("weight.bias", self.bias, -100, 100))
+
+    def at(self, level: Level) -> Tensor:
+        return torch.sigmoid(self.bias - level.log_snr)
+
+
+@dataclass(frozen=True)
+class SigmaSqrt(Weight):
+    """u^-2 on x_0, where u = sigma / (alpha + sigma) is the time of the straight path at the same SNR: so 1 on flow.
+
+    Esser et al. 2024, "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", whose sigma is u.
+    """
+
+    stated_on: ClassVar[str | None] = "x_0"
+
+    def at(self, level: Level) -> Tensor:
+        return 1 / _straight_time(level).square()
+
+
+@dataclass(frozen=True)
+class CosMap(Weight):
+    """2 / (pi (1 - 2u + 2u^2)) on flow, where u = sigma / (alpha + sigma).
+
+    Esser et al. 2024, section 3.1: it gives the straight path the log-SNR density of the cosine schedule. (diffusers'
+    scripts apply it to x_0 unless told otherwise; the paper's loss is that of flow.)
+    """
+
+    stated_on: ClassVar[str | None] = "flow"
+
+    def at(self, level: Level) -> Tensor:
+        u = _straight_time(level)
+        return 2 / (math.pi * (1 - 2 * u + 2 * u.square()))
+
+
+@dataclass(frozen=True)
+class Debiased(Weight):
+    """SNR^-1/2 on epsilon.
+
+    Yu et al. 2024, "Unmasking Bias in Diffusion Model Training", equation 11. Infinite on epsilon where SNR is 0.
+    """
+
+    stated_on: ClassVar[str | None] = "epsilon"
+
+    def at(self, level: Level) -> Tensor:
+        return (level.log_snr / -2).exp()
+
+
+def _positive(weight: Weight, name: str) -> None:
+    value = number(f"weight.{name}", getattr(weight, name), 0, math.inf, open_low=True)
+    object.__setattr__(weight, name, value)
+
+
+def _straight_time(level: Level) -> Tensor:
+    return torch.sigmoid(level.log_snr / -2)
