@@ -22,7 +22,7 @@ from diffaug.noise.philox import Keys, Purpose, indices, lanes, normals, points
 COMPILE_ELEMENTS = 1024
 """The size of a sample from which compiling pays for itself."""
 
-_PIECE = 2**15  # blocks worked on at a time by the eager path: its int64 intermediates then stay in the cache
+_PIECE = 2**17  # blocks worked on at a time by the eager path: its intermediates then stay in the cache
 
 
 def _blend(x: Tensor, epsilon: Tensor, mix: Tensor, centre: float, field: int, dtype: torch.dtype) -> Tensor:

@@ -147,13 +147,20 @@ def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> tuple[Tensor
     """
     c_0, c_1, c_2, c_3 = counter
     k_0, k_1 = key
-    for _ in range(10):
+    for number in range(10):
         product_0, product_1 = c_0 * _MULTIPLIER_0, c_2 * _MULTIPLIER_1
         # Only what is multiplied next must be clean of high bits: the low halves stay whole products until then.
-        c_0, c_1 = ((product_1 >> 32) ^ c_1 ^ k_0) & _LOW_32, product_1
-        c_2, c_3 = ((product_0 >> 32) ^ c_3 ^ k_1) & _LOW_32, product_0
+        c_0, c_1 = _crossed(product_1, c_1, k_0, number), product_1
+        c_2, c_3 = _crossed(product_0, c_3, k_1, number), product_0
         k_0, k_1 = (k_0 + _WEYL_0) & _LOW_32, (k_1 + _WEYL_1) & _LOW_32
     return c_0, c_1 & _LOW_32, c_2, c_3 & _LOW_32
+
+
+def _crossed(product: Tensor, word: Tensor, key: Tensor, number: int) -> Tensor:
+    high = product >> 32
+    if number < 2:  # until two rounds have mixed them, the words have only their own dimensions
+        return (high ^ word ^ key) & _LOW_32
+    return high.bitwise_xor_(word).bitwise_xor_(key).bitwise_and_(_LOW_32)
 
 
 def words(keys: Keys, purpose: int, block: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -207,9 +214,9 @@ def box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor]
     The radius uses (w + 1) / 2^32 in (0, 1], so the largest is sqrt(64 ln 2) = 6.66; the angle is centred on 0, where
     float32 is finest.
     """
-    radius = torch.sqrt(-2.0 * torch.log((radius_word + 1).float() * 2.0**-32))
-    angle = (angle_word - 2**31).float() * _TWO_PI_OVER_2_32
-    return radius * torch.cos(angle), radius * torch.sin(angle)
+    radius = (radius_word + 1).float().mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
+    angle = (angle_word - 2**31).float().mul_(_TWO_PI_OVER_2_32)
+    return torch.cos(angle).mul_(radius), angle.sin_().mul_(radius)
 
 
 def lanes(elements: int) -> int:

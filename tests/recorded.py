@@ -1,0 +1,90 @@
+"""A training run that writes down every triple it is given: run by tests as a process of its own, and killed.
+
+python recorded.py OUT '{"devices": 2, ...}' trains on 75 small images; each rank appends what its training_step and
+validation_step receive to OUT/train-RANK and OUT/val-RANK, one pickle a batch, on disk before the step ends.
+"""
+
+import json
+import os
+import pickle
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch.utils.data import TensorDataset
+
+from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
+
+FIELDS = ("x_t", "epsilon", "t", "index", "view")
+
+
+def images(count: int, seed: int) -> TensorDataset:
+    generator = torch.Generator().manual_seed(seed)
+    return TensorDataset(torch.randint(0, 256, (count, 1, 4, 4), generator=generator, dtype=torch.uint8))
+
+
+class Recorder(pl.LightningModule):
+    """A one-parameter model that keeps what it is shown."""
+
+    def __init__(self, out: str, kill_at: int | None) -> None:
+        super().__init__()
+        self.out, self.kill_at = out, kill_at
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def _write(self, stage: str, batch: Any) -> None:
+        values = {name: getattr(batch, name).cpu() for name in FIELDS}
+        values |= {"epoch": self.current_epoch, "step": self.global_step}
+        with open(f"{self.out}/{stage}-{self.global_rank}", "ab") as file:
+            pickle.dump(values, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self._write("train", batch)
+        if self.kill_at is not None and self.trainer.fit_loop.epoch_loop.total_batch_idx == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return (self.weight * batch.x_t).mean()
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._write(f"val{dataloader_idx}", batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def main(out: str, options: dict[str, Any]) -> None:
+    Path(out).mkdir(parents=True, exist_ok=True)
+    data = DiffusionDataModule(
+        train=images(75, 0),
+        val=[images(10, 1), images(10, 1)],
+        process=ForwardProcess(LinearBeta(), fields=FIELDS, compile=options.get("compile", False)),
+        seed=11,
+        batch_size=options.get("batch_size", 8),
+        num_workers=options.get("num_workers", 0),
+        persistent_workers=options.get("persistent_workers", False),
+        views=options.get("views", 1),
+        shuffle=options.get("shuffle", True),
+    )
+    devices = options.get("devices", 1)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy=options.get("strategy", "ddp" if devices > 1 else "auto"),
+        max_epochs=options.get("max_epochs", 3),
+        accumulate_grad_batches=options.get("accumulate", 1),
+        precision=options.get("precision", "32-true"),
+        num_sanity_val_steps=options.get("sanity", 0),
+        callbacks=[ModelCheckpoint(out, save_last=True, every_n_train_steps=options.get("every", 3), save_top_k=0)],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+    )
+    trainer.fit(Recorder(out, options.get("kill_at")), data, ckpt_path=options.get("ckpt_path"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], json.loads(sys.argv[2]))

@@ -1,0 +1,219 @@
+"""Exactness of whole jobs: real Trainers, real processes, real signals; every triple compared bit for bit."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+
+
+def run(out: Path, *, expect: int | None = 0, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run recorded.py to its end. ``expect`` is its exit status; None is any but 0."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / "recorded.py"), str(out), json.dumps(options)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert (done.returncode != 0) if expect is None else (done.returncode == expect), done.stderr[-3000:]
+    return done
+
+
+def batches(out: Path, stage: str = "train") -> list[list[dict[str, Any]]]:
+    """What each rank was given, in order."""
+    ranks = []
+    for path in sorted(out.glob(f"{stage}-*")):
+        with path.open("rb") as file:
+            rank = []
+            while file.peek(1):
+                rank.append(pickle.load(file))
+        ranks.append(rank)
+    return ranks
+
+
+def triples(out: Path, stage: str = "train") -> dict[tuple[int, ...], tuple[torch.Tensor, ...]]:
+    """Every draw of a run, by (epoch, sample index, view): x_t, epsilon and t. No draw may come twice."""
+    found: dict[tuple[int, ...], tuple[torch.Tensor, ...]] = {}
+    for rank in batches(out, stage):
+        for batch in rank:
+            for i in range(len(batch["t"])):
+                key = (batch["epoch"], int(batch["index"][i]), int(batch["view"][i]))
+                assert key not in found, key
+                found[key] = tuple(batch[name][i] for name in ("x_t", "epsilon", "t"))
+    return found
+
+
+def same(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(x, y) for key in a for x, y in zip(a[key], b[key], strict=True))
+
+
+def sequence(out: Path, ranks: int) -> list[tuple[int, list[tuple[int, ...]]]]:
+    """The global batches in order: epoch, and the sorted draws of all ranks together."""
+    share = batches(out)
+    assert len(share) == ranks
+    return [
+        (
+            parts[0]["epoch"],
+            sorted((int(i), int(v)) for part in parts for i, v in zip(part["index"], part["view"], strict=True)),
+        )
+        for parts in zip(*share, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process, no workers, 8 images a batch, 3 epochs: what every other run is compared with."""
+    out = tmp_path_factory.mktemp("reference")
+    run(out)
+    return out
+
+
+def test_the_reference_is_whole(reference):
+    draws = triples(reference)
+    assert {key[:2] for key in draws} == {(epoch, index) for epoch in range(3) for index in range(75)}
+    noise = torch.stack([epsilon.flatten() for _, epsilon, _ in draws.values()])
+    assert len(torch.unique(noise, dim=0)) == len(draws)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 1},
+        {"batch_size": 7},
+        {"batch_size": 75},
+        {"num_workers": 1},
+        {"num_workers": 3, "batch_size": 32},
+        {"num_workers": 2, "persistent_workers": True},
+        {"sanity": 2},
+        {"shuffle": False},
+    ],
+    ids=str,
+)
+def test_draws_do_not_depend_on_the_loader(options, reference, tmp_path):
+    run(tmp_path, **options)
+    assert same(triples(tmp_path), triples(reference))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "batch_size"), [(2, 4), (4, 2)])
+def test_draws_do_not_depend_on_the_ranks(ranks, batch_size, reference, tmp_path):
+    run(tmp_path, devices=ranks, batch_size=batch_size)
+    draws, single = triples(tmp_path), triples(reference)
+    padding = {key: value for key, value in draws.items() if key[2] > 0}
+    assert len(padding) == 3 * (-75 % ranks)
+    assert same({key: value for key, value in draws.items() if key not in padding}, single)
+    noise = torch.stack([epsilon.flatten() for _, epsilon, _ in draws.values()])
+    assert len(torch.unique(noise, dim=0)) == len(draws)
+    # Not the draws alone: the global batches are the same, in the same order.
+    ours = [(epoch, [draw for draw in batch if draw[1] == 0]) for epoch, batch in sequence(tmp_path, ranks)]
+    assert ours == sequence(reference, 1)
+    first = [rank[0]["epsilon"] for rank in batches(tmp_path)]
+    assert not any(torch.equal(first[0], other) for other in first[1:])
+
+
+@pytest.mark.slow
+def test_spawned_ranks(reference, tmp_path):
+    run(tmp_path, devices=2, batch_size=4, strategy="ddp_spawn")
+    draws = triples(tmp_path)
+    assert same({key: value for key, value in draws.items() if key[2] == 0}, triples(reference))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("killed", "resumed"),
+    [
+        ({}, {}),
+        ({"num_workers": 2}, {"num_workers": 2}),
+        ({"num_workers": 2, "persistent_workers": True}, {"num_workers": 2, "persistent_workers": True}),
+        ({"accumulate": 2}, {"accumulate": 2}),
+        ({"every": 10, "kill_at": 12}, {"every": 10}),  # the checkpoint lies at an epoch's last batch
+        ({"every": 1, "kill_at": 20}, {"every": 1}),  # killed at an epoch's first batch
+        ({"devices": 2, "batch_size": 4}, {"devices": 2, "batch_size": 4}),
+        ({"devices": 2, "batch_size": 4, "num_workers": 2}, {"devices": 2, "batch_size": 4, "num_workers": 2}),
+        ({"devices": 2, "batch_size": 4}, {}),  # two ranks are killed, one goes on with the same global batch
+        ({}, {"devices": 2, "batch_size": 4}),
+    ],
+    ids=str,
+)
+def test_a_killed_run_goes_on_exactly(killed, resumed, reference, tmp_path):
+    """kill -9 in the middle of a step, then ckpt_path=: what is left is what the uninterrupted run had left."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    run(before, expect=None, **{"kill_at": 17, **killed})
+    checkpoint = torch.load(before / "last.ckpt", weights_only=True)
+    done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
+    run(after, ckpt_path=str(before / "last.ckpt"), **resumed)
+    ranks = resumed.get("devices", 1)
+    rest = [(epoch, [draw for draw in batch if draw[1] == 0]) for epoch, batch in sequence(after, ranks)]
+    assert 0 < done < 30
+    assert rest == sequence(reference, 1)[done:]
+    single = triples(reference)
+    draws = {key: value for key, value in triples(after).items() if key[2] == 0}
+    assert same(draws, {key: single[key] for key in draws})
+
+
+@pytest.mark.slow
+def test_a_resume_under_another_recipe_is_refused(reference, tmp_path):
+    from diffaug import Cosine, DiffusionDataModule, ForwardProcess
+
+    state = torch.load(reference / "last.ckpt", weights_only=True)["DiffusionDataModule"]
+    options = {"train": [0], "process": ForwardProcess(Cosine()), "seed": 12}
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)another recipe.*seed: 11 -> 12.*schedule: LinearBeta\(.*-> Cosine\(.*allow_changed_recipe=true",
+    ):
+        DiffusionDataModule(**options).load_state_dict(state)
+    DiffusionDataModule(**options, allow_changed_recipe=True).load_state_dict(state)
+
+
+def test_validation_does_not_move(reference, tmp_path):
+    """Epoch after epoch, with the sanity check or without, each validation image keeps its t and its noise."""
+
+    def by_epoch(out: Path, number: int) -> list[list[dict[str, Any]]]:
+        (rank,) = batches(out, f"val{number}")
+        return [rank[i : i + 2] for i in range(0, len(rank), 2)]
+
+    run(tmp_path, sanity=2, max_epochs=1)
+    for number in (0, 1):
+        first, *others = by_epoch(reference, number)
+        assert len(others) == 2
+        for other in [*others, *by_epoch(tmp_path, number)]:
+            assert all(
+                torch.equal(a[k], b[k])
+                for a, b in zip(first, other, strict=True)
+                for k in ("x_t", "epsilon", "t", "index")
+            )
+    # Two validation sets of the same images have each their own noise.
+    assert not torch.equal(by_epoch(reference, 0)[0][0]["epsilon"], by_epoch(reference, 1)[0][0]["epsilon"])
+
+
+@pytest.mark.slow
+def test_views_are_side_by_side_and_differ(tmp_path):
+    run(tmp_path, views=3, max_epochs=1)
+    ((first, *_),) = batches(tmp_path)
+    assert torch.equal(first["index"], first["index"][::3].repeat_interleave(3))
+    assert first["view"].tolist() == [0, 1, 2] * 8
+    assert len(torch.unique(first["epsilon"].flatten(1), dim=0)) == 24
+    assert len(triples(tmp_path)) == 75 * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-mixed", "64-true"])
+def test_every_precision_gets_the_right_noise(precision, reference, tmp_path):
+    run(tmp_path, precision=precision, max_epochs=1)
+    dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32)
+    single = triples(reference)
+    for key, (x_t, epsilon, t) in triples(tmp_path).items():
+        expected = single[key]
+        assert x_t.dtype == epsilon.dtype == dtype
+        assert torch.equal(t, expected[2])
+        assert torch.equal(epsilon, expected[1].to(dtype))
+        assert torch.equal(x_t, expected[0].to(dtype))

@@ -1,0 +1,198 @@
+"""The order of an epoch, how ranks share it, and the loader that resumes inside it."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch.utils.data import RandomSampler, TensorDataset, WeightedRandomSampler
+
+from diffaug.images import Images, Place, collate
+from diffaug.loaders import EpochLoader, EpochSampler, EvaluationSampler, occurrences, order_keys, permuted
+
+
+def order(size: int, epoch: int = 0, seed: int = 0) -> list[int]:
+    return permuted(np.arange(size, dtype=np.uint64), size, order_keys(seed, epoch)).tolist()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 10, 100, 1797, 65536, 65537])
+def test_an_order_is_a_permutation(size):
+    assert sorted(order(size)) == list(range(size))
+
+
+def test_an_order_is_the_same_whichever_places_are_asked_for():
+    whole = order(1000)
+    places = np.array([999, 0, 500], dtype=np.uint64)
+    assert permuted(places, 1000, order_keys(0, 0)).tolist() == [whole[999], whole[0], whole[500]]
+
+
+def test_orders_are_as_good_as_random():
+    """Each place gets each index equally often, places are independent, and epochs and seeds differ."""
+    epochs, size = 4000, 12
+    orders = np.array([order(size, epoch) for epoch in range(epochs)])
+    for place in range(size):
+        assert stats.chisquare(np.bincount(orders[:, place], minlength=size)).pvalue > 1e-6 / size
+    pairs = Counter(zip(orders[:, 0].tolist(), orders[:, 1].tolist(), strict=True))
+    assert stats.chisquare([pairs[i, j] for i in range(size) for j in range(size) if i != j]).pvalue > 1e-6
+    assert order(100, seed=1) != order(100, seed=2) != order(100, seed=2 + 2**32)
+
+
+def test_a_billion_places_need_no_memory():
+    size = 10**9
+    some = permuted(np.arange(size - 1000, size, dtype=np.uint64), size, order_keys(0, 0))
+    assert len(set(some.tolist())) == 1000
+    assert some.max() < size
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_ranks_share_one_order(ranks, shuffle):
+    whole = list(EpochSampler(100, seed=5, shuffle=shuffle))
+    shares = [list(EpochSampler(100, seed=5, rank=r, ranks=ranks, shuffle=shuffle)) for r in range(ranks)]
+    assert len({len(share) for share in shares}) == 1
+    together = sorted((p for share in shares for p in share), key=lambda p: p.position)
+    assert together[:100] == whole
+    # DDP's padding repeats the first samples of the order, as new views.
+    assert [(p.index, p.view) for p in together[100:]] == [(whole[i].index, 1) for i in range(len(together) - 100)]
+    assert len({(p.index, p.view) for p in together}) == len(together)
+
+
+def test_a_thousand_ranks_make_the_order_of_one():
+    whole = list(EpochSampler(5000, seed=1))
+    shares = [p for r in range(1024) for p in EpochSampler(5000, seed=1, rank=r, ranks=1024)]
+    assert sorted(shares, key=lambda p: p.position)[:5000] == whole
+
+
+def test_more_ranks_than_samples():
+    shares = [list(EpochSampler(3, rank=r, ranks=8)) for r in range(8)]
+    assert all(len(share) == 1 for share in shares)
+    assert len({(p.index, p.view) for (p,) in shares}) == 8
+
+
+def test_occurrences():
+    values = np.array([3, 1, 3, 3, 1, 0])
+    assert occurrences(values).tolist() == [0, 0, 1, 2, 1, 0]
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 50, 1000)
+    seen: Counter[int] = Counter()
+    expected = []
+    for value in values.tolist():
+        expected.append(seen[value])
+        seen[value] += 1
+    assert occurrences(values).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        WeightedRandomSampler([1.0, 1.0, 8.0], 30),
+        RandomSampler(range(3), replacement=True, num_samples=30),  # pyright: ignore[reportArgumentType]
+        RandomSampler(range(3), replacement=True, num_samples=30, generator=torch.Generator()),  # pyright: ignore[reportArgumentType]
+    ],
+)
+def test_samplers_that_repeat_get_new_views(sampler, same_random_state):
+    def places(epoch: int, rank: int = 0, ranks: int = 1) -> list[Place]:
+        ours = EpochSampler(3, sampler=sampler, rank=rank, ranks=ranks)
+        ours.set_epoch(epoch)
+        return list(ours)
+
+    first = places(0)
+    assert len({(p.index, p.view) for p in first}) == 30
+    assert len({p.index for p in first}) == 3
+    assert places(0) == first
+    assert [p.index for p in places(1)] != [p.index for p in first]
+    shared = sorted(places(0, 0, 2) + places(0, 1, 2), key=lambda p: p.position)
+    assert shared == first
+
+
+def test_a_sampler_that_lies_about_its_length():
+    class Liar:
+        def __len__(self) -> int:
+            return 5
+
+        def __iter__(self):
+            return iter([0, 1])
+
+    with pytest.raises(ValueError, match=r"data\.sampler says its length is 5, but it yielded 2"):
+        list(EpochSampler(3, sampler=Liar()))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_evaluation_counts_each_sample_once(ranks):
+    shares = [list(EvaluationSampler(7, rank=r, ranks=ranks, repeats=2)) for r in range(ranks)]
+    together = sorted((p for share in shares for p in share), key=lambda p: p.position)
+    assert [(p.index, p.view) for p in together] == [(i, v) for i in range(7) for v in (0, 1)]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert [len(share) for share in shares] == [
+        len(EvaluationSampler(7, rank=r, ranks=ranks, repeats=2)) for r in range(ranks)
+    ]
+
+
+def loader(
+    ranks: int = 1, rank: int = 0, batch_size: int = 4, drop_last: bool = False, num_workers: int = 0
+) -> EpochLoader:
+    images = Images(TensorDataset(torch.zeros(30, 1, 2, 2)))
+    sampler = EpochSampler(30, seed=3, rank=rank, ranks=ranks)
+    return EpochLoader(
+        images,
+        sampler=sampler,
+        batch_size=batch_size,
+        collate_fn=collate,
+        drop_last=drop_last,
+        num_workers=num_workers,
+        generator=torch.Generator(),
+    )
+
+
+def epochs(a: EpochLoader, first: int, count: int) -> list[list[list[int]]]:
+    out = []
+    for epoch in range(first, first + count):
+        a.sampler.set_epoch(epoch)
+        out.append([batch.place.tolist() for batch in a])
+    return out
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("done", [0, 1, 3, 7, 8])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_loader_goes_on_where_its_state_says(num_workers, done, drop_last, same_random_state):
+    if num_workers and done not in (1, 8):
+        pytest.skip("workers add nothing to these cases")
+    a = loader(drop_last=drop_last, num_workers=num_workers)
+    batches = [batch for epoch in epochs(loader(drop_last=drop_last), 0, 3) for batch in epoch]
+    per_epoch = len(a)
+    done = min(done, per_epoch)
+    a.sampler.set_epoch(0)
+    running = iter(a)
+    for _ in range(done):
+        next(running)
+    state = a.state_dict()
+    del running
+    b = loader(drop_last=drop_last, num_workers=num_workers)
+    b.load_state_dict(state)
+    assert b.state_dict() == state
+    b.sampler.set_epoch(1 if done == per_epoch else 0)
+    rest = [batch.place.tolist() for batch in b]
+    expected = batches[done:per_epoch] if done < per_epoch else batches[per_epoch : 2 * per_epoch]
+    assert rest == expected
+    following = 2 if done == per_epoch else 1
+    assert epochs(b, following, 1)[0] == batches[following * per_epoch : (following + 1) * per_epoch]
+
+
+def test_a_state_serves_another_number_of_ranks():
+    """Two ranks of 2 go on for one of 4: the same global batches."""
+    one = loader(batch_size=4)
+    whole = [sorted(batch) for batch in epochs(one, 0, 1)[0]]
+    halves = [loader(ranks=2, rank=r, batch_size=2) for r in range(2)]
+    states = []
+    for half in halves:
+        half.sampler.set_epoch(0)
+        running = iter(half)
+        for _ in range(3):
+            next(running)
+        states.append(half.state_dict())
+    assert states[0] == states[1] == {"epoch": 0, "samples": 12}
+    again = loader(batch_size=4)
+    again.load_state_dict(states[0])
+    assert [sorted(batch.place.tolist()) for batch in again] == whole[3:]

@@ -1,0 +1,454 @@
+"""The forward process: its law, its arithmetic, and that a draw belongs to the image.
+
+Statistical limits have a false-alarm chance of at most 10^-6; the draws are keyed, so what passes once passes always.
+"""
+
+import math
+import pickle
+import warnings
+
+import pytest
+import torch
+from scipy import stats
+
+from diffaug import Cosine, ForwardProcess, LinearBeta, NoisyBatch, Rectified, ScaledLinearBeta, kernel
+from diffaug.noise.philox import Purpose, keys
+
+Z = stats.norm.isf(0.5e-6)
+IMAGES = torch.arange(64 * 3 * 8 * 8).remainder(251).to(torch.uint8).view(64, 3, 8, 8)
+INDEX = torch.arange(64) * 1000003 % 2**35
+has_compiler = pytest.mark.skipif(not kernel.compiler_for("cpu"), reason="needs a C++ compiler for torch.compile")
+
+
+def equal(a: NoisyBatch, b: NoisyBatch) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def rows(batch: NoisyBatch, which: object) -> NoisyBatch:
+    return NoisyBatch(*(field[which] for field in batch))
+
+
+def test_triple():
+    batch = ForwardProcess(LinearBeta())(IMAGES, INDEX)
+    x_t, epsilon, t = batch
+    assert isinstance(batch, NoisyBatch)
+    assert x_t.shape == epsilon.shape == IMAGES.shape
+    assert (x_t.dtype, epsilon.dtype, t.dtype) == (torch.float32, torch.float32, torch.int64)
+    alpha_bar = LinearBeta().alpha_bars[t].view(-1, 1, 1, 1)
+    expected = alpha_bar.sqrt() * (IMAGES.double() / 127.5 - 1) + (1 - alpha_bar).sqrt() * epsilon.double()
+    torch.testing.assert_close(x_t.double(), expected, rtol=0, atol=5e-7)
+
+
+def test_continuous_times_are_float32():
+    x_t, epsilon, t = ForwardProcess(Rectified())(IMAGES, INDEX)
+    u = t.double().view(-1, 1, 1, 1)
+    assert t.dtype == torch.float32
+    expected = (1 - u) * (IMAGES.double() / 127.5 - 1) + u * epsilon.double()
+    torch.testing.assert_close(x_t.double(), expected, rtol=0, atol=5e-7)
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=has_compiler)])
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 5, 7), (2, 9)])
+def test_a_draw_does_not_depend_on_its_batch(compile, shape):
+    """Batch sizes 1, 7, 32 and all at once, a short last batch, any order: the same bits."""
+    images = torch.randint(0, 256, (64, *shape), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    process = ForwardProcess(LinearBeta(), compile=compile)
+    whole = process(images, INDEX, seed=2**40 + 7, epoch=3)
+    for size in (1, 7, 32):
+        for start in range(0, 64, size):
+            part = slice(start, start + size)
+            assert equal(process(images[part], INDEX[part], seed=2**40 + 7, epoch=3), rows(whole, part)), (size, start)
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    assert equal(process(images[order], INDEX[order], seed=2**40 + 7, epoch=3), rows(whole, order))
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=has_compiler)])
+def test_a_draw_does_not_depend_on_memory_layout_or_grad_mode(compile):
+    process = ForwardProcess(LinearBeta(), compile=compile)
+    whole = process(IMAGES, INDEX)
+    assert equal(process(IMAGES.to(memory_format=torch.channels_last), INDEX), whole)
+    with torch.inference_mode():
+        inside = process(IMAGES, INDEX)
+    assert equal(inside, whole)
+    assert not inside.x_t.is_inference()
+
+
+def test_what_was_built_in_validation_serves_training():
+    """A table first made in inference mode must not break a later backward pass (Lightning validates first)."""
+    schedule = Cosine(timesteps=77)
+    process = ForwardProcess(schedule, fields=("x_t", "alpha", "t"))
+    with torch.inference_mode():
+        process(IMAGES, INDEX)
+    x_t, alpha, _ = process(IMAGES, INDEX)
+    weight = torch.ones(1, requires_grad=True)
+    (weight * x_t.mean() * alpha.mean() * schedule.log_snr(torch.tensor([5]))).sum().backward()
+    assert weight.grad is not None
+
+
+@has_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_eager_and_compiled_agree(dtype):
+    fields = ("x_t", "epsilon", "t", "v", "x_0")
+    eager, compiled = (ForwardProcess(LinearBeta(), compile=c, fields=fields, dtype=dtype) for c in (False, True))
+    a, b = eager(IMAGES, INDEX), compiled(IMAGES, INDEX)
+    assert torch.equal(a.t, b.t)
+    for x, y in zip(a, b, strict=True):
+        limit = 1e-6 if dtype == torch.float32 else 2**-8
+        assert (x.double() - y.double()).abs().max() <= limit * x.double().abs().max()
+
+
+@has_compiler
+def test_the_joint_call_draws_what_the_general_one_draws():
+    """Uniform times are drawn within the compiled pass; any other times before it. Both make the same bits."""
+    process = ForwardProcess(LinearBeta(), compile=True)
+    together = process(IMAGES, INDEX)
+    mixes = kernel.drawn(
+        IMAGES.flatten(1),
+        keys(INDEX),
+        torch.stack(
+            [
+                torch.stack(
+                    [
+                        process.schedule.alpha_bars.sqrt()[together.t] / 255,
+                        (1 - process.schedule.alpha_bars).sqrt()[together.t],
+                    ],
+                    -1,
+                )
+            ],
+            1,
+        ).float(),
+        255.0,
+        torch.float32,
+        compiled=True,
+    )
+    torch.testing.assert_close(mixes[0].view(IMAGES.shape), together.x_t, rtol=0, atol=1e-6)
+    assert equal(
+        NoisyBatch(*process(IMAGES, INDEX)), NoisyBatch(*ForwardProcess(LinearBeta(), compile=True)(IMAGES, INDEX))
+    )
+
+
+def test_pieces_are_the_whole(monkeypatch):
+    """The eager path in pieces of any size, of some samples or of part of one, is the one definition."""
+    process = ForwardProcess(LinearBeta(), compile=False)
+    whole = process(IMAGES, INDEX)
+    for piece in (1, 5, 48, 100):
+        monkeypatch.setattr(kernel, "_PIECE", piece)
+        assert equal(process(IMAGES, INDEX), whole)
+
+
+def test_no_two_samples_share_noise():
+    process = ForwardProcess(LinearBeta())
+    epsilon = torch.cat([process(IMAGES, INDEX, epoch=e, view=v).epsilon.flatten(1) for e in (0, 1) for v in (0, 1)])
+    correlation = torch.corrcoef(epsilon)
+    correlation.fill_diagonal_(0)
+    assert correlation.abs().max() < stats.norm.isf(1e-6 / 256**2) / math.sqrt(epsilon.shape[1])
+
+
+def test_global_random_states_are_neither_read_nor_moved(same_random_state):
+    process = ForwardProcess(LinearBeta())
+    first = process(IMAGES, INDEX)
+    with torch.random.fork_rng():
+        torch.manual_seed(99)
+        assert equal(process(IMAGES, INDEX), first)
+    process(IMAGES, generator=torch.Generator().manual_seed(3))
+    process.trajectory(IMAGES, torch.tensor([5, 10]), INDEX)
+
+
+def test_generator_gives_a_seed():
+    process = ForwardProcess(LinearBeta())
+    a, b, c = (process(IMAGES, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert equal(a, b)
+    assert not torch.equal(a.epsilon, c.epsilon)
+    g = torch.Generator().manual_seed(1)
+    assert not torch.equal(process(IMAGES, generator=g).epsilon, process(IMAGES, generator=g).epsilon)
+
+
+def test_evaluation_does_not_see_the_epoch_and_covers_the_times():
+    process = ForwardProcess(LinearBeta())
+    for stage in ("val", "test", "predict"):
+        assert equal(process(IMAGES, INDEX, stage=stage, epoch=0), process(IMAGES, INDEX, stage=stage, epoch=9))
+    index = torch.arange(20000)
+    t = process(torch.zeros(20000, 1, 1, dtype=torch.uint8), index, stage="val").t
+    for prefix in (10, 100, 1000, 20000):
+        seen = torch.sort(t[:prefix]).values
+        even = (torch.arange(prefix) + 0.5) * 1000 / prefix
+        # The discrepancy of the golden-ratio sequence is at most about 2 ln(n) / n; independent draws have 1/sqrt(n).
+        assert (seen - even).abs().max() < 1000 * (2 * math.log(prefix) + 2) / prefix + 1
+    other = process(torch.zeros(100, 1, 1, dtype=torch.uint8), index[:100], stage="val", dataset=1).t
+    assert not torch.equal(other, t[:100])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("schedule", [LinearBeta(), Cosine(), ScaledLinearBeta()])
+def test_low_precision_images_keep_the_right_noise_at_every_t(dtype, schedule):
+    """diffusers' add_noise casts alpha_bar to the image's dtype first: in bfloat16 ten timesteps get no noise at all."""
+    t = torch.arange(schedule.timesteps)
+    x_0 = torch.zeros(len(t), 1, dtype=dtype)
+    ones = torch.ones(len(t), 1, dtype=dtype)
+    sigma = ForwardProcess(schedule).noised(x_0, t, ones)[:, 0].double()
+    torch.testing.assert_close(sigma, (1 - schedule.alpha_bars).sqrt(), rtol=2e-7, atol=0)
+    cast = ForwardProcess(schedule, dtype=dtype).noised(x_0, t, ones)
+    assert cast.dtype == dtype
+    assert torch.equal(cast[:, 0], sigma.to(dtype))
+
+
+def test_float_images_are_mapped_from_their_range():
+    for low, high in ((-1.0, 1.0), (0.0, 1.0), (0.0, 16.0), (-3.0, 5.0)):
+        images = IMAGES.float() / 255 * (high - low) + low
+        process = ForwardProcess(LinearBeta(), value_range=(low, high), fields=("x_0", "t"))
+        torch.testing.assert_close(process(images, INDEX).x_0, IMAGES.float() / 127.5 - 1, rtol=0, atol=1e-6)
+    assert ForwardProcess(LinearBeta()).scaled(torch.tensor([[0, 255]], dtype=torch.uint8)).tolist() == [[-1, 1]]
+
+
+def test_fields():
+    fields = (
+        "x_0",
+        "label",
+        "log_snr",
+        "alpha",
+        "sigma",
+        "unit",
+        "t_embed",
+        "t",
+        "v",
+        "flow",
+        "score",
+        "x_t",
+        "epsilon",
+        "index",
+        "view",
+    )
+    schedule = LinearBeta(timesteps=10)
+    label = torch.arange(64)
+    batch = ForwardProcess(schedule, fields=fields)(IMAGES, INDEX, view=3, extra={"label": label, "other": label})
+    assert batch._fields == fields
+    t = batch.t
+    assert batch.label is label
+    assert torch.equal(batch.index, INDEX)
+    assert (batch.view == 3).all()
+    a, s = (c.view(-1, 1, 1, 1) for c in (batch.alpha, batch.sigma))
+    for got, expected in [
+        (batch.v, a * batch.epsilon - s * batch.x_0),
+        (batch.flow, batch.epsilon - batch.x_0),
+        (batch.score, -batch.epsilon / s),
+        (batch.x_t, a * batch.x_0 + s * batch.epsilon),
+    ]:
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(batch.unit, (t + 0.5) / 10)
+    torch.testing.assert_close(batch.t_embed, t * 100.0)
+    torch.testing.assert_close(batch.log_snr, schedule.log_snr(t))
+    again = pickle.loads(pickle.dumps(batch))
+    assert again._fields == fields
+    assert torch.equal(again.x_t, batch.x_t)
+
+
+def test_noised_is_diffusers_add_noise():
+    diffusers = pytest.importorskip("diffusers")
+    schedule, t = LinearBeta(), torch.arange(1000)
+    g = torch.Generator().manual_seed(0)
+    x_0, epsilon = (torch.randn(1000, 3, 4, 4, generator=g).clamp(-3, 3) for _ in range(2))
+    x_0 = x_0 / 3
+    ours = ForwardProcess(schedule).noised(x_0, t, epsilon)
+    theirs = diffusers.DDPMScheduler()
+    torch.testing.assert_close(ours, theirs.add_noise(x_0, epsilon, t), rtol=0, atol=2e-5)
+    theirs.alphas_cumprod = schedule.alpha_bars
+    exact = theirs.add_noise(x_0.double(), epsilon.double(), t)
+    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=1e-6)
+
+
+def test_posterior_is_ddpm_s():
+    """Ho, Jain and Abbeel 2020, equation 7; the known values are guided-diffusion's, in float64."""
+    process = ForwardProcess(LinearBeta())
+    t = torch.tensor([0, 1, 499, 999])
+    one, zero = torch.ones(4, 1), torch.zeros(4, 1)
+    of_x_0 = process.posterior(one, zero, t).mean[:, 0].tolist()
+    of_x_t, variance = (c[:, 0].tolist() for c in process.posterior(zero, one, t))
+    assert of_x_0 == pytest.approx([1, 0.5452914995102903, 0.0030700711142649766, of_x_0[3]], rel=2e-7)
+    assert of_x_t == pytest.approx([0, 0.4547084989905303, 0.9941066702101666, of_x_t[3]], rel=2e-7)
+    assert variance == pytest.approx([0, 5.4531876613021935e-05, variance[2], 0.01999998352656061], rel=2e-7)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "s", "t"), [(LinearBeta(), 300, 700), (Cosine(), 0, 999), (Rectified(), 0.25, 0.75)]
+)
+def test_posterior_is_bayes(schedule, s, t):
+    """q(x_s | x_t, x_0) is proportional to q(x_t | x_s) q(x_s | x_0): completed squares in float64."""
+    process = ForwardProcess(schedule)
+    s, t = torch.tensor([s]), torch.tensor([t])
+    (a_s, v_s), (a_t, v_t) = (
+        (a.item(), b.item() ** 2) for a, b in (schedule.alpha_sigma(u, torch.float64) for u in (s, t))
+    )
+    r = a_t / a_s
+    v = v_t - r**2 * v_s
+    precision = 1 / v_s + r**2 / v
+    x_0, x_t = 0.3, -1.2
+    mean = (a_s * x_0 / v_s + r * x_t / v) / precision
+    got = process.posterior(torch.tensor([[x_0]]), torch.tensor([[x_t]]), t, s)
+    assert got.mean.item() == pytest.approx(mean, rel=1e-5)
+    assert got.variance.item() == pytest.approx(1 / precision, rel=1e-5)
+
+
+def test_a_step_is_the_seed_text_s():
+    """x_t = sqrt(alphas[t]) x_{t-1} + sqrt(1 - alphas[t]) epsilon, for every t from the clean image on."""
+    for schedule in (LinearBeta(), Cosine(), ScaledLinearBeta()):
+        process, t = ForwardProcess(schedule), torch.arange(1000)
+        zero, one = torch.zeros(1000, 1), torch.ones(1000, 1)
+        torch.testing.assert_close(
+            process.step(one, t - 1, t, zero)[:, 0].double(), schedule.alphas.sqrt(), rtol=2e-7, atol=0
+        )
+        torch.testing.assert_close(
+            process.step(zero, t - 1, t, one)[:, 0].double(), schedule.betas.sqrt(), rtol=2e-7, atol=0
+        )
+
+
+def test_the_chain_has_the_law_of_the_closed_form():
+    """The seed text's first claim: a thousand small steps have the mean, the variance and the correlations between
+    times of the closed form."""
+    schedule, n, x_0 = LinearBeta(), 40000, 0.7
+    x, kept, checks = torch.full((n,), x_0, dtype=torch.float64), {}, (9, 99, 249, 499, 999)
+    generator = torch.Generator().manual_seed(0)
+    alphas = schedule.alphas
+    for t in range(1000):
+        noise = torch.randn(n, generator=generator, dtype=torch.float64)
+        x = alphas[t].sqrt() * x + (1 - alphas[t]).sqrt() * noise
+        if t in checks:
+            kept[t] = x
+    process = ForwardProcess(schedule)
+    images = torch.full((n, 1), x_0)
+    path = process.trajectory(images, torch.tensor(checks), torch.arange(n), seed=1)[:, :, 0].double()
+    bars = schedule.alpha_bars
+    for i, t in enumerate(checks):
+        variance = (1 - bars[t]).item()
+        for sample in (kept[t], path[:, i]):
+            assert abs(sample.mean() - bars[t].sqrt() * x_0) < Z * math.sqrt(variance / n)
+            assert abs(sample.var() / variance - 1) < Z * math.sqrt(2 / n)
+            assert stats.kstest((sample - bars[t].sqrt() * x_0) / math.sqrt(variance), "norm").pvalue > 1e-6
+        for j, s in enumerate(checks[:i]):
+            # Corr(x_s, x_t) = sqrt(SNR-ratio): sqrt(bar_t / bar_s) sigma_s / sigma_t.
+            expected = (bars[t] / bars[s] * (1 - bars[s]) / (1 - bars[t])).sqrt().item()
+            for a, b in ((kept[s], kept[t]), (path[:, j], path[:, i])):
+                seen = torch.corrcoef(torch.stack([a, b]))[0, 1].item()
+                assert abs(math.atanh(seen) - math.atanh(expected)) < Z / math.sqrt(n - 3), (s, t)
+
+
+def test_x_T_is_nearly_standard_normal():
+    """The seed text's second claim: alpha_bar ends at 4.04e-5, and x_T is N(0, I) to 2.9e-5 bits at the worst pixel."""
+    schedule = LinearBeta()
+    assert schedule.alpha_bars[-1].item() == pytest.approx(4.035829765375676e-05, rel=1e-12)
+    kl = {
+        name: ForwardProcess(s).prior_kl_bits_per_dim(torch.ones(1, 1))
+        for name, s in [("linear", schedule), ("cosine", Cosine())]
+    }
+    assert kl["linear"] == pytest.approx(2.911294542030792e-05, rel=1e-9)
+    assert kl["cosine"] == pytest.approx(1.7519849882545084e-09, rel=1e-9)
+    assert ForwardProcess(Rectified()).prior_kl_bits_per_dim(torch.ones(1, 1)) == 0
+    n = 10**6
+    x_T = ForwardProcess(schedule).noised(
+        torch.ones(n, 1), torch.full((n,), 999), ForwardProcess(schedule)(torch.zeros(n, 1), torch.arange(n)).epsilon
+    )
+    assert abs(x_T.double().mean() - schedule.alpha_bars[-1].sqrt()) < Z / 1000
+    assert abs(x_T.double().var() - 1) < Z * math.sqrt(2 / n) + 5e-5
+
+
+def test_prior_kl_on_the_digits():
+    datasets = pytest.importorskip("sklearn.datasets")
+    images = torch.from_numpy(datasets.load_digits().images)[:, None] / 8 - 1
+    assert ForwardProcess(LinearBeta()).prior_kl_bits_per_dim(images) == pytest.approx(2.09e-5, rel=3e-3)
+
+
+def test_trajectory_is_keyed_and_joint():
+    process, times = ForwardProcess(LinearBeta()), torch.tensor([10, 500, 999])
+    path = process.trajectory(IMAGES, times, INDEX, seed=4)
+    assert path.shape == (64, 3, *IMAGES.shape[1:])
+    assert torch.equal(process.trajectory(IMAGES[5:7], times, INDEX[5:7], seed=4), path[5:7])
+    continuous = ForwardProcess(Rectified()).trajectory(IMAGES, torch.tensor([0.1, 1.0]), INDEX)
+    assert torch.isfinite(continuous).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: p(IMAGES), r"pass index=, the images' numbers .* or\s+generator="),
+        (lambda p: p(IMAGES, INDEX[:3]), r"index must be of shape \(64,\)"),
+        (
+            lambda p: p(IMAGES.long(), INDEX),
+            r"x_0 must be uint8 or float images .* got 'torch.int64 of shape \(64, 3, 8, 8\)'",
+        ),
+        (lambda p: p(IMAGES, INDEX, stage="fit"), r"stage must be one of"),
+        (lambda p: p(IMAGES, INDEX, extra={"t": INDEX}), r"dataset yields \['t'\], which diffaug itself names"),
+        (lambda p: ForwardProcess(LinearBeta(), fields=("x_t", "lable"))(IMAGES, INDEX), r"asks for \['lable'\]"),
+        (lambda p: p.noised(IMAGES, torch.full((64,), 1000), IMAGES), r"wants t as int64 in \[0, 999\]"),
+        (lambda p: p.step(IMAGES, INDEX * 0 + 5, INDEX * 0 + 5, IMAGES), r"s must be less than t"),
+        (
+            lambda p: ForwardProcess(Rectified()).posterior(IMAGES, IMAGES, torch.full((64,), 0.5)),
+            r"posterior needs s=",
+        ),
+        (lambda p: ForwardProcess("linear"), r"process.schedule must be a Schedule object, but got 'linear'"),
+        (lambda p: ForwardProcess(LinearBeta(), value_range=(1, -1)), r"process.value_range must be .* low < high"),
+        (lambda p: ForwardProcess(LinearBeta(), compile="yes"), r"process.compile must be one of True, False, 'auto'"),
+        (lambda p: ForwardProcess(LinearBeta(), fields="x_t"), r"process.fields must be a list"),
+        (
+            lambda p: ForwardProcess(LinearBeta(), fields=("t", "t")),
+            r"process.fields must be a list of different names",
+        ),
+        (lambda p: ForwardProcess(LinearBeta(), dtype=torch.int64), r"process.dtype must be a floating point"),
+    ],
+)
+def test_errors_say_what_to_do(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(ForwardProcess(LinearBeta()))
+
+
+def test_a_failed_compile_is_one_warning_and_the_eager_path(monkeypatch):
+    def broken(function: object) -> object:
+        def call(*args: object) -> None:
+            raise torch._dynamo.exc.InternalTorchDynamoError("no compiler today")
+
+        return call
+
+    monkeypatch.setattr(kernel, "_compiled", broken)
+    monkeypatch.setattr(kernel, "_failed", [])
+    process = ForwardProcess(LinearBeta(), compile=True)
+    with pytest.warns(UserWarning, match=r"torch\.compile failed .*no compiler today.*process\.compile=false"):
+        batch = process(IMAGES, INDEX)
+    assert equal(batch, ForwardProcess(LinearBeta(), compile=False)(IMAGES, INDEX))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        process(IMAGES, INDEX)
+
+
+def test_auto_compiles_by_device_and_sample_size_alone():
+    process = ForwardProcess(LinearBeta())
+    cpu = torch.device("cpu")
+    assert process.compiles(cpu, 1023) is False
+    assert process.compiles(cpu, 1024) is kernel.compiler_for("cpu")
+    assert process.compiles(torch.device("meta"), 10**6) is False
+
+
+@pytest.mark.gpu
+def test_cpu_and_gpu_agree(device):
+    for elements, images in [(192, IMAGES), (3072, torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8))]:
+        process = ForwardProcess(LinearBeta())
+        here, there = process(images, INDEX), process(images.to(device), INDEX.to(device))
+        assert torch.equal(here.t, there.t.cpu()), elements
+        for a, b in zip(here[:2], there[:2], strict=True):
+            assert (a - b.cpu()).abs().max() <= 1e-6 * a.abs().max()
+    key, key_there = keys(INDEX), keys(INDEX.to(device))
+    from diffaug.noise.philox import words
+
+    block = torch.arange(100)
+    for a, b in zip(
+        words(key, Purpose.EPSILON, block), words(key_there, Purpose.EPSILON, block.to(device)), strict=True
+    ):
+        assert torch.equal(a, b.cpu())
+
+
+@pytest.mark.gpu
+def test_the_gpu_is_never_halted(device):
+    process, images, index = ForwardProcess(LinearBeta()), IMAGES.to(device), INDEX.to(device)
+    process(images, index)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        process(images, index, seed=1, epoch=2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
