@@ -1,5 +1,13 @@
-"""Noise: keyed random numbers (`diffaug.noise.philox`) and the kinds of noise made of them (`diffaug.noise.kinds`)."""
+"""Noise: keyed random numbers (`diffaug.noise.philox`) and the kinds of noise made of them.
+
+`diffaug.noise.kinds` has those that are a few lines, `diffaug.noise.pyramid` noise at many resolutions.
+"""
 
 from diffaug.noise.kinds import Gaussian as Gaussian
+from diffaug.noise.kinds import Immiscible as Immiscible
+from diffaug.noise.kinds import InputPerturbation as InputPerturbation
 from diffaug.noise.kinds import Noise as Noise
+from diffaug.noise.kinds import Offset as Offset
+from diffaug.noise.kinds import StudentT as StudentT
 from diffaug.noise.kinds import gaussian as gaussian
+from diffaug.noise.pyramid import Pyramid as Pyramid

@@ -1,11 +1,18 @@
-"""Kinds of noise: what epsilon is. A kind is a frozen dataclass that makes epsilon from keys and a shape."""
+"""Kinds of noise: what epsilon is. A kind is a frozen dataclass that makes epsilon from keys and images.
 
+Every number a kind draws is keyed by its sample and its purpose, and every sum over a sample is taken in a fixed
+order, so that a sample's noise does not depend on what else is in the batch.
+"""
+
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from diffaug.checks import integer, number, refuse
 from diffaug.noise.philox import Keys, Purpose, lanes, normals
 
 
@@ -20,18 +27,178 @@ def gaussian(keys: Keys, shape: tuple[int, ...], purpose: int = Purpose.EPSILON,
     return torch.cat(runs, 1)[:, :elements].unflatten(1, shape)
 
 
+def sums(x: Tensor) -> Tensor:
+    """The sum over each sample, shape (B,) from (B, *): halved and added until one number is left.
+
+    A library's reduction may choose its order by the shape of the batch; this order is the sample's own.
+    """
+    x = x.flatten(1)
+    while x.shape[1] > 1:
+        half = x.shape[1] // 2
+        rest = x[:, 2 * half :]
+        x = x[:, :half] + x[:, half : 2 * half]
+        x = torch.cat((x, rest), 1) if rest.shape[1] else x
+    return x[:, 0]
+
+
+def per_sample(number: Tensor, like: Tensor) -> Tensor:
+    """One number a sample, shape (B,), with a dimension of 1 for each of ``like``'s others."""
+    return number.view(-1, *(1,) * (like.ndim - 1))
+
+
 @dataclass(frozen=True)
 class Noise(ABC):
-    """A kind of noise. Whatever it does, the epsilon it returns is the noise that is mixed into the image."""
+    """A kind of noise.
+
+    Attributes:
+        standard_normal: whether the noise in x_t is N(0, I), whatever x_0 is. Where it is not, -epsilon / sigma is not
+            the score of q(x_t | x_0), and a pair under the chain's law has no x_s.
+    """
+
+    standard_normal: ClassVar[bool] = False
 
     @abstractmethod
-    def draw(self, keys: Keys, shape: tuple[int, ...]) -> Tensor:
-        """epsilon of B samples, float32, shape (B, *shape): of each sample's own key alone."""
+    def draw(self, keys: Keys, x_0: Tensor) -> Tensor:
+        """epsilon, what targets are made of: float32, of x_0's shape; each sample's of its own key and image alone.
+
+        Arguments:
+            keys: of B samples.
+            x_0: the images in [-1, 1], float32, shape (B, *).
+        """
+
+    def mixed(self, keys: Keys, epsilon: Tensor) -> Tensor:
+        """The noise that is mixed into x_t: epsilon itself, but for input perturbation."""
+        return epsilon
 
 
 @dataclass(frozen=True)
 class Gaussian(Noise):
     """epsilon ~ N(0, I) (Ho, Jain and Abbeel 2020): the kind that is drawn within the one pass over the image."""
 
-    def draw(self, keys: Keys, shape: tuple[int, ...]) -> Tensor:
-        return gaussian(keys, shape)
+    standard_normal: ClassVar[bool] = True
+
+    def draw(self, keys: Keys, x_0: Tensor) -> Tensor:
+        return gaussian(keys, tuple(x_0.shape[1:]))
+
+
+@dataclass(frozen=True)
+class Offset(Noise):
+    """epsilon + strength xi, with one xi ~ N(0, 1) for each sample and channel.
+
+    Guttenberg 2023, "Diffusion with Offset Noise": it lets a model learn the mean brightness that a schedule with
+    signal left at its end hides. Each element has variance 1 + strength^2, any two of one channel covariance
+    strength^2; with ``normalize`` both are divided by 1 + strength^2.
+
+    Arguments:
+        strength: > 0; 0.1 is usual.
+        normalize: whether to divide by sqrt(1 + strength^2), so that each element has variance 1.
+    """
+
+    strength: float = 0.1
+    normalize: bool = False
+
+    def __post_init__(self) -> None:
+        value = number("noise.strength", self.strength, 0, math.inf, open_low=True)
+        object.__setattr__(self, "strength", value)
+        if not isinstance(self.normalize, bool):
+            raise refuse("noise.normalize", self.normalize, "true or false")
+
+    def draw(self, keys: Keys, x_0: Tensor) -> Tensor:
+        if x_0.ndim < 3:
+            raise ValueError(
+                f"noise={self!r} shifts each channel as a whole, but samples of shape {tuple(x_0.shape[1:])} have "
+                "none: it needs images of shape (B, C, *). Use noise=gaussian."
+            )
+        shift = gaussian(keys, (x_0.shape[1],), Purpose.OFFSET).view(*x_0.shape[:2], *(1,) * (x_0.ndim - 2))
+        epsilon = gaussian(keys, tuple(x_0.shape[1:])) + self.strength * shift
+        return epsilon / math.sqrt(1 + self.strength**2) if self.normalize else epsilon
+
+
+@dataclass(frozen=True)
+class StudentT(Noise):
+    """A multivariate Student-t at unit variance: epsilon sqrt((nu - 2) / chi2), with one chi2 of nu for each sample.
+
+    Pandey et al. 2024, "Heavy-Tailed Diffusion Models", equation 3, whose variance nu / (nu - 2) is divided out. One
+    chi2 serves all elements of a sample: they are uncorrelated, but large together. A chi2 is the sum of nu squared
+    normals: exact in law.
+
+    Arguments:
+        nu: degrees of freedom, a whole number in [3, 65536]; at 2 and below there is no variance to make 1.
+    """
+
+    nu: int = 10
+
+    def __post_init__(self) -> None:
+        if isinstance(self.nu, float) and self.nu.is_integer():
+            object.__setattr__(self, "nu", int(self.nu))
+        if isinstance(self.nu, (int, float)) and self.nu <= 2:
+            raise refuse("noise.nu", self.nu, "a whole number > 2: a Student-t with nu <= 2 has no finite variance")
+        integer("noise.nu", self.nu, 3, 65536)
+
+    def draw(self, keys: Keys, x_0: Tensor) -> Tensor:
+        chi_square = sums(gaussian(keys, (self.nu,), Purpose.CHI_SQUARE).square())
+        epsilon = gaussian(keys, tuple(x_0.shape[1:]))
+        return epsilon * per_sample(torch.sqrt((self.nu - 2) / chi_square), epsilon)
+
+
+@dataclass(frozen=True)
+class Immiscible(Noise):
+    """Of ``candidates`` standard normal draws the one nearest to the image, by the sum of squares.
+
+    The nearest-neighbour form (2025, arXiv 2505.18521) of Li et al. 2024, "Immiscible Diffusion": noise is assigned to
+    images so that their paths mix less. Each image chooses among draws of its own, so the choice needs no other image.
+
+    Arguments:
+        candidates: k, in [2, 1024]. The work is k times that of gaussian noise.
+    """
+
+    candidates: int = 4
+
+    def __post_init__(self) -> None:
+        integer("noise.candidates", self.candidates, 2, 1024)
+
+    def draw(self, keys: Keys, x_0: Tensor) -> Tensor:
+        shape = tuple(x_0.shape[1:])
+        size = 4 * lanes(x_0[0].numel())
+        best = gaussian(keys, shape, Purpose.CANDIDATES)
+        least = sums((x_0 - best).square())
+        for i in range(1, self.candidates):
+            other = gaussian(keys, shape, Purpose.CANDIDATES, i * size)
+            distance = sums((x_0 - other).square())
+            best = torch.where(per_sample(distance < least, best), other, best)
+            least = torch.minimum(least, distance)
+        return best
+
+
+@dataclass(frozen=True)
+class InputPerturbation(Noise):
+    """x_t is made with epsilon + strength xi, xi ~ N(0, I), while every target is made with epsilon alone.
+
+    Ning et al. 2023, "Input Perturbation Reduces Exposure Bias in Diffusion Models", algorithm 1. The network learns to
+    predict epsilon from an input with a little more noise than t says, as it meets it in sampling. It is the one kind
+    under which the batch's epsilon is not all the noise in x_t.
+
+    Arguments:
+        strength: > 0; 0.1 in the paper.
+        base: the kind of noise that epsilon is.
+    """
+
+    strength: float = 0.1
+    base: Noise = Gaussian()
+
+    def __post_init__(self) -> None:
+        value = number("noise.strength", self.strength, 0, math.inf, open_low=True)
+        object.__setattr__(self, "strength", value)
+        if not isinstance(self.base, Noise):
+            raise refuse("noise.base", self.base, "a Noise object")
+        if isinstance(self.base, InputPerturbation):
+            raise ValueError(
+                f"noise.base is {self.base!r}: perturbing twice with the same xi only adds the two strengths. Set one "
+                "noise.strength."
+            )
+
+    def draw(self, keys: Keys, x_0: Tensor) -> Tensor:
+        return self.base.draw(keys, x_0)
+
+    def mixed(self, keys: Keys, epsilon: Tensor) -> Tensor:
+        return epsilon + self.strength * gaussian(keys, tuple(epsilon.shape[1:]), Purpose.PERTURBATION)

@@ -61,10 +61,11 @@ class Weight(ABC):
         times = torch.arange(schedule.timesteps)
         bad = times[~self.of(schedule, target, times, sigma_data).isfinite()]
         if len(bad):
+            snr = schedule.log_snr(bad[:1]).exp().item()
             raise ValueError(
                 f"weight={self!r} on the loss of {target} is infinite at t = {bad[0].item()} of {schedule!r}, where "
-                f"SNR is {schedule.log_snr(bad[:1]).exp().item():g}. Set model.target to v, x_0, flow or F, or weight to "
-                "one that is bounded there, such as min_snr."
+                f"SNR is {snr:g}. Set model.target to v, x_0, flow or F, or weight to one that is bounded there, such "
+                "as min_snr."
             )
 
 
