@@ -4,19 +4,24 @@ A dataset yields what it likes: a PIL image, a tensor or a numpy array, alone, i
 `Images` finds the image, applies the user's transform, checks it and hands it on with its `Place`; uint8 stays uint8,
 so that a quarter of the bytes cross to the accelerator.
 
-The user's random transforms run under a random state that is seeded for each sample and put back afterwards: flips
-and crops too are the same for any number of workers, after any resume.
+The user's random transforms run under random states that are keyed by the sample and put back afterwards: flips and
+crops too are the same for any number of workers, after any resume.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, Subset, default_collate
 
-from diffaug.noise.guard import sample_seed, untouched_random_state
+from diffaug.items import as_tensor, check_range, split
+from diffaug.noise.guard import KeyedCalls, draws, mixed
+from diffaug.noise.philox import INDEX_BITS
+
+__all__ = ["ImageBatch", "Images", "Place", "as_tensor", "check_range", "collate", "split"]
 
 
 class Place(NamedTuple):
@@ -29,10 +34,13 @@ class Place(NamedTuple):
         epoch: the epoch; 0 in evaluation.
     """
 
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride] - tuple.index is not needed
     view: int
     position: int
     epoch: int
+
+
+Sample = tuple[Tensor, Place, dict[str, Any]]
 
 
 class ImageBatch:
@@ -66,6 +74,11 @@ class ImageBatch:
 class Images(Dataset[Any]):
     """A dataset whose items are (image, place, extra), ready for `collate`.
 
+    What the dataset and the transform draw from torch's, numpy's and Python's global random states is a function of
+    ``domain`` and the sample's epoch, index and view. A dataset that can fetch many items at once (``__getitems__``:
+    Hugging Face's can) is asked for a batch's items together, unless it is seen to draw something in doing so: then
+    one by one, so that each draw is its sample's.
+
     Arguments:
         dataset: the user's, map-style.
         transform: applied to the image as the dataset yields it.
@@ -92,26 +105,59 @@ class Images(Dataset[Any]):
         self.dataset, self.transform, self.image_key = dataset, transform, image_key
         self.wanted, self.value_range, self.name = tuple(wanted), value_range, name
         self.check_range, self.domain = check_range, domain
+        self._keyed = KeyedCalls()
+        self._in_batches = _fetches_many(dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitems__(self, places: Sequence[Place]) -> list[tuple[Tensor, Place, dict[str, Any]]]:
-        with untouched_random_state():
-            return [self._item(place) for place in places]
+    def __getitems__(self, places: Sequence[Place]) -> list[Sample]:
+        fetched = self._fetched([place.index for place in places]) if self._in_batches else None
+        if fetched is None:
+            return self._keyed(self._read, places, lambda: self._seeds(places))
+        return self._keyed(self._finished, list(zip(places, fetched, strict=True)), lambda: self._seeds(places))
 
-    def __getitem__(self, place: Place) -> tuple[Tensor, Place, dict[str, Any]]:
+    def _seeds(self, places: Sequence[Place]) -> list[int]:
+        epochs = {epoch: mixed(*self.domain, epoch) for epoch in {place.epoch for place in places}}
+        return [mixed(place.view << INDEX_BITS | place.index, state=epochs[place.epoch]) for place in places]
+
+    def __getitem__(self, place: Place) -> Sample:
         return self.__getitems__([place])[0]
 
-    def _item(self, place: Place) -> tuple[Tensor, Place, dict[str, Any]]:
-        sample_seed(*self.domain, place.epoch, place.index, place.view)
+    def _fetched(self, indices: list[int]) -> list[Any] | None:
+        """Items as the dataset fetches many at once; None if it cannot, or draws something in doing so."""
+        try:
+            items, drew = draws(lambda: self.dataset.__getitems__(indices))
+        except Exception:  # fetched one by one, the error will name its sample
+            return None
+        if drew or len(items) != len(indices):
+            self._in_batches = False
+            return None
+        return items
+
+    def _read(self, place: Place) -> Sample:
+        try:
+            item = self.dataset[place.index]
+        except Exception as error:
+            _note(error, f"in reading {self.name}[{place.index}]")
+            raise
+        return self._finished((place, item))
+
+    def _finished(self, placed: tuple[Place, Any]) -> Sample:
+        place, item = placed
         where = f"{self.name}[{place.index}]"
-        image, extra = split(self.dataset[place.index], self.image_key, where)
+        image, extra = split(item, self.image_key, where)
         if self.transform is not None:
-            image = self.transform(image)
-        tensor = as_tensor(image, where)
+            try:
+                image = self.transform(image)
+            except Exception as error:
+                _note(error, f"in data.transform of {where}")
+                raise
+        tensor = as_tensor(image, where, self.value_range)
         if self.check_range and tensor.is_floating_point():
             check_range(tensor, self.value_range, where)
+        if not self.wanted:
+            return tensor, place, {}
         missing = [name for name in self.wanted if name not in extra]
         if missing:
             has = f"beside the image {', '.join(extra)}" if extra else "nothing beside the image"
@@ -119,111 +165,58 @@ class Images(Dataset[Any]):
         return tensor, place, {name: extra[name] for name in self.wanted}
 
 
-def is_image(value: Any) -> bool:
-    """Whether a part of an item is an image: a PIL image, or a tensor or array with two dimensions or more."""
-    return hasattr(value, "getbands") or (isinstance(value, (Tensor, np.ndarray)) and value.ndim >= 2)
+def _note(error: Exception, note: str) -> None:
+    """Say at which sample the user's code failed (Python 3.10 has no notes)."""
+    if hasattr(error, "add_note"):
+        error.add_note(note)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def split(item: Any, image_key: str | int | None, where: str) -> tuple[Any, dict[str, Any]]:
-    """Take an item apart: its image, and everything else by name.
-
-    The second of a tuple is called label, later ones item_2, item_3, ...; dicts and named tuples have their own names.
-
-    Raises:
-        ValueError: there is no image, or more than one and no ``image_key`` to say which.
-    """
-    if isinstance(item, Mapping):
-        parts = dict(item)
-    elif isinstance(item, tuple) and hasattr(item, "_asdict"):
-        parts = item._asdict()  # pyright: ignore[reportAttributeAccessIssue]
-    elif isinstance(item, (tuple, list)):
-        parts = {("label" if i == 1 else f"item_{i}"): value for i, value in enumerate(item)}
-        if isinstance(image_key, int) and 0 <= image_key < len(parts):
-            image_key = list(parts)[image_key]
-    else:
-        parts = {"item_0": item}
-    described = ", ".join(f"{name} ({_describe(value)})" for name, value in parts.items())
-    if image_key is not None:
-        if image_key not in parts:
-            raise ValueError(f"data.image_key={image_key!r} is not in {where}, which holds {described}.")
-        key = image_key
-    else:
-        images = [name for name, value in parts.items() if is_image(value)]
-        if len(images) != 1:
-            found = "no image" if not images else f"{len(images)} images"
-            raise ValueError(
-                f"{where} holds {found}: {described}. An item must hold one PIL image, or one tensor or array with two "
-                "dimensions or more; where there are several, data.image_key says which one to noise."
-            )
-        key = images[0]
-    return parts.pop(key), {str(name): value for name, value in parts.items()}
+def _fetches_many(dataset: Any) -> bool:
+    """Whether a dataset has a way of its own to fetch many items at once. (A Subset has only its dataset's.)"""
+    while type(dataset) is Subset:
+        dataset = dataset.dataset
+    return callable(getattr(dataset, "__getitems__", None))
 
 
-def _describe(value: Any) -> str:
-    if hasattr(value, "getbands"):
-        return f"{value.mode} image {value.size[0]}x{value.size[1]}"
-    shape = f" of shape {tuple(value.shape)}" if isinstance(value, (Tensor, np.ndarray)) else ""
-    return f"{type(value).__name__}{shape}"
-
-
-def as_tensor(image: Any, where: str) -> Tensor:
-    """A PIL image or an array (H, W) or (H, W, C) as a tensor (C, H, W); a tensor as it is.
-
-    Raises:
-        ValueError: it is none of these, its layout is in doubt, or its dtype is neither uint8 nor float.
-    """
-    if hasattr(image, "getbands"):
-        if image.mode in ("1", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
-            image = image.convert("L" if image.mode == "1" else "RGB")
-        image = np.asarray(image)
-    if isinstance(image, np.ndarray):
-        if image.ndim == 2:
-            image = image[:, :, None]
-        if image.ndim != 3 or (image.shape[2] > 4 and image.shape[0] <= 4):
-            raise ValueError(
-                f"{where} is a numpy array of shape {image.shape}; an array must be (H, W) or (H, W, C). "
-                "For another layout yield a tensor: torch.from_numpy(array) if it is (C, H, W) already."
-            )
-        image = torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
-    if not isinstance(image, Tensor):
-        raise ValueError(f"{where} must be a PIL image, a tensor or a numpy array, but is {_describe(image)}.")
-    if image.dtype != torch.uint8 and not image.is_floating_point():
-        raise ValueError(
-            f"{where} has dtype {image.dtype}; an image must be uint8 in [0, 255] or float in process.value_range."
-        )
-    return image
-
-
-def check_range(image: Tensor, value_range: tuple[float, float], where: str) -> None:
-    """Refuse a float image outside its stated range, by more than rounding."""
-    if not image.numel():
-        raise ValueError(f"{where} is empty: its shape is {tuple(image.shape)}.")
-    low, high = value_range
-    slack = 1e-3 * (high - low)
-    seen_low, seen_high = torch.aminmax(image.detach())
-    # Written so that NaN, which compares as false, is refused too.
-    if not (seen_low >= low - slack and seen_high <= high + slack):
-        raise ValueError(
-            f"{where} spans [{seen_low:.4g}, {seen_high:.4g}], outside process.value_range=[{low:g}, {high:g}]. "
-            "Set process.value_range to the range of your float images (torchvision's ToTensor gives [0, 1]), "
-            "or yield uint8 images."
-        )
-
-
-def collate(items: list[tuple[Tensor, Place, dict[str, Any]]]) -> ImageBatch:
+def collate(items: list[Sample]) -> ImageBatch:
     """Join items into an `ImageBatch`.
 
     Raises:
-        ValueError: the images differ in shape.
+        ValueError: the images differ in shape or dtype, or an extra part cannot be joined.
     """
-    first, place, _ = items[0]
+    first, place, extra = items[0]
     for image, other, _ in items:
         if image.shape != first.shape or image.dtype != first.dtype:
             raise ValueError(
                 f"The images of a batch must be alike, but sample {place.index} is {first.dtype} of shape "
-                f"{tuple(first.shape)} and sample {other.index} is {image.dtype} of shape {tuple(image.shape)}. Resize "
-                "and crop them: data.image_size for data=image_folder, else transform=, for example torchvision's "
-                "Resize and CenterCrop."
+                f"{tuple(first.shape)} and sample {other.index} is {image.dtype} of shape {tuple(image.shape)}. "
+                + _remedy(first, image)
             )
-    extra = default_collate([extra for _, _, extra in items]) if items[0][2] else {}
-    return ImageBatch(torch.stack([image for image, _, _ in items]), torch.tensor([p for _, p, _ in items]), extra)
+    joined = {name: _joined(name, [extra[name] for _, _, extra in items]) for name in extra}
+    places = np.fromiter(chain.from_iterable(place for _, place, _ in items), np.int64, 4 * len(items))
+    return ImageBatch(
+        torch.stack([image for image, _, _ in items]), torch.from_numpy(places.reshape(len(items), 4)), joined
+    )
+
+
+def _remedy(one: Tensor, other: Tensor) -> str:
+    if one.dtype != other.dtype:
+        return "Convert them to one dtype in the dataset or in data.transform."
+    if one.shape[1:] == other.shape[1:]:
+        return (
+            "Give them the same channels: data.channels for data=image_folder, else data.transform, for example "
+            "torchvision's Grayscale(3) or lambda image: image.convert('RGB')."
+        )
+    return (
+        "Resize and crop them: data.image_size for data=image_folder, else data.transform, for example torchvision's "
+        "Resize and CenterCrop."
+    )
+
+
+def _joined(name: str, values: list[Any]) -> Any:
+    try:
+        return default_collate(values)
+    except (TypeError, RuntimeError, KeyError) as error:
+        raise ValueError(
+            f"process.fields asks for {name!r}, but these parts of a batch's items cannot be joined: {error}"
+        ) from error

@@ -1,0 +1,170 @@
+"""One item of a dataset taken apart: which part is the image, and that image as a tensor.
+
+An image is uint8 in [0, 255], uint16 in [0, 65535] or float in the process's ``value_range``. Nothing is guessed: a
+layout or dtype that could mean two things is refused, with the line that says which it is.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffaug.targets import FIELDS
+
+_FIELDS = frozenset(FIELDS)
+_CHANNELS = 4  # up to here a last axis is taken for channels at once
+
+
+def is_image(value: Any) -> bool:
+    """Whether a part of an item is an image: a PIL image, or a tensor or array with two dimensions or more."""
+    return value.ndim >= 2 if isinstance(value, (Tensor, np.ndarray)) else hasattr(value, "getbands")
+
+
+def split(item: Any, image_key: str | int | None, where: str) -> tuple[Any, dict[str, Any]]:
+    """Take an item apart: its image, and everything else by name.
+
+    The second of a tuple is called label, later ones item_2, item_3, ...; dicts and named tuples have their own names.
+
+    Arguments:
+        image_key: a name, or a place in a tuple, list or named tuple; None where there is one image only.
+        where: how errors call the item.
+
+    Raises:
+        ValueError: there is no image, or more than one and no ``image_key`` to say which; or another part has the name
+            of a field that diffaug makes.
+    """
+    if isinstance(item, Mapping):
+        parts: dict[Any, Any] = dict(item)
+    elif isinstance(item, tuple) and hasattr(item, "_asdict"):
+        parts = item._asdict()  # pyright: ignore[reportAttributeAccessIssue]
+    elif isinstance(item, (tuple, list)):
+        parts = {("label" if i == 1 else f"item_{i}"): value for i, value in enumerate(item)}
+    else:
+        parts = {"item_0": item}
+    if image_key is None:
+        images = [name for name, value in parts.items() if is_image(value)]
+        if len(images) != 1:
+            found = "no image" if not images else f"{len(images)} images"
+            raise ValueError(
+                f"{where} holds {found}: {_listed(parts)}. An item must hold one PIL image, or one tensor or array "
+                "with two dimensions or more; data.image_key says which part to noise where there are several, or "
+                "where it has one dimension."
+            )
+        key = images[0]
+    else:
+        key: Any = image_key
+        if isinstance(key, int) and not isinstance(item, Mapping) and 0 <= key < len(parts):
+            key = list(parts)[key]
+        if key not in parts:
+            raise ValueError(f"data.image_key={image_key!r} is not in {where}, which holds {_listed(parts)}.")
+    image = parts.pop(key)
+    if not _FIELDS.isdisjoint(parts):
+        clash = sorted(_FIELDS.intersection(parts))
+        raise ValueError(
+            f"{where} has parts named {clash}, but diffaug makes fields of these names. Rename them in the dataset, "
+            "or leave them out of its items."
+        )
+    return image, parts if isinstance(item, tuple) else {str(name): value for name, value in parts.items()}
+
+
+def _listed(parts: Mapping[Any, Any]) -> str:
+    return ", ".join(f"{name} ({described(value)})" for name, value in parts.items()) or "nothing"
+
+
+def described(value: Any) -> str:
+    """A value in a few words, for errors."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"{type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"
+    if hasattr(value, "getbands"):
+        return f"PIL image {value.size[0]}x{value.size[1]} of mode {value.mode}"
+    return type(value).__name__
+
+
+def as_tensor(image: Any, where: str, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+    """An image as a tensor: uint8, or float in ``value_range``.
+
+    - A tensor keeps its shape.
+    - A numpy array (H, W) or (H, W, C) becomes (C, H, W).
+    - A PIL image becomes (C, H, W): its own channels where it is L, LA, RGB, RGBA or F, one where it is 1-bit or
+      16-bit, and RGB where it is a palette (over white where that has transparency), CMYK, YCbCr or HSV.
+    - uint16 is mapped from [0, 65535] to ``value_range``, as float32.
+
+    Raises:
+        ValueError: it is none of these, its layout is in doubt, or its dtype does not say what its range is.
+    """
+    if not isinstance(image, (Tensor, np.ndarray)) and hasattr(image, "getbands"):
+        image = _array(image)
+    if isinstance(image, np.ndarray):
+        image = _from_array(image, where)
+    if not isinstance(image, Tensor):
+        raise ValueError(f"{where} must be a PIL image, a tensor or a numpy array, but is {described(image)}.")
+    if type(image) is not Tensor:
+        image = image.as_subclass(Tensor)  # torchvision's tv_tensors: plain from here on
+    if not image.numel() or not image.ndim:
+        raise ValueError(f"{where} is empty or a single number: {described(image)}.")
+    if image.dtype == torch.uint16:
+        low, high = value_range
+        return image.to(torch.float32).mul_((high - low) / 65535).add_(low)
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise ValueError(
+            f"{where} has dtype {image.dtype}, which does not say what its range is: {described(image)}. An image must "
+            "be uint8 in [0, 255], uint16 in [0, 65535] or float in process.value_range. Convert it in the dataset or "
+            "in data.transform: .to(torch.uint8) if its values are in [0, 255], .float() if they are in "
+            "process.value_range (a mask of True and False too)."
+        )
+    return image
+
+
+def _array(image: Any) -> np.ndarray[Any, Any]:
+    """A PIL image's pixels, (H, W) or (H, W, C)."""
+    if image.mode == "1":
+        image = image.convert("L")
+    elif image.mode not in ("L", "LA", "RGB", "RGBA", "F", "I") and not image.mode.startswith("I;16"):
+        image = (over_white(image) if image.has_transparency_data else image).convert("RGB")
+    pixels = np.asarray(image)
+    return pixels.astype(np.uint16) if image.mode.startswith("I;16") else pixels
+
+
+def over_white(image: Any) -> Any:
+    """A PIL image that has transparent pixels, as RGB over a white background."""
+    from PIL import Image
+
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _from_array(array: np.ndarray[Any, Any], where: str) -> Tensor:
+    if array.ndim == 2:
+        array = array[:, :, None]
+    height, width, channels = array.shape if array.ndim == 3 else (0, 0, 0)
+    # (C, H, W) would show as few rows, or as more channels than a picture has pixels a side.
+    few_rows = height <= _CHANNELS < width
+    if array.ndim != 3 or few_rows or (channels > _CHANNELS and channels >= min(height, width)):
+        raise ValueError(
+            f"{where} is a numpy array of shape {array.shape}; an array must be (H, W) or (H, W, C), and this one may "
+            "be neither. Yield a tensor, whose layout is taken as it is: torch.from_numpy(array) if it is (C, H, W) "
+            "or has no height and width, torch.from_numpy(array).permute(2, 0, 1) if it is (H, W, C)."
+        )
+    try:
+        return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C", dtype=array.dtype.newbyteorder("=")))
+    except TypeError as error:
+        raise ValueError(
+            f"{where} is a numpy array of dtype {array.dtype}; an image must be uint8 in [0, 255], uint16 in "
+            "[0, 65535] or float in process.value_range."
+        ) from error
+
+
+def check_range(image: Tensor, value_range: tuple[float, float], where: str) -> None:
+    """Refuse a float image outside its stated range, by more than rounding; NaN too."""
+    low, high = value_range
+    slack = 1e-3 * (high - low)
+    seen_low, seen_high = (float(seen) for seen in torch.aminmax(image.detach()))
+    # Written so that NaN, which compares as false, is refused too.
+    if not (seen_low >= low - slack and seen_high <= high + slack):
+        raise ValueError(
+            f"{where} spans [{seen_low:.4g}, {seen_high:.4g}], outside process.value_range=[{low:g}, {high:g}]. "
+            "Set process.value_range to the range of your float images (torchvision's ToTensor gives [0, 1]), "
+            "or yield uint8 images."
+        )
