@@ -1,7 +1,26 @@
 """Times: how t is drawn. A density (`diffaug.times.densities`), and how samples cover it (`diffaug.times.coverage`)."""
 
+from diffaug.times.coverage import Antithetic as Antithetic
 from diffaug.times.coverage import ByIndex as ByIndex
 from diffaug.times.coverage import Coverage as Coverage
 from diffaug.times.coverage import Independent as Independent
+from diffaug.times.coverage import PerImage as PerImage
+from diffaug.times.coverage import Sobol as Sobol
+from diffaug.times.coverage import Stratified as Stratified
+from diffaug.times.densities import LevelTimes as LevelTimes
 from diffaug.times.densities import Times as Times
 from diffaug.times.densities import Uniform as Uniform
+from diffaug.times.densities import UnitTimes as UnitTimes
+from diffaug.times.importance import Importance as Importance
+from diffaug.times.levels import Laplace as Laplace
+from diffaug.times.levels import LogLogistic as LogLogistic
+from diffaug.times.levels import LogNormal as LogNormal
+from diffaug.times.levels import LogUniform as LogUniform
+from diffaug.times.levels import SplitLogNormal as SplitLogNormal
+from diffaug.times.levels import VDiffusion as VDiffusion
+from diffaug.times.unit import Beta as Beta
+from diffaug.times.unit import Biased as Biased
+from diffaug.times.unit import Cubic as Cubic
+from diffaug.times.unit import LogitNormal as LogitNormal
+from diffaug.times.unit import Mode as Mode
+from diffaug.times.unit import Weights as Weights

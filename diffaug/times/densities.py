@@ -1,14 +1,27 @@
-"""Densities of t: what noise levels a recipe trains on.
+"""Densities of t: what noise levels a recipe trains on. Here what they share; each is a few lines elsewhere.
 
-A density is an inverse CDF: it maps points that are uniform over [0, 2^53) to times of a schedule. It is evaluated
-in float64; a continuous time is rounded to float32 once.
+A density is an inverse CDF: it maps points that are uniform over [0, 2^53) to times of a schedule, more noise for a
+greater point, always. It is evaluated in float64; a continuous time is rounded to float32 once. A density is stated
+in one of two ways, and so goes with any schedule:
+
+===========  =======================================  ============================================================
+stated in    class                                    what it is on another schedule
+===========  =======================================  ============================================================
+unit time    `UnitTimes` (`diffaug.times.unit`)       another distribution of noise levels: u moves with t
+noise level  `LevelTimes` (`diffaug.times.levels`)    the same distribution of log-SNR, as far as the schedule goes
+===========  =======================================  ============================================================
 """
 
+import functools
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from diffaug.checks import integer, number, refuse
 from diffaug.noise.philox import Keys, indices, uniforms
 from diffaug.schedules import Schedule
 from diffaug.times.coverage import Coverage, Independent
@@ -24,9 +37,13 @@ class Times(ABC):
 
     coverage: Coverage = field(default_factory=Independent, kw_only=True)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.coverage, Coverage):
+            raise refuse("times.coverage", self.coverage, "a Coverage object")
+
     @abstractmethod
     def quantile(self, q: Tensor, schedule: Schedule) -> Tensor:
-        """The inverse CDF: the time below which a share q of all draws lies.
+        """The inverse CDF: the time below which a share q of all draws lies. It never falls as q grows.
 
         Arguments:
             q: float64 in (0, 1).
@@ -35,24 +52,130 @@ class Times(ABC):
             Native times of the schedule, int64 if it is discrete, float64 if continuous, of q's shape.
         """
 
+    def check(self, schedule: Schedule) -> None:  # noqa: B027 - most go with any
+        """Refuse a schedule on which this density makes no sense.
+
+        Raises:
+            ValueError: with the reason, and what to do instead.
+        """
+
     def of_points(self, points: Tensor, schedule: Schedule) -> Tensor:
-        """The time at each point in [0, 2^53): int64 or float32."""
+        """The time at each point in [0, 2^53): int64, or float32 strictly inside the schedule's range."""
+        if points.device.type == "mps":  # no float64 there
+            return self.of_points(points.cpu(), schedule).to(points.device)
         t = self.quantile(uniforms(points), schedule)
-        return t if schedule.discrete else t.float()
+        return t if schedule.discrete else t.float().clamp(*_inside(*schedule.range))
 
     def draw(self, keys: Keys, schedule: Schedule, position: Tensor | None = None) -> Tensor:
-        """One time for each of B samples: int64 or float32, shape (B,)."""
+        """One time for each of B samples: int64 or float32, shape (B,).
+
+        Arguments:
+            position: each sample's place in the epoch's global order, int64, shape (B,), where the coverage needs it.
+        """
         return self.of_points(self.coverage.points(keys, position), schedule)
+
+    def importance_weight(self, t: Tensor, schedule: Schedule) -> Tensor:
+        """What a loss at t is multiplied by so that its mean is that of uniform times: float32, of t's shape.
+
+        One for every density but `Importance`: another density is a choice of what to train on, not to be undone.
+        """
+        return torch.ones(t.shape, dtype=torch.float32, device=t.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must keep: nothing, unless the density learns."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - most keep nothing
+        """Go on from a `state_dict`."""
+
+    def histogram(self, schedule: Schedule, edges: Tensor, resolution: int = 2**16) -> Tensor:
+        """The share of all draws in each bin of log-SNR: what a recipe trains on.
+
+        Arguments:
+            edges: log-SNRs that rise, infinities among them if wanted, shape (K + 1,). A bin holds its lower edge.
+            resolution: a share is exact to about 1 / resolution.
+
+        Returns:
+            float64 on the CPU, shape (K,). Draws beyond the outer edges are in no bin.
+        """
+        integer("resolution", resolution, 1)
+        edges = edges.double().cpu()
+        if edges.ndim != 1 or len(edges) < 2 or not bool((edges.diff() > 0).all()):
+            raise refuse("edges", edges.tolist(), "log-SNRs that rise, at least two")
+        q = (torch.arange(resolution, dtype=torch.float64) + 0.5) / resolution
+        log_snr = schedule.log_snr(self.quantile(q, schedule), torch.float64)
+        place = torch.searchsorted(edges, log_snr, right=True)
+        return torch.bincount(place, minlength=len(edges) + 1)[1:-1].double() / resolution
+
+    def _set_number(self, name: str, low: float = -math.inf, high: float = math.inf, **ends: bool) -> None:
+        object.__setattr__(self, name, number(f"times.{name}", getattr(self, name), low, high, **ends))
 
 
 @dataclass(frozen=True)
-class Uniform(Times):
-    """Every t alike: uniform over [0, T) or over the unit interval (Ho, Jain and Abbeel 2020, algorithm 1)."""
+class UnitTimes(Times):
+    """A density over unit time: a subclass defines `unit`."""
+
+    @abstractmethod
+    def unit(self, q: Tensor) -> Tensor:
+        """The inverse CDF of unit time: float64 in (0, 1) to float64 in [0, 1], of q's shape."""
 
     def quantile(self, q: Tensor, schedule: Schedule) -> Tensor:
-        return schedule.from_unit(q)
+        return schedule.from_unit(self.unit(q))
+
+
+@dataclass(frozen=True)
+class LevelTimes(Times):
+    """A density over the noise level: a subclass defines `log_snr`.
+
+    Where a paper states it in sigma, that is the sigma of variance exploding noise, sigma(t) / alpha(t) on any other
+    schedule; its log-SNR is -2 ln sigma. A discrete schedule takes the nearest index. What lies beyond an end of the
+    schedule falls on that end: see `Times.histogram` for how much.
+    """
+
+    @abstractmethod
+    def log_snr(self, q: Tensor) -> Tensor:
+        """The log-SNR above which a share q of all draws lies: float64 in (0, 1) to finite float64, falling in q."""
+
+    def quantile(self, q: Tensor, schedule: Schedule) -> Tensor:
+        self.check(schedule)
+        t = schedule.t_of_log_snr(self.log_snr(q))
+        return (t + 0.5).long() if schedule.discrete else t
+
+    def check(self, schedule: Schedule) -> None:
+        _check_overlap(self, schedule)
+
+
+@dataclass(frozen=True)
+class Uniform(UnitTimes):
+    """Every t alike: uniform over [0, T) or over the unit interval (Ho, Jain and Abbeel 2020, algorithm 1)."""
+
+    def unit(self, q: Tensor) -> Tensor:
+        return q
 
     def of_points(self, points: Tensor, schedule: Schedule) -> Tensor:
         if not schedule.discrete:
             return super().of_points(points, schedule)
         return indices(points, schedule.timesteps)
+
+
+@functools.lru_cache(maxsize=64)
+def _inside(low: float, high: float) -> tuple[float, float]:
+    """The least and greatest float32 strictly between two numbers, and no denormal (which a GPU may take for 0)."""
+    ends = torch.tensor([low, high], dtype=torch.float32)
+    first, last = torch.nextafter(ends, ends.flip(0)).tolist()
+    return (max(first, torch.finfo(torch.float32).tiny) if low == 0 else first), last
+
+
+@functools.lru_cache(maxsize=64)
+def _check_overlap(times: LevelTimes, schedule: Schedule) -> None:
+    with torch.inference_mode(False):
+        ends = torch.tensor(schedule.range, dtype=torch.int64 if schedule.discrete else torch.float64)
+        most, least = schedule.log_snr(ends, torch.float64).tolist()
+        high, low = times.log_snr(torch.tensor([0.001, 0.999], dtype=torch.float64)).tolist()
+    if low >= most or high <= least:
+        raise ValueError(
+            f"times: {times!r} is a density over noise levels, of log-SNR {low:.3g} to {high:.3g}, but "
+            f"{schedule!r} has none of them: its log-SNR goes from {least:.3g} to {most:.3g}, and every draw would "
+            "fall on one end. Move the density (its fields are in sigma(t) / alpha(t), and log-SNR is "
+            "-2 ln sigma; `laplace` is in log-SNR itself), or use one over unit time, such as times=uniform."
+        )

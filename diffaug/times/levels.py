@@ -1,0 +1,210 @@
+"""Densities over the noise level, by the names of their papers: in sigma (sigma / alpha on any schedule) or log-SNR.
+
+All but `Laplace` are stated in sigma, whose log-SNR is -2 ln sigma.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffaug.times.densities import LevelTimes
+
+
+@dataclass(frozen=True)
+class LogNormal(LevelTimes):
+    """ln sigma ~ N(mean, std^2).
+
+    Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", table 1 (P_mean, P_std);
+    Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models": mean -0.4, std 1.
+
+    Arguments:
+        mean: of ln sigma.
+        std: of ln sigma, > 0.
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set_number("mean")
+        self._set_number("std", 0, open_low=True)
+
+    def log_snr(self, q: Tensor) -> Tensor:
+        return -2 * (self.mean + self.std * torch.special.ndtri(q))
+
+
+@dataclass(frozen=True)
+class SplitLogNormal(LevelTimes):
+    """ln sigma from two half normals that meet at ``mode``, with a standard deviation of their own each.
+
+    The density is continuous, so the side below holds a share std_low / (std_low + std_high) (Crowson, k-diffusion).
+
+    Arguments:
+        mode: of ln sigma.
+        std_low, std_high: below and above the mode, > 0.
+    """
+
+    mode: float = -1.2
+    std_low: float = 1.2
+    std_high: float = 1.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set_number("mode")
+        self._set_number("std_low", 0, open_low=True)
+        self._set_number("std_high", 0, open_low=True)
+
+    def log_snr(self, q: Tensor) -> Tensor:
+        total = self.std_low + self.std_high
+        # Each half is half of a whole normal: the share below the mode, or above it, is at most 1/2 of that.
+        below = (q * (total / self.std_low / 2)).clamp_max(0.5)
+        above = ((1 - q) * (total / self.std_high / 2)).clamp_max(0.5)
+        return -2 * (self.mode + self.std_low * torch.special.ndtri(below) - self.std_high * torch.special.ndtri(above))
+
+
+@dataclass(frozen=True)
+class LogUniform(LevelTimes):
+    """ln sigma uniform between its bounds, by default those of EDM's sampling grid (Karras et al. 2022, table 1).
+
+    Arguments:
+        sigma_min, sigma_max: 0 < sigma_min < sigma_max.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set_number("sigma_min", 0, open_low=True)
+        self._set_number("sigma_max", 0, open_low=True)
+        _check_order(self.sigma_min, self.sigma_max)
+
+    def log_snr(self, q: Tensor) -> Tensor:
+        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
+        return -2 * (low + q * (high - low))
+
+
+@dataclass(frozen=True)
+class Truncatable(LevelTimes):
+    """A density over sigma > 0 that can be cut off at both sides: a subclass defines `_cdf` and `_log_sigma`.
+
+    Arguments:
+        sigma_min: where it begins, >= 0.
+        sigma_max: where it ends, > sigma_min; None does not end it.
+    """
+
+    sigma_min: float = 0.0
+    sigma_max: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set_number("sigma_min", 0)
+        if self.sigma_max is not None:
+            self._set_number("sigma_max", 0, open_low=True)
+            _check_order(self.sigma_min, self.sigma_max)
+
+    def _bounds(self) -> tuple[float, float]:
+        """The share of the whole density below sigma_min, and below sigma_max."""
+        low = self._cdf(self.sigma_min) if self.sigma_min > 0 else 0.0
+        high = 1.0 if self.sigma_max is None else self._cdf(self.sigma_max)
+        if high - low < 1e-6:
+            raise ValueError(
+                f"times.sigma_min and times.sigma_max must leave some of the density, but between {self.sigma_min} "
+                f"and {self.sigma_max} lies a share of {high - low:.1g} of it. Widen them, or use times=log_uniform."
+            )
+        return low, high
+
+    def log_snr(self, q: Tensor) -> Tensor:
+        low, high = self._bounds()
+        whole = low + q * (high - low)
+        return -2 * self._log_sigma(whole.clamp(2.0**-60, 1 - 2.0**-53))
+
+    def _cdf(self, sigma: float) -> float:
+        raise NotImplementedError
+
+    def _log_sigma(self, q: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LogLogistic(Truncatable):
+    """ln sigma is logistic about ln sigma_data, cut off at sigma_min and sigma_max (Crowson, k-diffusion).
+
+    Arguments:
+        sigma_data: the median, where the noise is as strong as the data, > 0.
+        scale: of ln sigma, > 0.
+    """
+
+    sigma_data: float = 0.5
+    scale: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set_number("sigma_data", 0, open_low=True)
+        self._set_number("scale", 0, open_low=True)
+        self._bounds()
+
+    def _cdf(self, sigma: float) -> float:
+        return 1 / (1 + (sigma / self.sigma_data) ** (-1 / self.scale))
+
+    def _log_sigma(self, q: Tensor) -> Tensor:
+        return math.log(self.sigma_data) + self.scale * torch.logit(q)
+
+
+@dataclass(frozen=True)
+class VDiffusion(Truncatable):
+    """sigma = sigma_data tan(pi q / 2): the angle of v-diffusion, atan(sigma / sigma_data), is uniform.
+
+    Salimans and Ho 2022, "Progressive Distillation", section 4 (the cosine schedule in angle); as a density over
+    sigma, cut off at both sides, Crowson, k-diffusion.
+
+    Arguments:
+        sigma_data: the median, > 0.
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set_number("sigma_data", 0, open_low=True)
+        self._bounds()
+
+    def _cdf(self, sigma: float) -> float:
+        return 2 / math.pi * math.atan(sigma / self.sigma_data)
+
+    def _log_sigma(self, q: Tensor) -> Tensor:
+        # ln tan is odd about 1/2: from the nearer end, so that neither tail loses digits.
+        tail = torch.log(torch.tan(math.pi / 2 * torch.minimum(q, 1 - q)))
+        return math.log(self.sigma_data) + torch.where(q < 0.5, tail, -tail)
+
+
+@dataclass(frozen=True)
+class Laplace(LevelTimes):
+    """log-SNR ~ Laplace(mean, scale): most draws where signal and noise are alike.
+
+    Hang and Gu 2024, "Improved Noise Schedule for Diffusion Training".
+
+    Arguments:
+        mean: of log-SNR (their mu).
+        scale: of log-SNR (their b; 0.5 to 0.75 do well), > 0.
+    """
+
+    mean: float = 0.0
+    scale: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set_number("mean")
+        self._set_number("scale", 0, open_low=True)
+
+    def log_snr(self, q: Tensor) -> Tensor:
+        tail = torch.log(2 * torch.minimum(q, 1 - q))  # <= 0
+        return self.mean - self.scale * torch.where(q < 0.5, tail, -tail)
+
+
+def _check_order(low: float, high: float) -> None:
+    if low >= high:
+        raise ValueError(f"times.sigma_min must be less than times.sigma_max, but got {low} and {high}.")

@@ -1,0 +1,220 @@
+"""Densities over unit time, u in (0, 1), where 1 is the most noise; by the names of their papers."""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffaug.checks import number, refuse
+from diffaug.schedules import Schedule
+from diffaug.times.densities import UnitTimes
+from diffaug.times.files import read_numbers
+
+
+@dataclass(frozen=True)
+class LogitNormal(UnitTimes):
+    """logit(u) ~ N(mean, std^2): the middle of the path more often than its ends.
+
+    Esser et al. 2024, "Scaling Rectified Flow Transformers", equation 19 (their m and s).
+
+    Arguments:
+        mean: of logit(u); above 0 leans to more noise.
+        std: of logit(u), > 0.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set_number("mean")
+        self._set_number("std", 0, open_low=True)
+
+    def unit(self, q: Tensor) -> Tensor:
+        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(q))
+
+
+@dataclass(frozen=True)
+class Mode(UnitTimes):
+    """u = f(1 - q) with f(q) = 1 - q - s (cos^2(pi q / 2) - 1 + q), for uniform q.
+
+    Esser et al. 2024, "Scaling Rectified Flow Transformers", equation 20. Their f falls with q; taken at 1 - q it is
+    the inverse CDF. Greater ``s`` puts more weight on the middle, s below 0 on the ends.
+
+    Arguments:
+        s: in [-1, 2 / (pi - 2)], where f is monotone.
+    """
+
+    s: float = 1.29
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set_number("s", -1, 2 / (math.pi - 2))
+
+    def unit(self, q: Tensor) -> Tensor:
+        return (q - self.s * (torch.sin(math.pi / 2 * q).square() - q)).clamp(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Cubic(UnitTimes):
+    """u = 1 - (1 - q)^3 for uniform q: more of the early, noisy stages of sampling.
+
+    Mou et al. 2023, "T2I-Adapter": t = (1 - (t / T)^3) T with uniform t.
+    """
+
+    def unit(self, q: Tensor) -> Tensor:
+        return q * (3 - q * (3 - q))
+
+
+@dataclass(frozen=True)
+class Beta(UnitTimes):
+    """u ~ Beta(a, b). Its defaults put more weight on little noise.
+
+    Zheng et al. 2024, "Beta-Tuned Timestep Diffusion Model".
+
+    Arguments:
+        a, b: in [0.1, 100]; the density goes as u^(a - 1) (1 - u)^(b - 1).
+    """
+
+    a: float = 0.8
+    b: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set_number("a", 0.1, 100)
+        self._set_number("b", 0.1, 100)
+
+    def unit(self, q: Tensor) -> Tensor:
+        # From whichever end is nearer, so that neither tail loses digits.
+        nearer = torch.minimum(q, 1 - q)
+        return torch.sigmoid(torch.where(q < 0.5, _logit(self.a, self.b, nearer), -_logit(self.b, self.a, nearer)))
+
+
+@dataclass(frozen=True)
+class Biased(UnitTimes):
+    """Uniform, but for one range of u that is drawn more often, or less.
+
+    Arguments:
+        begin, end: the range of u, 0 <= begin < end <= 1. On a discrete schedule, [begin T, end T).
+        multiplier: how many times as often a t within the range is drawn as one outside it, > 0.
+    """
+
+    begin: float = 0.0
+    end: float = 0.25
+    multiplier: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set_number("begin", 0, 1, open_high=True)
+        self._set_number("end", 0, 1, open_low=True)
+        self._set_number("multiplier", 0, open_low=True)
+        if self.begin >= self.end:
+            raise ValueError(f"times.begin must be less than times.end, but got {self.begin} and {self.end}.")
+
+    def unit(self, q: Tensor) -> Tensor:
+        within = (self.end - self.begin) * self.multiplier
+        mass = q * (self.begin + within + 1 - self.end)
+        inside = (mass - self.begin).clamp(0.0, within)
+        after = (mass - self.begin - within).clamp_min(0.0)
+        return (mass.clamp_max(self.begin) + inside / self.multiplier + after).clamp(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Weights(UnitTimes):
+    """How often each t is drawn, as a list of weights, or as a file that holds one.
+
+    Arguments:
+        weights: numbers >= 0, not all 0: one for each t, or for each of so many equal parts of unit time (which must
+            divide T if the schedule is discrete); or the path of a .npy, .npz or .csv file with them.
+    """
+
+    weights: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = read_numbers("times.weights", self.weights) if isinstance(self.weights, str) else self.weights
+        try:
+            weights = tuple(number("times.weights", w, 0) for w in given)
+        except TypeError:
+            raise refuse("times.weights", self.weights, "a list of numbers, or a file of them") from None
+        if not sum(weights) > 0 or not math.isfinite(sum(weights)):
+            raise refuse("times.weights", f"{len(weights)} that sum to {sum(weights):g}", "of a sum > 0")
+        object.__setattr__(self, "weights", weights)
+
+    def check(self, schedule: Schedule) -> None:
+        if schedule.timesteps % len(self.weights):
+            raise ValueError(
+                f"times.weights must be one for each of T = {schedule.timesteps} timesteps, or a number that divides "
+                f"T, but got {len(self.weights)}."
+            )
+
+    def _part(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """The part of unit time in which each q falls, and how far into it, in [0, 1)."""
+        cumulative = _cumulative(self.weights, q.device)
+        part = torch.searchsorted(cumulative, q.contiguous(), right=True).clamp_max(len(self.weights)) - 1
+        start, stop = cumulative[part], cumulative[part + 1]
+        return part, ((q - start) / (stop - start)).clamp(0.0, 1 - 2.0**-53)
+
+    def unit(self, q: Tensor) -> Tensor:
+        part, into = self._part(q)
+        return (part + into) / len(self.weights)
+
+    def quantile(self, q: Tensor, schedule: Schedule) -> Tensor:
+        self.check(schedule)
+        if not schedule.discrete:
+            return super().quantile(q, schedule)
+        # In whole timesteps: a rounding error cannot reach over an edge to a t of weight 0.
+        part, into = self._part(q)
+        width = schedule.timesteps // len(self.weights)
+        return part * width + (into * width).long()
+
+
+@functools.lru_cache(maxsize=16)
+def _cumulative(weights: tuple[float, ...], device: torch.device) -> Tensor:
+    """The CDF at the edges of the parts, float64, shape (K + 1,), from exactly 0 to exactly 1."""
+    with torch.inference_mode(False):
+        sums = torch.tensor((0.0, *weights), dtype=torch.float64).cumsum(0)
+        return (sums / sums[-1]).to(device)
+
+
+@functools.lru_cache(maxsize=16)
+def _logit_table(a: float, b: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """For u ~ Beta(a, b) and y = logit(u): the CDF of y at some y, those y, and dy / dCDF there; float64."""
+    with torch.inference_mode(False):
+        # y = mode + width sinh(z): fine steps where the density is, and no end too far (its tails go as e^(a y) and
+        # e^(-b y)). Within each of the steps of z, Gauss and Legendre's rule of four points.
+        width, log_beta = math.sqrt(1 / a + 1 / b), math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+        low, high = math.asinh((80 / a + 9 * width) / width), math.asinh((80 / b + 9 * width) / width)
+        z = torch.linspace(-low, high, 8193, dtype=torch.float64)
+
+        def y_of(z: Tensor) -> Tensor:
+            return math.log(a / b) + width * torch.sinh(z)
+
+        def density(y: Tensor) -> Tensor:
+            log_sigmoid = torch.nn.functional.logsigmoid
+            return torch.exp(a * log_sigmoid(y) + b * log_sigmoid(-y) - log_beta)
+
+        near, far = math.sqrt(3 / 7 - 2 / 7 * math.sqrt(6 / 5)), math.sqrt(3 / 7 + 2 / 7 * math.sqrt(6 / 5))
+        mass = torch.zeros(len(z) - 1, dtype=torch.float64)
+        for node, weight in ((near, 18 + math.sqrt(30)), (far, 18 - math.sqrt(30))):
+            for side in (-node, node):
+                at = (z[1:] + z[:-1] + side * z.diff()) / 2
+                mass += weight / 72 * z.diff() * density(y_of(at)) * width * torch.cosh(at)
+        cdf = torch.cat([torch.zeros(1, dtype=torch.float64), mass.cumsum(0)])
+        y = y_of(z)
+        keep = (cdf > 1e-30) & (density(y) > 0)
+        return tuple(x[keep].to(device) for x in (cdf, y, 1 / density(y)))  # pyright: ignore[reportReturnType]
+
+
+def _logit(a: float, b: float, q: Tensor) -> Tensor:
+    """logit(u) below which a share q <= 1/2 of Beta(a, b) lies: cubic Hermite interpolation of the table."""
+    cdf, y, slope = _logit_table(a, b, q.device)
+    right = torch.searchsorted(cdf, q.contiguous()).clamp(1, len(cdf) - 1)
+    left = right - 1
+    step = cdf[right] - cdf[left]
+    x = ((q - cdf[left]) / step).clamp(0.0, 1.0)
+    bend_left = slope[left] * step - (y[right] - y[left])
+    bend_right = (y[right] - y[left]) - slope[right] * step
+    return y[left] + x * (y[right] - y[left]) + x * (1 - x) * (bend_left * (1 - x) + bend_right * x)
