@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from diffaug.schedules.base import BetaSchedule
+from diffaug.checks import refuse
+from diffaug.schedules.base import BetaSchedule, betas_of
 
 
 @dataclass(frozen=True)
@@ -18,17 +20,34 @@ class LinearBeta(BetaSchedule):
     Arguments:
         timesteps: T, at least 1.
         beta_start, beta_end: in (0, 1), beta_start <= beta_end.
+        rescale: whether both ends are stated for T = 1000 and multiplied by 1000 / T, so that the noise at the end
+            hardly depends on T. The field disagrees: the code of Nichol and Dhariwal 2021 does it, diffusers does not.
+            beta_end must stay below 1: with the default, T > 20.
     """
 
     beta_start: float = 1e-4
     beta_end: float = 0.02
+    rescale: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_ends(self)
+        if not isinstance(self.rescale, bool):
+            raise refuse("schedule.rescale", self.rescale, "true or false, one of [false, true]")
+        if self._scale * self.beta_end >= 1:
+            raise ValueError(
+                f"schedule.timesteps must be > {1000 * self.beta_end:g} where schedule.rescale is true and "
+                f"schedule.beta_end is {self.beta_end}, but got {self.timesteps}: beta_end * 1000 / timesteps would be "
+                f"{self._scale * self.beta_end:g}, and a beta must be in (0, 1). Take more steps or rescale=false."
+            )
+
+    @property
+    def _scale(self) -> float:
+        return 1000 / self.timesteps if self.rescale else 1.0
 
     def _betas(self) -> Tensor:
-        return torch.linspace(self.beta_start, self.beta_end, self.timesteps, dtype=torch.float64)
+        start, end = self._scale * self.beta_start, self._scale * self.beta_end
+        return torch.linspace(start, end, self.timesteps, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -55,6 +74,29 @@ class ScaledLinearBeta(BetaSchedule):
 
 
 @dataclass(frozen=True)
+class SigmoidBeta(BetaSchedule):
+    """beta_t = beta_start + (beta_end - beta_start) sigmoid(x), x evenly spaced from -6 to 6.
+
+    Xu et al. 2022, "GeoDiff: a Geometric Diffusion Model for Molecular Conformation Generation", in its code.
+
+    Arguments:
+        timesteps: T, at least 1.
+        beta_start, beta_end: in (0, 1), beta_start <= beta_end; approached to within 0.25 % of their difference.
+    """
+
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_ends(self)
+
+    def _betas(self) -> Tensor:
+        x = torch.linspace(-6.0, 6.0, self.timesteps, dtype=torch.float64)
+        return x.sigmoid() * (self.beta_end - self.beta_start) + self.beta_start
+
+
+@dataclass(frozen=True)
 class Cosine(BetaSchedule):
     """alpha_bar falls as a squared cosine; beta_t is clipped at ``max_beta``.
 
@@ -62,7 +104,7 @@ class Cosine(BetaSchedule):
 
     Arguments:
         timesteps: T, at least 1.
-        s: the offset that keeps the first betas from being too small, >= 0.
+        s: the offset that keeps the first betas from being too small, in [0, 100].
         max_beta: in (0, 1).
     """
 
@@ -71,18 +113,105 @@ class Cosine(BetaSchedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set_number("s", 0, math.inf)
+        self._set_number("s", 0, 100)
         self._set_number("max_beta", 0, 1, open_low=True, open_high=True)
 
     def _betas(self) -> Tensor:
-        # 1 - cos^2(b) / cos^2(a) = sin(b - a) sin(b + a) / cos^2(a): no cancellation, unlike the ratio itself.
+        # 1 - cos^2(b) / cos^2(a) = sin(b - a) sin(b + a) / cos^2(a): no cancellation, unlike the ratio itself. Angles
+        # are taken from the end, where cos(pi/2 - x) = sin(x) keeps its digits.
         step = math.pi / 2 / (1 + self.s) / self.timesteps
-        angle = torch.arange(self.timesteps, dtype=torch.float64) * step + math.pi / 2 * self.s / (1 + self.s)
-        betas = math.sin(step) * torch.sin(2 * angle + step) / torch.cos(angle).square()
+        left = torch.arange(self.timesteps, 0, -1, dtype=torch.float64) * step
+        betas = math.sin(step) * torch.sin(2 * left - step) / torch.sin(left).square()
         return betas.clamp_max(self.max_beta)
 
 
-def _check_ends(schedule: LinearBeta | ScaledLinearBeta) -> None:
+@dataclass(frozen=True)
+class SigmoidAlphaBar(BetaSchedule):
+    """alpha_bar(u) = (g(1) - g(u)) / (g(1) - g(0)) at u = (t + 1) / T.
+
+    Here g(u) = sigmoid((start + u (end - start)) / tau).
+    Jabri, Fleet and Chen 2022, "Scalable Adaptive Computation for Iterative Generation", figure 8; Chen 2023, "On the
+    Importance of Noise Scheduling for Diffusion Models". beta_t is clipped to [0, max_beta].
+
+    Arguments:
+        timesteps: T, at least 1.
+        start, end: in [-1000, 1000], start < end.
+        tau: the temperature, in [1e-6, 1e6].
+        max_beta: in (0, 1).
+    """
+
+    start: float = -3.0
+    end: float = 3.0
+    tau: float = 1.0
+    max_beta: float = 0.999
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set_number("start", -1000, 1000)
+        self._set_number("end", -1000, 1000)
+        self._set_number("tau", 1e-6, 1e6)
+        self._set_number("max_beta", 0, 1, open_low=True, open_high=True)
+        if self.start >= self.end:
+            raise refuse("schedule.start", self.start, f"less than schedule.end, {self.end}")
+
+    def _betas(self) -> Tensor:
+        # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - e^(b - a)), so that no two near numbers are subtracted
+        # in 1 - alpha_bar(u) / alpha_bar(before) = (g(u) - g(before)) / (g(1) - g(before)), where sigmoid(-b) cancels.
+        step = (self.end - self.start) / self.tau / self.timesteps
+        left = torch.arange(self.timesteps, 0, -1, dtype=torch.float64) * step
+        end = torch.tensor(self.end / self.tau, dtype=torch.float64)
+        log_ratio = logsigmoid(end - left + step) - logsigmoid(end)
+        betas = log_ratio.exp() * (math.expm1(-step) / torch.expm1(-left))
+        return betas.clamp(0.0, self.max_beta)
+
+
+@dataclass(frozen=True)
+class Inverse(BetaSchedule):
+    """beta_t = 1 / (T - t): each step erases the same share of the signal, alpha_bar_t = 1 - (t + 1) / T.
+
+    Sohl-Dickstein et al. 2015, "Deep Unsupervised Learning using Nonequilibrium Thermodynamics", section 2.4.1. The
+    last beta is 1: x_T is exactly N(0, I), so train on x_0 or v there, not on epsilon.
+
+    Arguments:
+        timesteps: T, at least 1.
+    """
+
+    def _betas(self) -> Tensor:
+        return 1.0 / torch.arange(self.timesteps, 0, -1, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Laplace(BetaSchedule):
+    """The log-SNR has a Laplace distribution: log_snr(u) = mu - b sgn(1/2 - u) ln(1 - 2 |1/2 - u|) at u = (t + 1) / T.
+
+    Hang et al. 2024, "Improved Noise Schedule for Diffusion Training", table 1. The last beta, which would be 1, is
+    clipped at ``max_beta``.
+
+    Arguments:
+        timesteps: T, at least 1.
+        mu: the log-SNR on which training centres, in [-100, 100].
+        b: the spread around it, > 0 and at most 100.
+        max_beta: in (0, 1).
+    """
+
+    mu: float = 0.0
+    b: float = 0.5
+    max_beta: float = 0.999
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set_number("mu", -100, 100)
+        self._set_number("b", 0, 100, open_low=True)
+        self._set_number("max_beta", 0, 1, open_low=True, open_high=True)
+
+    def _betas(self) -> Tensor:
+        done = torch.arange(1, self.timesteps + 1, dtype=torch.float64)
+        nearer = torch.minimum(done, self.timesteps - done) / self.timesteps  # 1 - 2 |1/2 - u| is twice this
+        log_snr = self.mu - self.b * torch.sign(self.timesteps - 2 * done) * torch.log(2 * nearer)
+        return betas_of(log_snr).clamp(0.0, self.max_beta)
+
+
+def _check_ends(schedule: LinearBeta | ScaledLinearBeta | SigmoidBeta) -> None:
     schedule._set_number("beta_start", 0, 1, open_low=True, open_high=True)
     schedule._set_number("beta_end", 0, 1, open_low=True, open_high=True)
     if schedule.beta_start > schedule.beta_end:

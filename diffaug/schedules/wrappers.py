@@ -1,0 +1,209 @@
+"""Schedules made of another schedule, their field ``base``: shifted, rescaled, thinned out, cut.
+
+A wrapper keeps its base's scaling, and its time where it can. In YAML the base is chosen by a group of its own, nested
+as deep as one likes: ``schedule=zero_terminal_snr schedule@schedule.base=cosine``.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from diffaug.checks import integer, refuse
+from diffaug.schedules.base import VARIANCE_PRESERVING, Scaling, Schedule, table
+
+MAKE_DISCRETE = (
+    "; to put a continuous schedule on T points, wrap it: schedule@schedule.base=discretised "
+    "schedule@schedule.base.base=NAME"
+)
+
+
+@dataclass(frozen=True)
+class Wrapper(Schedule):
+    """A schedule that varies another one. A subclass overrides what it changes: here, nothing.
+
+    Arguments:
+        base: the schedule that is varied.
+    """
+
+    base: Schedule
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.base, Schedule):
+            raise refuse("schedule.base", self.base, "a schedule")
+        object.__setattr__(self, "timesteps", self.base.timesteps)
+
+    @property
+    def scaling(self) -> Scaling:
+        return self.base.scaling
+
+    @property
+    def range(self) -> tuple[float, float]:
+        return super().range if self.discrete else self.base.range
+
+    def from_unit(self, u: Tensor) -> Tensor:
+        return super().from_unit(u) if self.discrete else self.base.from_unit(u)
+
+    def to_unit(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return super().to_unit(t, dtype) if self.discrete else self.base.to_unit(t, dtype)
+
+    def _log_snr(self, t: Tensor) -> Tensor:
+        return self.base._log_snr(t)
+
+    def _log_snr_table(self) -> Tensor:
+        return table(self.base, "log_snr")
+
+    def _refuse_base(self, wanted: str) -> ValueError:
+        return refuse("schedule.base", self.base, f"{wanted} for {type(self).__name__}")
+
+
+@dataclass(frozen=True)
+class ZeroTerminalSNR(Wrapper):
+    """The base with sqrt(alpha_bar) shifted and scaled so that no signal is left at T - 1, the first value kept.
+
+    With r = sqrt(alpha_bar): r_t -> (r_t - r_{T-1}) r_0 / (r_0 - r_{T-1}). Lin et al. 2024, "Common Diffusion Noise
+    Schedules and Sample Steps Are Flawed", algorithm 1. The last alpha is 0, the last log-SNR -inf, the last beta 1:
+    at T - 1 epsilon says nothing about x_0, so the network needs another target, v for example.
+
+    Arguments:
+        base: discrete and variance preserving, with at least two steps.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.discrete or self.scaling is not VARIANCE_PRESERVING:
+            raise self._refuse_base(f"a discrete, variance preserving schedule{MAKE_DISCRETE},")
+        log_snr = table(self.base, "log_snr")
+        if not log_snr[0] > log_snr[-1]:
+            raise self._refuse_base("a schedule with less signal at its last step than at its first")
+
+    def _log_snr_table(self) -> Tensor:
+        log_snr = table(self.base, "log_snr")
+        r, noise = log_snr.sigmoid().sqrt(), (-log_snr).sigmoid()
+        first, last = r[0], r[-1]
+        # With q = (r_0 - r) / (r_0 - r_{T-1}) the new r is r_0 (1 - q), and 1 - r^2 is the first step's noise plus
+        # r_0^2 q (2 - q). r_0 - r is taken from the noise, 1 - r^2, which keeps its digits where r is nearly 1.
+        q = (noise - noise[0]) / ((first + r) * (first - last))
+        signal = first.square() * ((r - last) / (first - last)).square()
+        return torch.log(signal) - torch.log(noise[0] + first.square() * q * (2 - q))
+
+
+@dataclass(frozen=True)
+class Shifted(Wrapper):
+    """The base with its log-SNR shifted by -2 ln ``factor``: sigma / alpha is ``factor`` times as large at every t.
+
+    A larger image needs more noise, because its neighbouring pixels say the same thing. Give ``factor``, or ``image``
+    and ``base_image``, and the factor is image / base_image:
+
+    - Variance preserving: SNR' = SNR (base_image / image)^2. Hoogeboom, Heek and Salimans 2023, "simple diffusion",
+      equation 5. The same as scaling the images by 1 / factor (Chen 2023, "On the Importance of Noise Scheduling").
+    - Straight: the noise level u becomes factor u / (1 + (factor - 1) u). Esser et al. 2024, "Scaling Rectified Flow
+      Transformers", equation 23, with factor sqrt(m / n) for m pixels in place of n; they choose 3.0 at 1024 x 1024.
+
+    t stays the base's. A network that was trained on the shifted time, as SD3, is given the field ``sigma``.
+
+    Arguments:
+        base: any schedule.
+        factor: in [1e-6, 1e6], or None to take it from the sizes.
+        image: the images' size in pixels, at least 1.
+        base_image: the size for which the base is right, at least 1.
+    """
+
+    factor: float | None = None
+    image: int | None = None
+    base_image: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        integer("schedule.base_image", self.base_image, 1)
+        if self.image is not None:
+            integer("schedule.image", self.image, 1)
+        if self.factor is not None:
+            self._set_number("factor", 1e-6, 1e6)
+        elif self.image is None:
+            raise refuse("schedule.factor", None, "a number in [1e-06, 1e+06] where schedule.image is not given either")
+
+    @property
+    def _shift(self) -> float:
+        if self.factor is not None:
+            return -2 * math.log(self.factor)
+        return 2 * math.log(self.base_image / (self.image or self.base_image))
+
+    def _log_snr(self, t: Tensor) -> Tensor:
+        return self.base._log_snr(t) + self._shift
+
+    def _log_snr_table(self) -> Tensor:
+        return table(self.base, "log_snr") + self._shift
+
+    def _t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        return self.base._t_of_log_snr(log_snr - self._shift)
+
+
+@dataclass(frozen=True)
+class InterpolatedShift(Wrapper):
+    """The base shifted for one size of image at least noise, for another at most noise, and in between in between.
+
+    log_snr'(u) = log_snr(u) + (1 - u) 2 ln(base_image_start / image) + u 2 ln(base_image_end / image), u the unit time
+    ((t + 1) / T if discrete). Hoogeboom, Heek and Salimans 2023, "simple diffusion", equation 6, which goes from 32 at
+    u = 0 to 256 at u = 1 for images of 512: it gives back to fine details some of the time that a constant shift takes
+    from them. (Public code disagrees on the direction. This is the equation's; exchange the two sizes for the other.)
+
+    Arguments:
+        base: any schedule whose log-SNR falls fast enough that it still falls, or stays, after the interpolation.
+        image: the images' size in pixels, at least 1.
+        base_image_start, base_image_end: the size for which the base is right at u = 0 and at u = 1, at least 1.
+    """
+
+    image: int = 512
+    base_image_start: int = 32
+    base_image_end: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("image", "base_image_start", "base_image_end"):
+            integer(f"schedule.{name}", getattr(self, name), 1)
+        u = torch.linspace(0, 1, 4097, dtype=torch.float64)
+        log_snr = self._log_snr_table() if self.discrete else self._log_snr(self.base.from_unit(u))
+        if bool((log_snr[1:] > log_snr[:-1]).any()):
+            raise refuse(
+                "schedule.base_image_end",
+                self.base_image_end,
+                f"nearer to schedule.base_image_start, {self.base_image_start}, or less, in [1, ...]: with "
+                f"{self.base!r} the log-SNR would rise somewhere, and noise must grow with t",
+            )
+
+    def _shift(self, u: Tensor) -> Tensor:
+        start = 2 * math.log(self.base_image_start / self.image)
+        end = 2 * math.log(self.base_image_end / self.image)
+        return (1 - u) * start + u * end
+
+    def _log_snr(self, t: Tensor) -> Tensor:
+        return self.base._log_snr(t) + self._shift(self.base.to_unit(t, torch.float64))
+
+    def _log_snr_table(self) -> Tensor:
+        u = torch.arange(1, self.timesteps + 1, dtype=torch.float64) / self.timesteps
+        return table(self.base, "log_snr") + self._shift(u)
+
+
+@dataclass(frozen=True)
+class Discretised(Wrapper):
+    """A continuous schedule on T points, u = (t + 1) / T (for EDM: of its grid).
+
+    Arguments:
+        base: continuous.
+        timesteps: T, at least 1.
+    """
+
+    timesteps: int = field(default=1000, kw_only=True)
+
+    def __post_init__(self) -> None:
+        steps = self.timesteps
+        super().__post_init__()
+        if self.base.discrete:
+            raise self._refuse_base("a continuous schedule (to thin out a discrete one there is Respaced)")
+        object.__setattr__(self, "timesteps", integer("schedule.timesteps", steps, 1, 2**31 - 1))
+
+    def _log_snr_table(self) -> Tensor:
+        u = torch.arange(1, self.timesteps + 1, dtype=torch.float64) / self.timesteps
+        return self.base._log_snr(self.base.from_unit(u))
