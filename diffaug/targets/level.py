@@ -89,10 +89,13 @@ def _rate_table(schedule: Schedule, device: torch.device) -> Tensor:
 
 def _continuous_rates(schedule: Schedule, t: Tensor) -> Mix:
     with torch.inference_mode(False), torch.enable_grad():
-        unit = schedule.to_unit(t, torch.float64).clamp(_EDGE, 1 - _EDGE).detach().clone().requires_grad_()
-        log_snr = schedule.log_snr(schedule.from_unit(unit), torch.float64)
-        (slope,) = torch.autograd.grad(log_snr.sum(), unit)
-    alpha, sigma = schedule.scaling.of_log_snr(log_snr.detach())
+        unit = schedule.to_unit(t, torch.float64).clamp(_EDGE, 1 - _EDGE).detach().clone()
+        # Where a formula changes its form, autograd may give 0 (torch.minimum at a tie): then the slope just beside it.
+        both = torch.stack((unit, unit + 1e-9 * unit * (1 - unit))).requires_grad_()
+        log_snr = schedule.log_snr(schedule.from_unit(both), torch.float64)
+        (slopes,) = torch.autograd.grad(log_snr.sum(), both)
+    slope = torch.where(slopes[0] == 0, slopes[1], slopes[0])
+    alpha, sigma = schedule.scaling.of_log_snr(log_snr[0].detach())
     # log_snr' = 2 (alpha' / alpha - sigma' / sigma), and the scaling's identity differentiated.
     if schedule.scaling is VARIANCE_PRESERVING:
         return alpha * sigma.square() * slope / 2, -sigma * alpha.square() * slope / 2

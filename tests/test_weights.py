@@ -1,0 +1,204 @@
+"""Loss weights: known values, closed forms at high precision, and what they come to on the other targets' losses."""
+
+from pathlib import Path
+
+import mpmath
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from test_targets import composed, schedule, times  # noqa: F401 - a fixture: every schedule YAML
+
+from diffaug.schedules import Cosine, LinearBeta, Rectified
+from diffaug.targets import (
+    EDM,
+    IMAGE_FIELDS,
+    P2,
+    TARGETS,
+    CosMap,
+    Debiased,
+    Level,
+    MinSNR,
+    Sigmoid,
+    SoftMinSNR,
+    TruncatedSNR,
+    Unweighted,
+    Weight,
+)
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+NAMES = sorted(path.stem for path in CONFIGS.glob("weight/*.yaml"))
+mp = mpmath.mp
+
+
+def of_yaml(name: str) -> Weight:
+    return instantiate(OmegaConf.load(CONFIGS / "weight" / f"{name}.yaml"))
+
+
+def stated(name: str, alpha: mpmath.mpf, sigma: mpmath.mpf) -> tuple[str, mpmath.mpf]:
+    """(target, weight) as the paper has it, in alpha and sigma; EDM's and soft-min-SNR's in s = sigma / alpha."""
+    snr, s, data = (alpha / sigma) ** 2, sigma / alpha, mpmath.mpf(0.5)
+    u = sigma / (alpha + sigma)
+    return {
+        "none": ("v", mpmath.mpf(1)),
+        "min_snr": ("epsilon", min(1, 5 / snr)),
+        "soft_min_snr": ("F", (s * data) ** 2 / (s**2 + data**2) ** 2),
+        "p2": ("epsilon", 1 / (1 + snr)),
+        "snr": ("epsilon", mpmath.mpf(1)),
+        "truncated_snr": ("x_0", max(snr, 1)),
+        "edm": ("x_0", (s**2 + data**2) / (s * data) ** 2),
+        "sigmoid": ("x_0", mp.e**2 / (1 + mp.exp(2 - mp.log(snr)))),
+        "sigma_sqrt": ("flow", mpmath.mpf(1)),
+        "cosmap": ("flow", 2 / (mp.pi * (1 - 2 * u + 2 * u**2))),
+        "debiased": ("epsilon", 1 / mp.sqrt(snr)),
+    }[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("which", ["linear", "rectified", "edm", "sigmoid_alpha_bar"])
+def test_weights_are_their_papers(name, which):
+    under = composed(which)
+    t = times(under)
+    target, _ = stated(name, mpmath.mpf(1), mpmath.mpf(1))
+    found = of_yaml(name).of(under, target, t).tolist()
+    alphas, sigmas = (c.tolist() for c in under.alpha_sigma(t, torch.float64))
+    for value, alpha, sigma in zip(found, alphas, sigmas, strict=True):
+        expected = stated(name, mpmath.mpf(alpha), mpmath.mpf(sigma))[1]
+        assert abs(value - expected) <= 1.2e-7 * expected
+
+
+def test_min_snr_at_known_values():
+    t = torch.tensor([0, 100, 250, 999])
+    epsilon = MinSNR().of(LinearBeta(), "epsilon", t).double()
+    expected = torch.tensor([0.000500050005000445, 0.5857085078424549, 1, 1], dtype=torch.float64)
+    torch.testing.assert_close(epsilon, expected, rtol=6e-8, atol=0)
+    v = MinSNR().of(LinearBeta(), "v", t[1:3]).double()
+    expected = torch.tensor([0.5242920455123173, 0.5214230306185276], dtype=torch.float64)
+    torch.testing.assert_close(v, expected, rtol=6e-8, atol=0)
+
+
+def test_identities():
+    t = torch.arange(1000)
+    linear = LinearBeta()
+    torch.testing.assert_close(P2().of(linear, "epsilon", t).double(), 1 - linear.alpha_bars, rtol=2e-7, atol=0)
+    one = torch.ones(1000)
+    close = {"rtol": 2e-7, "atol": 0}
+    torch.testing.assert_close(EDM().of(linear, "F", t), one, **close)
+    torch.testing.assert_close(of_yaml("snr").of(linear, "epsilon", t), one, **close)
+    torch.testing.assert_close(of_yaml("sigma_sqrt").of(Rectified(), "flow", (t + 0.5) / 1000), one, **close)
+    assert torch.equal(Unweighted().of(linear, "x_0", t), one)
+    snr = linear.log_snr(t, torch.float64).exp()
+    torch.testing.assert_close(MinSNR().of(linear, "x_0", t).double(), snr.clamp_max(5), **close)
+    soft = SoftMinSNR(gamma=3).of(linear, "epsilon", t).double()
+    torch.testing.assert_close(soft, 3 / (snr + 3), rtol=2e-7, atol=0)
+
+
+def test_edm_takes_the_process_s_sigma_data():
+    sigma = torch.tensor([0.1, 2.0], dtype=torch.float64)
+    found = EDM().of(composed("edm"), "x_0", sigma, sigma_data=0.25).double()
+    torch.testing.assert_close(found, (sigma**2 + 0.0625) / (sigma * 0.25) ** 2, rtol=1e-7, atol=0)
+    torch.testing.assert_close(EDM().of(composed("edm"), "F", sigma, sigma_data=0.25), torch.ones(2))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
+def test_one_weight_is_one_loss_whatever_the_target(schedule, name):  # noqa: F811
+    """The same wrong x_0, seen as an error of every target: weight times squared error is one number.
+
+    The errors are made by mixing a wrong x_0 and the epsilon that x_t then implies, not by the ratio of the losses.
+    """
+    t = times(schedule)
+    level = Level(schedule, t)
+    inner = (level.alpha > 0) & (level.sigma > 0)
+    level = Level(schedule, t[inner])
+    wrong = torch.randn(int(inner.sum()), 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    epsilon = -(level.alpha / level.sigma)[:, None] * wrong  # so that alpha wrong + sigma epsilon = 0: x_t stays
+    losses = {}
+    for target in TARGETS:
+        p, q = (c[:, None] for c in IMAGE_FIELDS[target](level))
+        squared = (p * wrong + q * epsilon).square().mean(1)
+        losses[target] = of_yaml(name).of(schedule, target, t[inner]).double() * squared
+    for target, loss in losses.items():
+        torch.testing.assert_close(loss, losses["x_0"], rtol=1e-6, atol=0, msg=lambda m, x=target: f"{x}: {m}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_nan_anywhere(schedule, name):  # noqa: F811
+    """At the ends, with SNR 0 or infinite, too; and inf only there."""
+    t = schedule.from_unit(torch.linspace(0, 1, 201, dtype=torch.float64))
+    alpha, sigma = schedule.alpha_sigma(t, torch.float64)
+    for target in TARGETS:
+        weight = of_yaml(name).of(schedule, target, t)
+        assert not weight.isnan().any(), target
+        assert (weight >= 0).all(), target
+        assert weight[(alpha > 0) & (sigma > 0)].isfinite().all(), target
+
+
+def test_limits_where_snr_is_0_or_infinite():
+    """min(SNR, gamma) / SNR is 0/0 at SNR 0; its limit is 1. The straight path reaches both ends."""
+    ends = torch.tensor([0.0, 1.0])
+    expected = {
+        (MinSNR(), "epsilon"): [0, 1],
+        (MinSNR(), "x_0"): [5, 0],
+        (MinSNR(), "v"): [0, 0],
+        (Debiased(), "epsilon"): [0, float("inf")],
+        (TruncatedSNR(), "v"): [1, 1],
+        (EDM(), "F"): [1, 1],
+        (EDM(), "v"): [1, 4],
+        (CosMap(), "flow"): [2 / torch.pi, 2 / torch.pi],
+        (Sigmoid(), "epsilon"): [0, 1],
+        (SoftMinSNR(), "x_0"): [4, 0],
+    }
+    for (weight, target), values in expected.items():
+        found = weight.of(Rectified(), target, ends)
+        torch.testing.assert_close(found, torch.tensor(values, dtype=torch.float32), rtol=2e-7, atol=0)
+    zero = composed("zero_terminal_snr")
+    last = torch.tensor([999])
+    assert MinSNR().of(zero, "epsilon", last).item() == 1
+    assert MinSNR().of(zero, "v", last).item() == 0
+
+
+def test_an_infinite_weight_is_refused():
+    zero = composed("zero_terminal_snr")
+    message = (
+        r"weight=Debiased\(\) on the loss of epsilon is infinite at t = 999 of ZeroTerminalSNR.*SNR is 0\..*min_snr"
+    )
+    with pytest.raises(ValueError, match=message):
+        Debiased().check(zero, "epsilon")
+    with pytest.raises(ValueError, match=r"weight=SigmaSqrt\(\) on the loss of epsilon is infinite"):
+        of_yaml("sigma_sqrt").check(zero, "epsilon")
+    for weight, target in ((Debiased(), "v"), (MinSNR(), "epsilon"), (EDM(), "v")):
+        weight.check(zero, target)
+    Debiased().check(Cosine(), "epsilon")
+    Debiased().check(Rectified(), "epsilon")
+
+
+@pytest.mark.parametrize("weight", [MinSNR, SoftMinSNR, P2])
+def test_bad_fields_are_refused(weight):
+    for value in (0, -1.0, float("nan"), "abc", True):
+        with pytest.raises(ValueError, match=r"weight\.gamma must be a number > 0, but got"):
+            weight(gamma=value)
+
+
+def test_bad_targets_are_refused():
+    with pytest.raises(ValueError, match=r"target must be one of 'epsilon', 'x_0'.*but got 'x_in'"):
+        MinSNR().of(LinearBeta(), "x_in", torch.tensor([1]))
+    with pytest.raises(ValueError, match=r"weight\.bias must be a number in \[-100, 100\], but got 'x'"):
+        Sigmoid(bias="x")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_are_plain_values(name):
+    weight = of_yaml(name)
+    assert weight == of_yaml(name)
+    assert hash(weight) == hash(of_yaml(name))
+    kinds = {type(weight).__name__: type(weight)}
+    assert eval(repr(weight), kinds) == weight
+
+
+def test_a_table_made_in_inference_mode_trains_afterwards():
+    t = torch.tensor([3, 5])
+    with torch.inference_mode():
+        MinSNR(gamma=4.5).of(LinearBeta(), "v", t)
+    scale = torch.ones(2, requires_grad=True)
+    (MinSNR(gamma=4.5).of(LinearBeta(), "v", t) * scale).sum().backward()
+    assert scale.grad is not None
