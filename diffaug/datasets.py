@@ -5,14 +5,17 @@ Functions, not classes: what is particular to a dataset is where it lies and how
 """
 
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
+from inspect import signature
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
-from diffaug.checks import integer
+from diffaug.checks import choice, integer, number
 from diffaug.data import DiffusionDataModule
 
 
@@ -42,14 +45,25 @@ def _digits(*, validation: bool) -> Dataset[Any]:
 def torchvision(
     dataset: Callable[..., Any], *, root: str, download: bool = False, **options: Any
 ) -> DiffusionDataModule:
-    """A torchvision dataset that has ``root``, ``train`` and ``download``: its own test split is for validation.
+    """A torchvision dataset that takes ``root``, ``train`` and ``download``: its own test split is for validation.
 
     Arguments:
         dataset: the class, for example ``torchvision.datasets.CIFAR10``.
         root: the folder that holds it.
         download: whether to fetch it where it is not there.
         options: `DiffusionDataModule`'s.
+
+    Raises:
+        ValueError: the class takes other arguments.
+        FileNotFoundError: in ``setup``, where the dataset is not in ``root`` and may or could not be fetched.
     """
+    name = getattr(dataset, "__name__", repr(dataset))
+    taken = list(signature(dataset).parameters)
+    if not {"root", "train", "download"} <= set(taken):
+        raise ValueError(
+            f"data.dataset must take root, train and download, but {name} takes {', '.join(taken)}. For another kind "
+            "of dataset give train= and val= to DiffusionDataModule, as functions that make them."
+        )
     split = partial(_split, dataset, root, download)
     return DiffusionDataModule(train=partial(split, True), val=partial(split, False), **options)
 
@@ -57,39 +71,55 @@ def torchvision(
 def _split(dataset: Callable[..., Any], root: str, download: bool, train: bool) -> Any:
     try:
         return dataset(root=root, train=train, download=download)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:  # torchvision's own, and what a network or a disk may say
+        name = getattr(dataset, "__name__", repr(dataset))
+        remedy = "" if download else ", or data.download=true to fetch it there"
+        tried = " It could not be fetched there either." if download else ""
         raise FileNotFoundError(
-            f"{error} Looked in {Path(root).resolve()}: set data.root to the folder that holds the dataset, or "
-            "data.download=true to fetch it there."
+            f"{name} cannot be read from data.root={root!r} ({Path(root).resolve()}): {error}{tried} Set data.root to "
+            f"the folder that holds the dataset{remedy}."
         ) from error
 
 
 def image_folder(
-    *, root: str, image_size: int, val_share: float = 0.1, seed: int | None = None, **options: Any
+    *, root: str, image_size: int, channels: int = 3, val_share: float = 0.1, **options: Any
 ) -> DiffusionDataModule:
-    """Any folder of photos, of any sizes, in any subfolders: resized and cropped to a square.
+    """Any folder of images, of any sizes and modes, in any subfolders: see `diffaug.folder.ImageFolder`.
 
     Arguments:
         root: the folder; the first level of subfolders, where there is one, gives the labels.
         image_size: the side of the squares, in pixels.
-        val_share: the share of the images that is for validation, in [0, 1).
+        channels: 3 for RGB, 1 for grey.
+        val_share: the share of the images that is for validation, in [0, 1): spread evenly over the sorted files, the
+            same every time, rounded up to a whole number of images.
         options: `DiffusionDataModule`'s.
+
+    Raises:
+        ValueError: a value that cannot be.
+        FileNotFoundError: in ``setup``, where there is no such folder or no image in it.
     """
+    integer("data.image_size", image_size, 1)
+    choice("data.channels", channels, (1, 3))
+    share = Fraction(str(number("data.val_share", val_share, 0, 1, open_high=True)))  # of the decimal, not the float
+    part = partial(_part, root, image_size, channels, share)
+    return DiffusionDataModule(train=partial(part, False), val=partial(part, True) if share else None, **options)
+
+
+def _part(root: str, image_size: int, channels: int, share: Fraction, validation: bool) -> Dataset[Any]:
     from diffaug.folder import ImageFolder
 
-    integer("data.image_size", image_size, 1)
-    folder = partial(ImageFolder, root, image_size)
-    every = round(1 / val_share) if val_share else 0
-    return DiffusionDataModule(
-        train=partial(_every, folder, every, False),
-        val=partial(_every, folder, every, True) if every else None,
-        seed=seed,
-        **options,
-    )
+    images = ImageFolder(root, image_size, channels=channels)
+    chosen = held_out(len(images), share)
+    if not validation:
+        held = set(chosen)
+        chosen = [index for index in range(len(images)) if index not in held]
+    if not chosen:
+        raise ValueError(
+            f"data.val_share={float(share):g} leaves no image for training: data.root={root!r} holds {len(images)}."
+        )
+    return images.only(chosen)
 
 
-def _every(folder: Callable[[], Any], every: int, validation: bool) -> Any:
-    images = folder()
-    if not every:
-        return images
-    return Subset(images, [i for i in range(len(images)) if (i % every == every - 1) == validation])
+def held_out(size: int, share: Fraction) -> list[int]:
+    """A share of the indices below ``size``, spread evenly: of the first n, for every n, ceil(n share) are in it."""
+    return [place * share.denominator // share.numerator for place in range(ceil(size * share))]
