@@ -54,7 +54,11 @@ class Respaced(Wrapper):
     def _sections(self) -> list[tuple[int, int]]:
         count = len(self._counts())
         if not 1 <= count <= self.base.timesteps:
-            raise refuse("schedule.steps", self.steps, f"from 1 to {self.base.timesteps} numbers")
+            raise refuse(
+                "schedule.steps",
+                self.steps,
+                f"a whole number, or a list of them with a length in [1, {self.base.timesteps}]",
+            )
         length, longer = divmod(self.base.timesteps, count)
         ends = [k * length + min(k, longer) for k in range(count + 1)]
         return list(itertools.pairwise(ends))

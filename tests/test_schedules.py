@@ -1,0 +1,423 @@
+"""The laws of every schedule: each file in configs/schedule is made through Hydra and held to them.
+
+A new schedule is found by its file; nothing here changes.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+
+import pytest
+import torch
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from diffaug import schedules
+from diffaug.schedules import Schedule
+
+FILES = sorted(path.stem for path in (ROOT / "configs" / "schedule").glob("*.yaml"))
+
+
+def composed(*overrides: str, config: str | None = None):
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return compose(config, overrides=list(overrides))
+
+
+@functools.cache
+def made(name: str) -> Schedule:
+    return instantiate(composed(f"+schedule={name}").schedule)
+
+
+@pytest.fixture(params=FILES)
+def schedule(request: pytest.FixtureRequest) -> Schedule:
+    return made(request.param)
+
+
+def times(schedule: Schedule, points: int = 4001) -> torch.Tensor:
+    """Every t of a discrete schedule; of a continuous one many, in float32, with the smallest and both ends."""
+    if schedule.discrete:
+        return torch.arange(schedule.timesteps)
+    low, high = schedule.range
+    inside = schedule.from_unit(torch.linspace(0, 1, points, dtype=torch.float64)).float()
+    tiny = torch.tensor([1e-45, 1e-38, 1e-30, 1e-20, 1e-10, 1e-6, 1e-3]) + low
+    near_one = high - torch.tensor([2**-24, 2**-23, 1e-6, 1e-3]) if high <= 1 else torch.tensor([1e3, 1e10, 1e38])
+    every = torch.cat([torch.tensor([low, high]), inside, tiny, near_one]).float()
+    return every.unique().clamp(torch.tensor(low).float(), torch.tensor(high).float())
+
+
+def test_every_schedule_class_has_a_file():
+    classes = {c for c in vars(schedules).values() if isinstance(c, type) and issubclass(c, Schedule)}
+    abstract = {schedules.Schedule, schedules.BetaSchedule, schedules.Wrapper}
+    assert classes - abstract == {type(made(name)) for name in FILES}
+
+
+def test_coefficients_are_finite_and_never_nan(schedule):
+    t = times(schedule)
+    for dtype in (torch.float32, torch.float64):
+        alpha, sigma = schedule.alpha_sigma(t, dtype)
+        log_snr = schedule.log_snr(t, dtype)
+        assert alpha.dtype == sigma.dtype == log_snr.dtype == dtype
+        assert bool(alpha.isfinite().all())
+        assert bool(sigma.isfinite().all())
+        assert bool((alpha >= 0).all())
+        assert bool((sigma >= 0).all())
+        assert not bool(log_snr.isnan().any())
+        assert bool((sigma[log_snr == math.inf] == 0).all())
+        assert bool((alpha[log_snr == -math.inf] == 0).all())
+
+
+def test_log_snr_never_rises(schedule):
+    log_snr = schedule.log_snr(times(schedule), torch.float64)
+    assert bool((log_snr[1:] <= log_snr[:-1]).all())
+    assert log_snr[0] > log_snr[-1]
+
+
+def test_log_snr_is_that_of_alpha_and_sigma(schedule):
+    t = times(schedule)
+    alpha, sigma = schedule.alpha_sigma(t, torch.float64)
+    log_snr = schedule.log_snr(t, torch.float64)
+    torch.testing.assert_close(2 * (alpha.log() - sigma.log()), log_snr, rtol=1e-12, atol=1e-12)
+
+
+def test_scaling(schedule):
+    alpha, sigma = schedule.alpha_sigma(times(schedule), torch.float64)
+    identity = {
+        "variance preserving": alpha**2 + sigma**2,
+        "variance exploding": alpha,
+        "straight": alpha + sigma,
+    }[schedule.scaling.name]
+    torch.testing.assert_close(identity, torch.ones_like(identity), rtol=1e-14, atol=0)
+
+
+def test_shape_dtype_and_device_follow_t(schedule, device):
+    t = times(schedule)[:6].reshape(2, 3, 1).to(device)
+    for value in (schedule.log_snr(t), *schedule.alpha_sigma(t), schedule.to_unit(t)):
+        assert (value.shape, value.dtype, value.device.type) == (t.shape, torch.float32, device.type)
+    empty = schedule.log_snr(t[:0])
+    assert empty.shape == (0, 3, 1)
+    u = torch.rand(2, 3, device=device, generator=torch.Generator(device).manual_seed(0))
+    native = schedule.from_unit(u)
+    assert (native.shape, native.device.type) == (u.shape, device.type)
+    assert native.dtype == (torch.int64 if schedule.discrete else torch.float64)
+    assert schedule.t_of_log_snr(schedule.log_snr(t)).shape == t.shape
+
+
+def test_from_unit_is_monotone_and_even(schedule):
+    count = schedule.timesteps if schedule.discrete else 1
+    u = (torch.arange(count * 8, dtype=torch.float64) + 0.5) / (count * 8)
+    t = schedule.from_unit(u)
+    assert bool((t[1:] >= t[:-1]).all())
+    low, high = schedule.ends
+    assert schedule.from_unit(torch.tensor([0.0, 1.0])).tolist() == [low.item(), high.item()]
+    schedule.log_snr(torch.stack([low, high]) if schedule.discrete else torch.stack([low, high]).float())  # legal
+    if schedule.discrete:
+        assert (low.item(), high.item()) == (0, schedule.timesteps - 1) == schedule.range
+        assert t.bincount().tolist() == [8] * schedule.timesteps
+    else:
+        assert bool((t[1:] > t[:-1]).all())
+
+
+def test_unit_time_round_trips(schedule):
+    low, high = schedule.ends
+    t = times(schedule)
+    t = t[(t.double() >= low) & (t.double() <= high)]
+    unit = schedule.to_unit(t, torch.float64)
+    assert bool((unit >= 0).all())
+    assert bool((unit <= 1).all())
+    back = schedule.from_unit(unit)
+    if schedule.discrete:
+        assert torch.equal(back, t)
+    else:
+        torch.testing.assert_close(back, t.double(), rtol=1e-9, atol=1e-15)
+
+
+def test_log_snr_round_trips(schedule):
+    t = times(schedule)
+    log_snr = schedule.log_snr(t, torch.float64)
+    back = schedule.t_of_log_snr(log_snr)
+    assert back.dtype == torch.float64
+    if schedule.discrete:
+        first = torch.searchsorted(-log_snr, -log_snr)  # the lowest t of those with this log-SNR
+        torch.testing.assert_close(back, first.double(), rtol=0, atol=1e-9)
+        between = (log_snr[1:] + log_snr[:-1]) / 2
+        inside = (between < log_snr[:-1]) & between.isfinite()
+        torch.testing.assert_close(
+            schedule.t_of_log_snr(between)[inside], t[:-1][inside].double() + 0.5, rtol=0, atol=1e-6
+        )
+    else:
+        # Where t is flat in floating point (near an end) the log-SNR is what must come back.
+        again = schedule._log_snr(back)
+        ends = schedule.range
+        ordinary = (log_snr.abs() < 20) & (t.double() >= ends[0]) & (t.double() <= ends[1])
+        torch.testing.assert_close(again[ordinary], log_snr[ordinary], rtol=1e-9, atol=1e-9)
+        assert bool(ordinary.sum() > len(t) / 2)
+    beyond = schedule.t_of_log_snr(torch.tensor([math.inf, -math.inf], dtype=torch.float64))
+    assert beyond.tolist() == pytest.approx([t[0].item(), t[-1].item()], abs=1e-7)
+
+
+def test_tables(schedule):
+    if not schedule.discrete or schedule.scaling is not schedules.base.VARIANCE_PRESERVING:
+        for name in ("betas", "alphas", "alpha_bars"):
+            with pytest.raises(
+                TypeError, match=f"discrete, variance preserving schedule has {name.replace('alphas', 'betas')}"
+            ):
+                getattr(schedule, name)
+        return
+    betas, alphas, alpha_bars = schedule.betas, schedule.alphas, schedule.alpha_bars
+    assert all(x.shape == (schedule.timesteps,) and x.dtype == torch.float64 for x in (betas, alphas, alpha_bars))
+    assert bool((betas >= 0).all())
+    assert bool((betas <= 1).all())
+    assert torch.equal(alphas, 1 - betas)
+    torch.testing.assert_close(alphas.cumprod(0), alpha_bars, rtol=1e-12, atol=0)
+    alpha, sigma = schedule.alpha_sigma(torch.arange(schedule.timesteps), torch.float64)
+    torch.testing.assert_close(alpha**2, alpha_bars, rtol=1e-12, atol=0)
+    torch.testing.assert_close(sigma**2, 1 - alpha_bars, rtol=1e-12, atol=1e-15)
+    betas.zero_()
+    assert schedule.betas.sum() > 0  # what is handed out is a copy
+
+
+def test_equal_fields_are_equal_objects(schedule):
+    again = dataclasses.replace(schedule)
+    assert again is not schedule
+    assert again == schedule
+    assert hash(again) == hash(schedule)
+    assert {again: 1}[schedule] == 1
+    assert eval(repr(schedule), vars(schedules)) == schedule
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        schedule.timesteps = 7
+    for field in settable(schedule):
+        if isinstance(getattr(schedule, field), float):
+            try:
+                other = dataclasses.replace(schedule, **{field: getattr(schedule, field) * (1 - 1e-9) + 1e-12})
+            except ValueError:
+                continue
+            assert other != schedule
+
+
+def settable(schedule: Schedule) -> list[str]:
+    return [f.name for f in dataclasses.fields(schedule) if f.init and f.name != "base"]
+
+
+def wrong_values(schedule: Schedule, name: str) -> list:
+    value = getattr(schedule, name)
+    if isinstance(value, str):
+        return ["abc", 3, None]
+    if isinstance(value, tuple):
+        return ["abc.txt", math.nan, [math.nan], ["abc"], [], [0.5, math.inf], [0.5, 1.5], [-0.5], [True]]
+    wrong = ["abc", math.nan, math.inf, [], {}]
+    if isinstance(value, bool):
+        return wrong
+    largest = 10**12 if isinstance(value, int) else 1e300
+    outside = [x for x in (-largest, largest) if refusal(schedule, name, x)]
+    assert outside, f"{name} takes any number, however large"
+    return [*wrong, True, *outside]
+
+
+def refusal(schedule: Schedule, name: str, value) -> str:
+    try:
+        dataclasses.replace(schedule, **{name: value})
+    except (ValueError, FileNotFoundError) as error:
+        return str(error)
+    return ""
+
+
+def test_bad_fields_are_refused_by_name_value_and_range(schedule):
+    for name in settable(schedule):
+        for wrong in wrong_values(schedule, name):
+            message = refusal(schedule, name, wrong)
+            shown = wrong[-1] if isinstance(wrong, list) and wrong else wrong
+            assert f"schedule.{name}" in message, (name, wrong, message)
+            if wrong == "abc.txt":
+                continue  # a file that is not there
+            assert repr(shown) in message or shown in ([], {})
+            assert re.search(r"in [\[(].+, ?.*[\])]|>=? \d|one of|a finite number", message), message
+
+
+def test_a_time_out_of_range_or_of_the_wrong_kind_is_refused(schedule):
+    low, high = schedule.range
+    kind = torch.int64 if schedule.discrete else torch.float64
+    beyond = high + 1 if high < 1e30 else math.inf
+    for t in (torch.tensor([low - 1]), torch.tensor([beyond])):
+        for method in (schedule.log_snr, schedule.alpha_sigma):
+            with pytest.raises(ValueError, match=f"{type(schedule).__name__} wants t as"):
+                method(t.to(kind))
+    with pytest.raises(ValueError, match="wants t as"):
+        schedule.log_snr(torch.tensor([0.5]) if schedule.discrete else torch.tensor([1]))
+    if not schedule.discrete:
+        with pytest.raises(ValueError, match="wants t as float"):
+            schedule.log_snr(torch.tensor([math.nan]))
+
+
+def test_it_is_used_in_inference_mode_and_trained_with_after(schedule):
+    fresh = dataclasses.replace(schedule)
+    t = times(schedule)[:3]
+    schedules.base.table.cache_clear()
+    with torch.inference_mode():
+        fresh.alpha_sigma(t)
+    weight = torch.ones(3, requires_grad=True)
+    (fresh.alpha_sigma(t)[0] * weight).sum().backward()
+    assert weight.grad is not None
+
+
+# Composition, as a user writes it.
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if isinstance(made(name), schedules.Wrapper)])
+def test_a_wrapper_takes_any_base_that_fits_it_on_the_command_line(name):
+    key = "schedule.base.base" if isinstance(made(name).base, schedules.Wrapper) else "schedule.base"
+    fitted = 0
+    for base in ("cosine", "rectified"):
+        config = composed(f"schedule={name}", f"schedule@{key}={base}", config="train")
+        try:
+            wrapped = instantiate(config.schedule)
+        except InstantiationException as error:
+            if "ValueError('schedule." not in str(error):
+                raise
+            continue
+        fitted += 1
+        inner = wrapped.base.base if key.endswith("base.base") else wrapped.base
+        assert inner == made(base)
+        assert type(wrapped) is type(made(name))
+    assert fitted
+
+
+def test_wrappers_nest_on_the_command_line():
+    config = composed(
+        "schedule=zero_terminal_snr",
+        "schedule@schedule.base=shifted",
+        "schedule@schedule.base.base=cosine",
+        "schedule.base.factor=2",
+        "schedule.base.base.timesteps=400",
+        config="train",
+    )
+    wanted = schedules.ZeroTerminalSNR(schedules.Shifted(schedules.Cosine(400), factor=2.0, image=8))
+    assert instantiate(config.schedule) == wanted
+
+
+@pytest.mark.parametrize("wrapper", [schedules.ZeroTerminalSNR, schedules.Respaced])
+def test_a_discrete_wrapper_on_a_continuous_schedule_says_what_to_do(wrapper):
+    with pytest.raises(ValueError, match=r"schedule\.base must be a discrete.*schedule@schedule\.base=discretised"):
+        wrapper(schedules.VPSDE())
+    wrapper(schedules.Discretised(schedules.VPSDE()))
+
+
+def test_other_bases_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"schedule\.base must be a schedule, but got 'cosine'"):
+        schedules.Shifted("cosine", factor=2.0)
+    with pytest.raises(ValueError, match="variance preserving"):
+        schedules.ZeroTerminalSNR(schedules.Discretised(schedules.Rectified()))
+    with pytest.raises(ValueError, match=r"schedule\.base must be a continuous schedule.*Respaced"):
+        schedules.Discretised(schedules.Cosine())
+    with pytest.raises(ValueError, match="less signal at its last step"):
+        schedules.ZeroTerminalSNR(schedules.LinearBeta(1))
+    with pytest.raises(ValueError, match=r"schedule\.factor.*schedule\.image"):
+        schedules.Shifted(schedules.Cosine())
+    with pytest.raises(ValueError, match=r"schedule\.base_image_end.*would rise"):
+        schedules.InterpolatedShift(schedules.LinearLogSNR(3.0, -3.0), base_image_start=8, base_image_end=256)
+    with pytest.raises(ValueError, match=r"schedule\.low must be a whole number in \[0, 999\]"):
+        schedules.Truncated(schedules.Cosine(), low=0.5)
+    with pytest.raises(ValueError, match=r"schedule\.low must be less than schedule\.high, 0\.2"):
+        schedules.Truncated(schedules.VPSDE(), low=0.3, high=0.2)
+
+
+def test_ends_in_the_wrong_order_are_refused():
+    for wrong in (
+        lambda: schedules.LinearBeta(beta_start=0.03),
+        lambda: schedules.ScaledLinearBeta(beta_end=1e-5),
+        lambda: schedules.SigmoidBeta(beta_start=0.03),
+        lambda: schedules.SigmoidAlphaBar(start=4.0),
+        lambda: schedules.VPSDE(beta_min=21.0),
+        lambda: schedules.LinearLogSNR(log_snr_min=14.0),
+        lambda: schedules.VE(sigma_min=200.0),
+        lambda: schedules.EDM(sigma_min=200.0),
+    ):
+        with pytest.raises(ValueError, match=r"schedule\.\w+ must (be|not be) .*schedule\.\w+"):
+            wrong()
+
+
+def test_a_rescaled_linear_schedule_needs_more_than_20_steps():
+    assert schedules.LinearBeta(21, rescale=True).betas.max() < 1
+    with pytest.raises(ValueError, match=r"schedule\.timesteps must be > 20 where schedule\.rescale.*got 20"):
+        schedules.LinearBeta(20, rescale=True)
+
+
+# Tables of one's own.
+
+
+@pytest.mark.parametrize("key", ["betas", "alpha_bars"])
+@pytest.mark.parametrize("kind", ["npy", "npz", "npz of one", "csv", "csv without names", "csv of one name"])
+def test_a_table_is_read_from_a_file(tmp_path, key, kind):
+    import numpy as np
+
+    cosine = schedules.Cosine(20)
+    values = getattr(cosine, key).numpy()
+    path = tmp_path / f"table.{kind.split()[0]}"
+    if kind == "npy":
+        np.save(path, values)
+    elif kind.startswith("npz"):
+        np.savez(path, **({key: values, "other": values[:3]} if kind == "npz" else {"noise": values}))
+    elif kind == "csv":
+        path.write_text(f"t, {key}\n" + "".join(f"{t}, {float(v)!r}\n" for t, v in enumerate(values)))
+    else:
+        name = "noise\n" if "name" in kind and "without" not in kind else ""
+        path.write_text(name + "".join(f"{float(v)!r}\n" for v in values))
+    read = schedules.Tabulated.from_file(path, key)
+    assert read == schedules.Tabulated(tuple(values.tolist()), key) == schedules.Tabulated(str(path), key)
+    assert hash(read) == hash(schedules.Tabulated(values, key))
+    assert read != schedules.Tabulated(tuple(values[:-1].tolist()), key)
+    torch.testing.assert_close(read.alpha_bars, cosine.alpha_bars, rtol=1e-12, atol=0)
+    torch.testing.assert_close(read.betas, cosine.betas, rtol=1e-9, atol=1e-15)
+    path.unlink()
+    assert read.log_snr(torch.arange(20)).isfinite().all()  # it holds the numbers, not the file
+    made_on_command_line = composed("+schedule=tabulated", f"schedule.key={key}", "schedule.values=[0.5,0.25]")
+    assert instantiate(made_on_command_line.schedule).timesteps == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "message"),
+    [
+        ([0.1, 1.0, 0.1], "betas", r"schedule\.values\[1\] must be in \(0, 1\).*only the last may be 1"),
+        ([0.0, 0.1], "betas", r"values\[0\] must be in \(0, 1\)"),
+        ([0.9, 0.95], "alpha_bars", r"values\[1\] must be in \(0, 0\.9\], as alpha_bars never rise"),
+        ([1.0, 0.5], "alpha_bars", r"values\[0\] must be in \(0, 1\)"),
+        ([0.9, 0.0, 0.0], "alpha_bars", r"values\[1\].*only the last may be 0"),
+    ],
+)
+def test_tables_that_are_no_schedule_are_refused(values, key, message):
+    with pytest.raises(ValueError, match=message):
+        schedules.Tabulated(values, key)
+
+
+def test_a_table_may_end_in_pure_noise():
+    for table in (schedules.Tabulated((0.5, 1.0)), schedules.Tabulated((0.5, 0.0), "alpha_bars")):
+        alpha, sigma = table.alpha_sigma(torch.arange(2))
+        assert (alpha[1].item(), sigma[1].item()) == (0.0, 1.0)
+        assert table.betas[1] == 1
+
+
+def test_files_that_hold_no_table_are_refused(tmp_path):
+    import numpy as np
+
+    with pytest.raises(FileNotFoundError, match=r"schedule\.values: there is no file"):
+        schedules.Tabulated("nowhere.npy")
+    for name in ("a.txt", "b.npy", "c.npz", "d.csv", "e.csv", "f.csv"):
+        (tmp_path / name).write_text("")
+    np.save(tmp_path / "b.npy", np.ones((2, 2)))
+    np.savez(tmp_path / "c.npz", one=np.ones(2), two=np.ones(2))
+    (tmp_path / "d.csv").write_text("0.1,0.2\n0.3,0.4\n")
+    (tmp_path / "f.csv").write_text("betas\n0.1\nx\n")
+    for name, message in {
+        "a.txt": r"the path of a \.npy, \.npz or \.csv file",
+        "b.npy": r"one row of numbers",
+        "c.npz": r"schedule\.key must be a name that is there.*one, two",
+        "d.csv": r"one column, or columns with names, one of them betas",
+        "e.csv": r"a file with numbers in it",
+        "f.csv": r"schedule\.values\[1\] must be a finite number in \(0, 1\), but got 'x'",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            schedules.Tabulated.from_file(tmp_path / name)
+    with pytest.raises(ValueError, match=r"schedule\.key must be one of 'betas', 'alpha_bars'"):
+        schedules.Tabulated.from_file(tmp_path / "b.npy", "alphas")
