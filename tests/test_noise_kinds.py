@@ -1,0 +1,287 @@
+"""Kinds of noise: their laws, that a sample's noise is its own, and what is refused.
+
+Statistical limits have a false-alarm chance of at most 10^-6; the draws are keyed, so what passes once passes always.
+"""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from scipy import stats
+
+from diffaug.noise import Gaussian, Immiscible, InputPerturbation, Noise, Offset, Pyramid, StudentT, gaussian
+from diffaug.noise.kinds import sums
+from diffaug.noise.philox import Keys, Purpose, keys
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+NAMES = sorted(path.stem for path in CONFIGS.glob("noise/*.yaml"))
+Z = stats.norm.isf(0.5e-6)
+COUNT = 4096
+SHAPE = (2, 8, 8)
+
+
+def of_yaml(name: str, *overrides: str) -> Noise:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return instantiate(compose(overrides=[f"+noise={name}", *overrides]).noise)
+
+
+def some(count: int = COUNT, shape: tuple[int, ...] = SHAPE, seed: int = 5) -> tuple[Keys, torch.Tensor]:
+    images = torch.rand(count, *shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return keys(torch.arange(count) * 7919 % 2**33, seed=2**50 + seed, epoch=3), images
+
+
+def part(key: Keys, which: object) -> Keys:
+    return Keys(*(k[which] for k in key))
+
+
+def mean_is(x: torch.Tensor, expected: float, deviation: float) -> None:
+    """The mean of independent numbers of a known standard deviation."""
+    assert abs(x.double().mean().item() - expected) < Z * deviation / math.sqrt(len(x))
+
+
+# --- every kind -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 7, 5)])
+def test_a_sample_s_noise_is_its_own(name, shape, same_random_state):
+    """Any batch split, any order: the same bits, of the noise that is returned and of that which is mixed."""
+    kind = of_yaml(name)
+    key, x_0 = some(48, shape)
+    before = x_0.clone()
+    whole = kind.draw(key, x_0)
+    mixed = kind.mixed(key, whole)
+    assert whole.shape == x_0.shape
+    assert whole.dtype == mixed.dtype == torch.float32
+    assert torch.equal(x_0, before)
+    for size in (1, 7, 32):
+        for start in range(0, 48, size):
+            which = slice(start, start + size)
+            found = kind.draw(part(key, which), x_0[which])
+            assert torch.equal(found, whole[which])
+            assert torch.equal(kind.mixed(part(key, which), found), mixed[which])
+    order = torch.randperm(48, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(kind.draw(part(key, order), x_0[order]), whole[order])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_key_alone_decides(name):
+    kind = of_yaml(name)
+    key, x_0 = some(8)
+    whole = kind.draw(key, x_0)
+    assert torch.equal(kind.draw(key, x_0), whole)
+    for other in (keys(torch.arange(8) + 1), keys(torch.arange(8) * 7919, seed=1), some(8, seed=6)[0]):
+        assert (kind.draw(other, x_0) == whole).double().mean() < 0.01
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_kind_is_a_plain_value(name):
+    kind = of_yaml(name)
+    assert kind == of_yaml(name)
+    assert hash(kind) == hash(of_yaml(name))
+    kinds = {c.__name__: c for c in (Gaussian, Immiscible, InputPerturbation, Offset, Pyramid, StudentT)}
+    assert eval(repr(kind), kinds) == kind
+    assert kind.standard_normal == (name == "gaussian")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "immiscible"])
+def test_mean_and_variance_of_an_element(name):
+    """Element (0, 0, 0) of 4096 samples: mean 0 and the variance that the kind states."""
+    kind = of_yaml(name)
+    x = kind.draw(*some())[:, 0, 0, 0].double()
+    variance = {"offset": 1.01, "pyramid": None}.get(name, 1.0)
+    if variance is None:
+        return  # test_pyramid_is_its_levels: its variance depends on the pixel
+    kurtosis = 3 + (6 / (10 - 4) if name == "student_t" else 0)
+    mean_is(x, 0, math.sqrt(variance))
+    mean_is(x.square(), variance, variance * math.sqrt(kurtosis - 1))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 64, 243])
+def test_sums(count):
+    x = torch.randn(7, count, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(sums(x), x.double().sum(1).float(), rtol=0, atol=1e-6 * count)
+    assert sums(torch.ones(3, count)).tolist() == [count] * 3
+
+
+# --- offset -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("strength", [0.1, 1.0])
+def test_offset_covariance(strength, normalize):
+    """Within a channel strength^2, across channels 0; divided by 1 + strength^2 where normalised."""
+    x = Offset(strength, normalize=normalize).draw(*some()).double()
+    scale = 1 + strength**2 if normalize else 1.0
+    variance, within = (1 + strength**2) / scale, strength**2 / scale
+    same, across = x[:, 0, 0, 0] * x[:, 0, 5, 3], x[:, 0, 0, 0] * x[:, 1, 0, 0]
+    mean_is(x[:, 1, 2, 2].square(), variance, variance * math.sqrt(2))
+    mean_is(same, within, math.sqrt(variance**2 + within**2))
+    mean_is(across, 0, variance)
+
+
+def test_offset_is_a_shift_of_each_channel():
+    key, x_0 = some(16)
+    shift = (Offset(0.1).draw(key, x_0) - gaussian(key, SHAPE)).double()
+    expected = 0.1 * gaussian(key, (2,), Purpose.OFFSET).double()
+    torch.testing.assert_close(shift, expected[:, :, None, None].expand(16, *SHAPE), rtol=0, atol=1e-6)
+
+
+# --- Student-t --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nu", [3, 10])
+def test_student_t_is_one(nu):
+    """An element times sqrt(nu / (nu - 2)) is Student-t, by Kolmogorov and Smirnov; its chi2 is chi-squared."""
+    key, x_0 = some()
+    x = StudentT(nu).draw(key, x_0).double()
+    element = x[:, 1, 3, 4] * math.sqrt(nu / (nu - 2))
+    assert stats.kstest(element.numpy(), stats.t(nu).cdf).pvalue > 1e-6
+    chi_square = (nu - 2) * (gaussian(key, SHAPE).double() / x)[:, 0, 0, 0].square()
+    assert stats.kstest(chi_square.numpy(), stats.chi2(nu).cdf).pvalue > 1e-6
+
+
+def test_student_t_is_one_scale_a_sample():
+    key, x_0 = some(16)
+    ratio = StudentT().draw(key, x_0) / gaussian(key, SHAPE)
+    torch.testing.assert_close(ratio, ratio[:, :1, :1, :1].expand_as(ratio), rtol=1e-5, atol=0)
+    assert ratio[:, 0, 0, 0].unique().numel() == 16
+
+
+def test_student_t_elements_are_uncorrelated_but_large_together():
+    x = StudentT().draw(*some()).double()
+    a, b = x[:, 0, 0, 0], x[:, 1, 7, 7]
+    joint = 8 / 6  # E[a^2 b^2] = (nu - 2)^2 E[chi2^-2] = (nu - 2) / (nu - 4)
+    mean_is(a * b, 0, math.sqrt(joint))
+    fourth = 9 * 8**3 / (6 * 4 * 2)  # E[(a b)^4] = 9 (nu - 2)^4 E[chi2^-4], E[chi2^-4] = 1 / (8 6 4 2)
+    mean_is((a * b).square(), joint, math.sqrt(fourth - joint**2))
+
+
+# --- pyramid ----------------------------------------------------------------------------------------------------
+
+
+def test_pyramid_has_unit_deviation_in_every_sample():
+    x = Pyramid().draw(*some(256)).double().flatten(1)
+    torch.testing.assert_close(x.std(1, correction=0), torch.ones(256, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+def test_pyramid_is_its_levels():
+    """The unnormalised sum has the covariance of its bilinear levels: the ratio of two elements' covariances shows it.
+
+    Enlarging 4x4, 2x2 and 1x1 to 8x8 is linear: with U_i its matrix, the covariance is I + sum_i discount^2i U_i U_i^T.
+    """
+    covariance = torch.eye(64, dtype=torch.float64)
+    for level, side in ((1, 4), (2, 2), (3, 1)):
+        basis = torch.eye(side**2, dtype=torch.float64).view(side**2, 1, side, side)
+        enlarged = torch.nn.functional.interpolate(basis, size=(8, 8), mode="bilinear").view(side**2, 64)
+        covariance += 0.9 ** (2 * level) * enlarged.T @ enlarged
+    key, x_0 = some(COUNT, (1, 8, 8))
+    x = Pyramid().draw(key, x_0).double().view(COUNT, 64)
+    # The sample's own deviation is divided out: bring it back through the fine level, which is known.
+    fine = gaussian(key, (1, 8, 8)).double().view(COUNT, 64)
+    coarse = [
+        gaussian(key, (1, side, side), Purpose.PYRAMID, first).view(COUNT, 1, side, side)
+        for side, first in ((4, 0), (2, 16), (1, 20))
+    ]
+    total = fine + sum(
+        0.9 ** (i + 1) * torch.nn.functional.interpolate(c, size=(8, 8), mode="bilinear").double().view(COUNT, 64)
+        for i, c in enumerate(coarse)
+    )
+    torch.testing.assert_close(x, total / total.std(1, correction=0, keepdim=True), rtol=0, atol=2e-5)
+    for a, b in ((0, 0), (27, 27), (0, 1), (27, 36), (0, 63)):
+        deviation = math.sqrt(covariance[a, a] * covariance[b, b] + covariance[a, b] ** 2)
+        mean_is(total[:, a] * total[:, b], covariance[a, b].item(), deviation)
+
+
+@pytest.mark.parametrize("shape", [(2, 16), (1, 4, 8, 4), (3, 2, 9)])
+def test_pyramid_of_other_shapes(shape):
+    x = Pyramid(levels=2).draw(*some(5, shape))
+    assert x.shape == (5, *shape)
+    assert x.isfinite().all()
+
+
+# --- immiscible -------------------------------------------------------------------------------------------------
+
+
+def test_immiscible_takes_the_nearest_of_its_candidates():
+    key, x_0 = some(200)
+    found = Immiscible(5).draw(key, x_0)
+    candidates = torch.stack([gaussian(key, SHAPE, Purpose.CANDIDATES, i * 128) for i in range(5)])
+    distance = (x_0 - candidates).double().square().flatten(2).sum(2)
+    chosen = distance.argmin(0)
+    assert torch.equal(found, candidates[chosen, torch.arange(200)])
+    counts = torch.bincount(chosen, minlength=5)
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-6  # no candidate is preferred
+    repeated = candidates.numel() - len(candidates.unique())  # by chance some 100 of 128,000 float32 numbers
+    assert repeated < 1000, "candidates share counters: each takes 32 blocks of 4 numbers"
+
+
+def test_immiscible_looks_at_the_image():
+    key, x_0 = some(64)
+    near, far = Immiscible(16).draw(key, x_0), Immiscible(16).draw(key, -x_0)
+    assert (near != far).flatten(1).any(1).double().mean() > 0.5
+    assert (x_0 - near).square().mean() < (x_0 - far).square().mean()
+
+
+# --- input perturbation -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", ["gaussian", "offset", "student_t", "immiscible"])
+def test_input_perturbation(base):
+    """epsilon is the base's own; what is mixed in has strength^2 more variance, independent of epsilon."""
+    kind = of_yaml("input_perturbation", f"noise@noise.base={base}", "noise.strength=0.5")
+    assert kind == InputPerturbation(0.5, of_yaml(base))
+    key, x_0 = some()
+    epsilon = kind.draw(key, x_0)
+    assert torch.equal(epsilon, of_yaml(base).draw(key, x_0))
+    xi = (kind.mixed(key, epsilon) - epsilon).double()[:, 0, 2, 2]
+    mean_is(xi, 0, 0.5)
+    mean_is(xi.square(), 0.25, 0.25 * math.sqrt(2))
+    mean_is(xi * epsilon[:, 0, 2, 2].double(), 0, 0.5 * 1.2)
+
+
+def test_only_input_perturbation_mixes_other_noise():
+    key, x_0 = some(2)
+    for kind in (Gaussian(), Offset(), Pyramid(), StudentT(), Immiscible()):
+        epsilon = kind.draw(key, x_0)
+        assert kind.mixed(key, epsilon) is epsilon
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Offset(strength=0), r"noise\.strength must be a number > 0, but got 0 \(int\)"),
+        (lambda: Offset(normalize="no"), r"noise\.normalize must be true or false, but got 'no'"),
+        (lambda: Pyramid(discount=1.5), r"noise\.discount must be a number in \(0, 1\], but got 1\.5"),
+        (lambda: Pyramid(levels=0), r"noise\.levels must be a whole number in \[1, 32\], but got 0"),
+        (lambda: StudentT(nu=2), r"noise\.nu must be a whole number > 2: .* no finite variance, but got 2 "),
+        (lambda: StudentT(nu=2.5), r"noise\.nu must be a whole number in \[3, 65536\], but got 2\.5"),
+        (lambda: StudentT(nu="x"), r"noise\.nu must be a whole number in \[3, 65536\], but got 'x'"),
+        (lambda: Immiscible(1), r"noise\.candidates must be a whole number in \[2, 1024\], but got 1"),
+        (lambda: InputPerturbation(-1), r"noise\.strength must be a number > 0, but got -1"),
+        (lambda: InputPerturbation(base=3), r"noise\.base must be a Noise object, but got 3"),
+        (lambda: InputPerturbation(base=InputPerturbation()), r"perturbing twice.*Set one noise\.strength"),
+    ],
+)
+def test_bad_fields_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_whole_degrees_of_freedom_may_be_written_as_a_float():
+    assert StudentT(nu=10.0) == StudentT(nu=10)
+
+
+def test_samples_without_channels_or_sides_are_refused():
+    key, x_0 = some(2, (9,))
+    with pytest.raises(ValueError, match=r"shifts each channel as a whole.*\(9,\) have none.*Use noise=gaussian"):
+        Offset().draw(key, x_0)
+    for shape in ((9,), (3, 1, 8), (1, 2, 2, 2, 2)):
+        with pytest.raises(ValueError, match=r"coarser resolutions.*do not have.*Use noise=gaussian"):
+            Pyramid().draw(*some(2, shape))
