@@ -4,6 +4,7 @@ A transform, `ForwardProcess`, and the LightningDataModule that applies it, `Dif
 in, ``(x_t, epsilon, t)`` on the accelerator out.
 """
 
+import diffaug.config  # so that Hydra finds the package's configs
 from diffaug.data import DiffusionDataModule as DiffusionDataModule
 from diffaug.process import ForwardProcess as ForwardProcess
 from diffaug.process import NoisyBatch as NoisyBatch

@@ -8,11 +8,13 @@ dataset item -> the user's transform, still uint8, + its place       in the work
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
+from PIL.Image import Image
 from pytorch_lightning.trainer.states import RunningStage
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
@@ -109,6 +111,8 @@ class DiffusionDataModule(pl.LightningDataModule):
         super().__init__()
         if not isinstance(process, ForwardProcess):
             raise refuse("process", process, "a ForwardProcess")
+        if _are_datasets(train):
+            raise refuse("data.train", train, "one dataset; join several by torch.utils.data.ConcatDataset")
         unknown = sorted(set(loader_options) - set(_LOADER_OPTIONS))
         if unknown:
             raise ValueError(
@@ -139,7 +143,7 @@ class DiffusionDataModule(pl.LightningDataModule):
         source = self._sources[stage]
         if source is None:
             return []
-        return list(source) if isinstance(source, (list, tuple)) else [source]  # pyright: ignore[reportReturnType]
+        return list(source) if _are_datasets(source) else [source]  # pyright: ignore[reportReturnType, reportArgumentType]
 
     def prepare_data(self) -> None:
         """Make what is made by a function once, on one process, so that it can download."""
@@ -161,7 +165,7 @@ class DiffusionDataModule(pl.LightningDataModule):
                 self._datasets[name] = [self._prepared(s, name, i) for i, s in enumerate(self._listed(name))]
 
     def _prepared(self, source: Source, stage: str, number: int) -> Images:
-        many = isinstance(self._sources[stage], (list, tuple))
+        many = _are_datasets(self._sources[stage])
         name = f"data.{stage}[{number}]" if many else f"data.{stage}"
         integer(f"the number of data.{stage} datasets", number, 0, 2**DATASET_BITS - 1)
         dataset: Any = source if isinstance(source, Dataset) or not callable(source) else source()
@@ -206,7 +210,7 @@ class DiffusionDataModule(pl.LightningDataModule):
         return {"batch_size": self.batch_size, "collate_fn": collate, "pin_memory": pin, **self.loader_options}
 
     def _train_dataloader(self) -> EpochLoader:
-        (images,) = self._datasets["train"]
+        images = self.images("train")
         sampler = EpochSampler(
             len(images), seed=self.seed or 0, shuffle=self.shuffle, sampler=self.sampler, **self._ranks()
         )
@@ -224,7 +228,7 @@ class DiffusionDataModule(pl.LightningDataModule):
             )
             for images in self._datasets[stage]
         ]
-        return loaders if isinstance(self._sources[stage], (list, tuple)) else loaders[0]
+        return loaders if _are_datasets(self._sources[stage]) else loaders[0]
 
     def _val_dataloader(self) -> Any:
         return self._evaluation_loaders("val", self.val_repeats)
@@ -299,6 +303,12 @@ class DiffusionDataModule(pl.LightningDataModule):
             )
         if changed:
             _log.warning("going on with a changed recipe: %s", "; ".join(changed))
+
+
+def _are_datasets(source: Any) -> bool:
+    """Whether a list is one of several datasets, and not itself a dataset: a list of items."""
+    items = (Tensor, np.ndarray, tuple, list, Mapping, int, float, Image)
+    return isinstance(source, (list, tuple)) and not any(isinstance(part, items) for part in source)
 
 
 def _repeated(value: Any, views: int) -> Any:

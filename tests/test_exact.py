@@ -149,7 +149,7 @@ def test_a_killed_run_goes_on_exactly(killed, resumed, reference, tmp_path):
     before, after = tmp_path / "before", tmp_path / "after"
     run(before, expect=None, **{"kill_at": 17, **killed})
     checkpoint = torch.load(before / "last.ckpt", weights_only=True)
-    done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
+    done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
     run(after, ckpt_path=str(before / "last.ckpt"), **resumed)
     ranks = resumed.get("devices", 1)
     rest = [(epoch, [draw for draw in batch if draw[1] == 0]) for epoch, batch in sequence(after, ranks)]

@@ -1,0 +1,298 @@
+"""DiffusionDataModule: what a user's training_step receives, and what a user is told when something is wrong."""
+
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import TensorDataset
+from torchvision.transforms import v2
+
+from diffaug import Cosine, DiffusionDataModule, ForwardProcess, LinearBeta, NoisyBatch
+
+PROCESS = ForwardProcess(LinearBeta())
+
+
+class Listener(pl.LightningModule):
+    """Keeps every batch it is given, by stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.seen: dict[str, list[Any]] = {"train": [], "val": [], "test": [], "predict": []}
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        x_t, epsilon, t = batch[:3]
+        self.seen["train"].append(batch)
+        return (self.weight * x_t.float() - epsilon.float()).square().mean()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.seen["val"].append(batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.seen["test"].append(batch)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        self.seen["predict"].append(batch)
+        return batch.t
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def trainer(**options: Any) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"max_epochs": 1, **options},
+    )
+
+
+def pictures(count: int = 10, channels: int = 3, size: int = 6) -> TensorDataset:
+    generator = torch.Generator().manual_seed(count)
+    images = torch.randint(0, 256, (count, channels, size, size), generator=generator, dtype=torch.uint8)
+    return TensorDataset(images, torch.arange(count))
+
+
+def fit(data: DiffusionDataModule, **options: Any) -> dict[str, list[Any]]:
+    listener = Listener()
+    trainer(**options).fit(listener, data)
+    return listener.seen
+
+
+def together(batches: list[Any], name: str) -> torch.Tensor:
+    return torch.cat([getattr(batch, name) for batch in batches])
+
+
+def test_every_stage_gives_triples(same_random_state):
+    data = DiffusionDataModule(*(pictures() for _ in range(4)), process=PROCESS, batch_size=4, seed=1)
+    listener, run = Listener(), trainer(num_sanity_val_steps=0)
+    run.fit(listener, data)
+    run.test(listener, data, verbose=False)
+    predicted = run.predict(listener, data)
+    assert [len(batch) for batch in predicted] == [4, 4, 2]
+    for stage, batches in listener.seen.items():
+        assert [type(batch) for batch in batches] == [NoisyBatch] * 3, stage
+        assert together(batches, "x_t").shape == (10, 3, 6, 6)
+    # Each stage has noise of its own, for the same images.
+    noise = [together(batches, "epsilon").mean() for batches in listener.seen.values()]
+    assert len({float(n) for n in noise}) == 4
+
+
+def test_a_datamodule_without_validation():
+    seen = fit(DiffusionDataModule(pictures(), process=PROCESS))
+    assert seen["val"] == []
+    assert len(seen["train"]) == 1
+
+
+def test_validation_alone_then_training():
+    """`validate` runs in inference mode: what it leaves behind must not break a later fit."""
+    data = DiffusionDataModule(pictures(), pictures(), process=ForwardProcess(Cosine(timesteps=33)))
+    listener, run = Listener(), trainer()
+    run.validate(listener, data, verbose=False)
+    run.fit(listener, data)
+
+
+def test_fields_and_labels():
+    process = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "label", "x_0", "index"))
+    images, labels = pictures().tensors
+    seen = fit(DiffusionDataModule(pictures(), process=process, batch_size=4))["train"]
+    index = together(seen, "index")
+    assert sorted(index.tolist()) == list(range(10))
+    assert torch.equal(together(seen, "label"), labels[index])
+    torch.testing.assert_close(together(seen, "x_0"), images[index] / 127.5 - 1, rtol=0, atol=1e-6)
+
+
+def test_transforms_are_applied_where_they_say():
+    process = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "x_0", "index"))
+    seen_types = []
+
+    def on_device(batch: torch.Tensor) -> torch.Tensor:
+        seen_types.append((batch.dtype, batch.ndim))
+        return batch.flip(-1)
+
+    images = pictures().tensors[0]
+    data = DiffusionDataModule(
+        pictures(),
+        pictures(),
+        process=process,
+        transform=v2.RandomCrop(4),
+        eval_transform=v2.CenterCrop(4),
+        device_transform=on_device,
+    )
+    seen = fit(data, num_sanity_val_steps=0)
+    assert seen_types == [(torch.uint8, 4)]
+    index, x_0 = together(seen["val"], "index"), together(seen["val"], "x_0")
+    torch.testing.assert_close(x_0, images[index][:, :, 1:5, 1:5] / 127.5 - 1, rtol=0, atol=1e-6)
+    for i, x in zip(together(seen["train"], "index"), together(seen["train"], "x_0"), strict=True):
+        crops = [images[i][:, a : a + 4, b : b + 4].flip(-1) / 127.5 - 1 for a in range(3) for b in range(3)]
+        assert any(torch.allclose(x, crop, atol=1e-6) for crop in crops)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_random_crops_are_exact_too(num_workers, same_random_state):
+    process = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "x_0", "index"))
+
+    def crops(workers: int, batch_size: int) -> dict[int, torch.Tensor]:
+        data = DiffusionDataModule(
+            pictures(40),
+            process=process,
+            transform=v2.RandomCrop(3),
+            num_workers=workers,
+            batch_size=batch_size,
+            seed=2,
+        )
+        return {int(i): x for batch in fit(data)["train"] for i, x in zip(batch.index, batch.x_0, strict=True)}
+
+    a, b = crops(0, 40), crops(num_workers, 7)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[i], b[i]) for i in a)
+
+
+def test_views_share_an_image_and_have_their_own_noise():
+    process = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "x_0", "view", "label"))
+    (batch,) = fit(DiffusionDataModule(pictures(), process=process, views=3))["train"]
+    assert len(batch.t) == 30
+    assert torch.equal(batch.x_0[0::3], batch.x_0[2::3])
+    assert torch.equal(batch.label, batch.label[::3].repeat_interleave(3))
+    assert len(torch.unique(batch.epsilon.flatten(1), dim=0)) == 30
+
+
+def test_val_repeats_are_spread_over_the_times():
+    process = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "index", "view"))
+    data = DiffusionDataModule(pictures(), pictures(4), process=process, val_repeats=8)
+    batches = fit(data, num_sanity_val_steps=0)["val"]
+    t, index = together(batches, "t"), together(batches, "index")
+    for i in range(4):
+        own = torch.sort(t[index == i]).values
+        assert len(own) == 8
+        assert own.diff().max() < 2.7 * 1000 / 8
+
+
+def test_the_seed_is_seed_everything_s(monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "77")
+    data = DiffusionDataModule(pictures(), process=PROCESS)
+    data.setup("fit")
+    assert data.seed == 77
+    monkeypatch.delenv("PL_GLOBAL_SEED")
+    data = DiffusionDataModule(pictures(), process=PROCESS)
+    data.setup("fit")
+    assert data.seed == 0
+    assert "PL_GLOBAL_SEED" not in os.environ
+
+
+def test_uint8_crosses_the_bus_and_float_images_are_not_rounded_on_the_way():
+    images = torch.rand(4, 1, 4, 4) * 2 - 1
+    process = ForwardProcess(LinearBeta(), fields=("x_0", "epsilon", "t"), dtype=torch.float32)
+    data = DiffusionDataModule(TensorDataset(images), process=process, shuffle=False)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    moved = pl.plugins.HalfPrecision("bf16-true").convert_input(batch)
+    assert moved.image.dtype == torch.float32
+    uint8 = DiffusionDataModule(pictures(), process=process)
+    uint8.setup("fit")
+    assert next(iter(uint8.train_dataloader())).image.dtype == torch.uint8
+
+
+def test_a_function_makes_the_dataset_on_setup_and_not_before():
+    made = []
+
+    def source() -> TensorDataset:
+        made.append(1)
+        return pictures()
+
+    data = DiffusionDataModule(source, process=PROCESS)
+    assert made == []
+    fit(data)
+    assert made == [1, 1]  # prepare_data on rank 0, then setup
+
+
+def test_a_collision_with_the_model_s_hook_is_lightning_s_own_warning():
+    class Both(Listener):
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            raise AssertionError
+
+    with pytest.warns(UserWarning, match="on_after_batch_transfer"):
+        trainer().fit(Both(), DiffusionDataModule(pictures(), process=PROCESS))
+
+
+def test_no_warnings_in_a_plain_run():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*number of training batches.*")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        fit(DiffusionDataModule(pictures(), pictures(), process=PROCESS))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"process": "linear"}, r"process must be a ForwardProcess, but got 'linear'"),
+        ({"batch_size": 0}, r"data\.batch_size must be a whole number >= 1, but got 0"),
+        ({"batch_size": "8"}, r"data\.batch_size must be .* but got '8' \(str\)"),
+        ({"views": 0}, r"data\.views must be"),
+        ({"seed": -3}, r"data\.seed must be"),
+        ({"num_workers": -1}, r"data\.num_workers must be"),
+        ({"batchsize": 3}, r"no options \['batchsize'\].*num_workers"),
+    ],
+)
+def test_bad_options_are_refused_before_any_data_is_read(options, message):
+    def never() -> TensorDataset:
+        raise AssertionError("read")
+
+    with pytest.raises(ValueError, match=message):
+        DiffusionDataModule(never, **{"process": PROCESS, **options})
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "message"),
+    [
+        (
+            TensorDataset(torch.zeros(0, 1, 4, 4)),
+            {},
+            r"data\.train must hold at least one image, but TensorDataset has length 0",
+        ),
+        ([(1, 2)], {}, r"data\.train\[0\] holds no image: item_0 \(int\), label \(int\)"),
+        ([{"a": np.zeros((4, 4)), "b": np.zeros((4, 4))}], {}, r"holds 2 images: a .*data\.image_key says which"),
+        (
+            [torch.rand(1, 4, 4) * 255],
+            {},
+            r"spans \[.*\], outside process\.value_range=\[-1, 1\]\. Set process\.value_range",
+        ),
+        ([torch.full((1, 4, 4), float("nan"))], {}, r"spans \[nan, nan\], outside"),
+        (
+            [torch.zeros(1, 4, 4)],
+            {"image_shape": [3, 4, 4]},
+            r"data\.image_shape says \[3, 4, 4\], but data\.train\[0\] has shape \[1, 4, 4\]",
+        ),
+        (iter([torch.zeros(1, 4, 4)]), {}, r"data\.train must be a map-style dataset"),
+        ([torch.zeros(1, 4, 4)], {"image_key": "picture"}, r"data\.image_key='picture' is not in data\.train\[0\]"),
+    ],
+)
+def test_bad_data_are_refused_before_training(dataset, options, message):
+    with pytest.raises(ValueError, match=message):
+        fit(DiffusionDataModule(dataset, process=PROCESS, **options))
+
+
+def test_a_field_that_is_not_there_is_said_before_training():
+    process = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "lable"))
+    with pytest.raises(
+        ValueError, match=r"process\.fields asks for \['lable'\], but data\.train\[0\] holds beside the image label"
+    ):
+        fit(DiffusionDataModule(pictures(), process=process))
+
+
+def test_images_of_different_sizes_are_named():
+    sizes = [torch.zeros(1, 4, 4), torch.zeros(1, 4, 5)]
+    with pytest.raises(
+        ValueError, match=r"sample \d is .*\(1, 4, [45]\).*sample \d is .*\(1, 4, [45]\).*data\.image_size"
+    ):
+        fit(DiffusionDataModule(sizes, process=PROCESS))

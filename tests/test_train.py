@@ -1,0 +1,121 @@
+"""The main job, as a user starts it: real processes, real files."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+pytestmark = pytest.mark.slow
+
+
+def command(*overrides: str) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), *overrides]
+
+
+def train(cwd: Path, *overrides: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(*overrides), capture_output=True, text=True, timeout=400, cwd=cwd)
+    assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-3000:]
+    return done
+
+
+def steps(run: Path) -> list[int]:
+    with (run / "metrics.csv").open() as file:
+        return [int(row["step"]) for row in csv.DictReader(file) if row["train_loss"]]
+
+
+QUICK = (
+    "trainer.max_steps=4",
+    "trainer.val_check_interval=2",
+    "trainer.log_every_n_steps=1",
+    "callbacks.pictures.steps=3",
+)
+
+
+def test_a_run_leaves_its_files(tmp_path):
+    done = train(tmp_path, "hydra.run.dir=run", *QUICK)
+    run = tmp_path / "run"
+    for name in (".hydra/config.yaml", "checkpoints/last.ckpt", "metrics.csv", "summary.json"):
+        assert (run / name).is_file(), name
+    for name in ("schedule.png", "forward.png", "samples.png"):
+        assert name in done.stdout
+        with Image.open(run / name) as picture:
+            assert min(picture.size) > 200
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["prior_kl_bits_per_dim"] == pytest.approx(2.09e-5, rel=1e-2)
+    assert (
+        summary["schedule"] == "LinearBeta(timesteps=1000, beta_start=0.0001, beta_end=0.02)"
+        or "LinearBeta(" in summary["schedule"]
+    )
+    assert summary["seed"] == 0
+    assert summary["steps"] == 4
+    assert 0 < summary["val_loss"] < 10
+    assert re.search(r"bits per dimension", done.stdout)
+    torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+
+
+def test_a_killed_run_goes_on_in_its_folder(tmp_path):
+    options = ("hydra.run.dir=run", *QUICK[1:], "callbacks.pictures.samples=0")
+    process = subprocess.Popen(
+        command(*options, "trainer.max_steps=100000"),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    for _ in range(600):
+        if last.is_file():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = torch.load(last, weights_only=True)["global_step"]
+    train(tmp_path, *options, "ckpt_path=last", f"trainer.max_steps={done + 3}")
+    assert steps(tmp_path / "run")[-3:] == [done, done + 1, done + 2]
+    refused = train(tmp_path, *options, "ckpt_path=last", "schedule=cosine", expect=1)
+    assert re.search(
+        r"(?s)another recipe.*schedule: LinearBeta.*-> Cosine.*data\.allow_changed_recipe=true", refused.stderr
+    )
+
+
+def test_two_processes(tmp_path):
+    train(tmp_path, "hydra.run.dir=run", *QUICK, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 4
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    "choice", ["schedule=rectified", "model.target=v", "trainer.precision=bf16-mixed", "trainer=debug"]
+)
+def test_other_recipes_train(choice, tmp_path):
+    train(tmp_path, "hydra.run.dir=run", *QUICK, choice)
+
+
+def test_photos(tmp_path):
+    if not (SHARED / "photos").is_dir():
+        pytest.skip("the photos are not here")
+    root = os.path.relpath(SHARED / "photos", tmp_path)
+    train(tmp_path, "hydra.run.dir=run", *QUICK, "data=image_folder", f"data.root={root}", "data.image_size=32")
+    assert (tmp_path / "run" / "forward.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("data=image_folder", "data.root=nowhere"), r"data\.root='nowhere' is not a folder"),
+        (("ckpt_path=last",), r"ckpt_path=last: there is no"),
+        (("schedule.beta_end=abc",), r"schedule\.beta_end must be a number in \(0, 1\), but got 'abc'"),
+    ],
+)
+def test_mistakes_end_before_training(overrides, message, tmp_path):
+    assert re.search(message, train(tmp_path, *overrides, expect=1).stderr)
