@@ -19,6 +19,7 @@ from diffaug.targets import (
     TARGETS,
     Level,
     Pair,
+    as_input,
     check_target,
     converted,
     convertible,
@@ -225,6 +226,17 @@ def test_known_inverses():
     denoised = 0.25 / (s**2 + 0.25) * x_t + s * 0.5 / (s**2 + 0.25).sqrt() * network
     found = converted(composed("edm"), "F", "x_0", network, x_t, s[:, 0])
     torch.testing.assert_close(found, denoised, rtol=1e-12, atol=1e-12)
+
+
+def test_what_a_network_is_given_follows_from_x_t_alone(schedule):
+    x_0, epsilon = images(41, seed=4)
+    t = times(schedule)
+    level = Level(schedule, t)
+    x_t, x_in = (
+        sum(c[:, None] * x for c, x in zip(IMAGE_FIELDS[name](level), (x_0, epsilon), strict=True)) for name in INPUTS
+    )
+    torch.testing.assert_close(as_input(schedule, "x_in", x_t, t), x_in, rtol=1e-12, atol=1e-15)
+    assert as_input(schedule, "x_t", x_t, t) is x_t
 
 
 def test_the_impossible_is_refused():

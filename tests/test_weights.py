@@ -1,5 +1,6 @@
 """Loss weights: known values, closed forms at high precision, and what they come to on the other targets' losses."""
 
+import functools
 from pathlib import Path
 
 import mpmath
@@ -31,6 +32,7 @@ NAMES = sorted(path.stem for path in CONFIGS.glob("weight/*.yaml"))
 mp = mpmath.mp
 
 
+@functools.cache
 def of_yaml(name: str) -> Weight:
     return instantiate(OmegaConf.load(CONFIGS / "weight" / f"{name}.yaml"))
 
@@ -189,8 +191,10 @@ def test_bad_targets_are_refused():
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_are_plain_values(name):
     weight = of_yaml(name)
-    assert weight == of_yaml(name)
-    assert hash(weight) == hash(of_yaml(name))
+    again = of_yaml.__wrapped__(name)
+    assert weight == again
+    assert weight is not again
+    assert hash(weight) == hash(again)
     kinds = {type(weight).__name__: type(weight)}
     assert eval(repr(weight), kinds) == weight
 

@@ -4,6 +4,7 @@
 another), ``weight`` and ``weights`` (of the loss), ``pairs`` (two states of one image).
 """
 
+from diffaug.targets.conversions import as_input as as_input
 from diffaug.targets.conversions import check_target as check_target
 from diffaug.targets.conversions import converted as converted
 from diffaug.targets.conversions import convertible as convertible
@@ -12,6 +13,7 @@ from diffaug.targets.fields import FIELDS as FIELDS
 from diffaug.targets.fields import IMAGE_FIELDS as IMAGE_FIELDS
 from diffaug.targets.fields import INPUTS as INPUTS
 from diffaug.targets.fields import NUMBER_FIELDS as NUMBER_FIELDS
+from diffaug.targets.fields import PAIR_FIELDS as PAIR_FIELDS
 from diffaug.targets.fields import TARGETS as TARGETS
 from diffaug.targets.fields import mix_table as mix_table
 from diffaug.targets.fields import mixes as mixes

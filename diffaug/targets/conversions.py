@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffaug.checks import choice
 from diffaug.schedules import Schedule
-from diffaug.targets.fields import IMAGE_FIELDS, TARGETS
+from diffaug.targets.fields import IMAGE_FIELDS, INPUTS, TARGETS
 from diffaug.targets.level import SIGMA_DATA, Level, Mix
 
 
@@ -53,8 +53,7 @@ def converted(
             f"and {source} say the same thing. Predict v, flow, velocity or F, or keep away from that end."
         )
     dtype = torch.promote_types(torch.promote_types(x_t.dtype, prediction.dtype), torch.float32)
-    shape = (-1, *(1,) * (x_t.ndim - 1))
-    a, b = (c.to(dtype).to(x_t.device).view(shape) for c in (a, b))
+    a, b = (c.to(dtype).to(x_t.device).view(_shape(x_t)) for c in (a, b))
     return a * x_t + b * prediction
 
 
@@ -72,6 +71,22 @@ def recovered(
         converted(schedule, target, "x_0", prediction, x_t, t, sigma_data),
         converted(schedule, target, "epsilon", prediction, x_t, t, sigma_data),
     )
+
+
+def as_input(schedule: Schedule, name: str, x_t: Tensor, t: Tensor, sigma_data: float = SIGMA_DATA) -> Tensor:
+    """x_t as the network is given it: itself, or x_in = x_t / sqrt(D). For sampling, where x_0 is not known.
+
+    Arguments:
+        name: a name of `INPUTS`.
+        x_t: float, shape (B, *).
+        t: native times, shape (B,).
+    """
+    choice("input", name, INPUTS)
+    if name == "x_t":
+        return x_t
+    level = Level(schedule, t.cpu() if t.device.type == "mps" else t, sigma_data)
+    factor = 1 / torch.hypot(level.sigma, level.alpha * sigma_data)
+    return factor.to(torch.promote_types(x_t.dtype, torch.float32)).to(x_t.device).view(_shape(x_t)) * x_t
 
 
 def check_target(schedule: Schedule, target: str) -> None:
@@ -111,3 +126,7 @@ def _solved(schedule: Schedule, source: str, target: str, t: Tensor, sigma_data:
 
 def _share(part: Tensor, whole: Tensor) -> Tensor:
     return torch.where(part == 0, 0.0, part / whole)
+
+
+def _shape(x: Tensor) -> tuple[int, ...]:
+    return (-1, *(1,) * (x.ndim - 1))
