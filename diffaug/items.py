@@ -94,10 +94,11 @@ def as_tensor(image: Any, where: str, value_range: tuple[float, float] = (-1.0, 
     Raises:
         ValueError: it is none of these, its layout is in doubt, or its dtype does not say what its range is.
     """
-    if not isinstance(image, (Tensor, np.ndarray)) and hasattr(image, "getbands"):
-        image = _array(image)
     if isinstance(image, np.ndarray):
+        _check_layout(image, where)
         image = _from_array(image, where)
+    elif not isinstance(image, Tensor) and hasattr(image, "getbands"):
+        image = _from_array(_array(image), where)
     if not isinstance(image, Tensor):
         raise ValueError(f"{where} must be a PIL image, a tensor or a numpy array, but is {described(image)}.")
     if type(image) is not Tensor:
@@ -135,9 +136,9 @@ def over_white(image: Any) -> Any:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def _from_array(array: np.ndarray[Any, Any], where: str) -> Tensor:
+def _check_layout(array: np.ndarray[Any, Any], where: str) -> None:
     if array.ndim == 2:
-        array = array[:, :, None]
+        return
     height, width, channels = array.shape if array.ndim == 3 else (0, 0, 0)
     # (C, H, W) would show as few rows, or as more channels than a picture has pixels a side.
     few_rows = height <= _CHANNELS < width
@@ -147,8 +148,12 @@ def _from_array(array: np.ndarray[Any, Any], where: str) -> Tensor:
             "be neither. Yield a tensor, whose layout is taken as it is: torch.from_numpy(array) if it is (C, H, W) "
             "or has no height and width, torch.from_numpy(array).permute(2, 0, 1) if it is (H, W, C)."
         )
+
+
+def _from_array(array: np.ndarray[Any, Any], where: str) -> Tensor:
+    array = (array[:, :, None] if array.ndim == 2 else array).transpose(2, 0, 1)
     try:
-        return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C", dtype=array.dtype.newbyteorder("=")))
+        return torch.from_numpy(np.array(array, order="C", dtype=array.dtype.newbyteorder("=")))
     except TypeError as error:
         raise ValueError(
             f"{where} is a numpy array of dtype {array.dtype}; an image must be uint8 in [0, 255], uint16 in "

@@ -1,0 +1,471 @@
+"""Any dataset item to an image tensor: what is taken, what is refused, and whose random draws are whose."""
+
+import random
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+from torchvision import tv_tensors
+from torchvision.datasets import FakeData
+from torchvision.transforms import v2
+
+from diffaug.images import Images, Place, as_tensor, check_range, collate, split
+from diffaug.noise.guard import KeyedCalls, mixed, sample_seed
+
+IMAGE = Image.new("RGB", (6, 4), (1, 2, 3))
+
+
+class Pair(NamedTuple):
+    picture: Any
+    kind: Any
+
+
+def places(*indices: int, epoch: int = 0, view: int = 0) -> list[Place]:
+    return [Place(index, view, position, epoch) for position, index in enumerate(indices)]
+
+
+class Items(Dataset):
+    """Whatever a function makes of an index."""
+
+    def __init__(self, make: Callable[[int], Any], size: int = 12) -> None:
+        self.make, self.size = make, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Any:
+        return self.make(index)
+
+
+# What an item is made of.
+
+
+@pytest.mark.parametrize(
+    ("item", "key", "extra"),
+    [
+        (IMAGE, None, {}),
+        ((IMAGE, 3), None, {"label": 3}),
+        ([IMAGE, 3, "a", 5], None, {"label": 3, "item_2": "a", "item_3": 5}),
+        ((3, IMAGE), None, {"item_0": 3}),
+        ((torch.zeros(2, 2), IMAGE), 1, {"item_0": torch.zeros(2, 2)}),
+        ((torch.zeros(2, 2), IMAGE), "label", {"item_0": torch.zeros(2, 2)}),
+        ({"image": IMAGE, "kind": 3, 7: "seven"}, None, {"kind": 3, "7": "seven"}),
+        ({"image": IMAGE, "mask": torch.zeros(2, 2)}, "image", {"mask": torch.zeros(2, 2)}),
+        ({0: IMAGE, 1: torch.zeros(2, 2)}, 0, {"1": torch.zeros(2, 2)}),
+        (Pair(IMAGE, 3), None, {"kind": 3}),
+        (Pair(IMAGE, torch.zeros(2, 2)), "picture", {"kind": torch.zeros(2, 2)}),
+        (Pair(IMAGE, torch.zeros(2, 2)), 0, {"kind": torch.zeros(2, 2)}),
+    ],
+)
+def test_split(item: Any, key: str | int | None, extra: dict[str, Any]):
+    before = dict(item) if isinstance(item, dict) else None
+    image, rest = split(item, key, "data.train[0]")
+    assert image is IMAGE
+    assert repr(rest) == repr(extra)
+    assert before is None or before.keys() == item.keys()
+
+
+@pytest.mark.parametrize(
+    ("item", "key", "message"),
+    [
+        (3, None, r"data\.train\[5\] holds no image: item_0 \(int\)\."),
+        ((), None, r"data\.train\[5\] holds no image: nothing\."),
+        ({"path": "x.png"}, None, r"data\.train\[5\] holds no image: path \(str\)\."),
+        (
+            (IMAGE, torch.zeros(2, 3)),
+            None,
+            r"holds 2 images: item_0 \(PIL image 6x4 of mode RGB\), "
+            r"label \(Tensor of shape \(2, 3\) and dtype torch\.float32\).*data\.image_key",
+        ),
+        (
+            {"a": IMAGE, "b": IMAGE},
+            "c",
+            r"data\.image_key='c' is not in data\.train\[5\], which holds a \(.*\), b \(.*\)",
+        ),
+        ((IMAGE, 3), 2, r"data\.image_key=2 is not in data\.train\[5\]"),
+        ((IMAGE, 3), -1, r"data\.image_key=-1 is not in data\.train\[5\]"),
+        ({"image": IMAGE, "t": 3, "sigma": 1}, None, r"has parts named \['sigma', 't'\].*Rename them"),
+    ],
+)
+def test_split_refuses(item: Any, key: str | int | None, message: str):
+    with pytest.raises(ValueError, match=message):
+        split(item, key, "data.train[5]")
+
+
+# What an image is.
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "channels"),
+    [
+        ("L", 5, [5]),
+        ("RGB", (1, 2, 3), [1, 2, 3]),
+        ("RGBA", (1, 2, 3, 4), [1, 2, 3, 4]),
+        ("LA", (1, 2), [1, 2]),
+        ("1", 1, [255]),
+        ("CMYK", (0, 255, 255, 0), [255, 0, 0]),
+        ("YCbCr", (100, 128, 128), [100, 100, 100]),
+        ("HSV", (0, 255, 255), [255, 0, 0]),
+    ],
+)
+def test_pil_modes(mode: str, colour: Any, channels: list[int]):
+    tensor = as_tensor(Image.new(mode, (6, 4), colour), "x")
+    assert tensor.dtype == torch.uint8
+    assert torch.equal(tensor, torch.tensor(channels, dtype=torch.uint8)[:, None, None].expand(-1, 4, 6))
+
+
+@pytest.mark.parametrize(("transparent", "seen"), [(None, [10, 20, 30]), (1, [255, 255, 255])])
+def test_pil_palette(transparent: int | None, seen: list[int]):
+    image = Image.new("P", (6, 4), 1)
+    image.putpalette([1, 2, 3, 10, 20, 30])
+    if transparent is not None:
+        image.info["transparency"] = transparent
+    assert as_tensor(image, "x")[:, 2, 2].tolist() == seen
+
+
+@pytest.mark.parametrize("make", [Image.fromarray, np.asarray, torch.from_numpy], ids=["pil", "numpy", "torch"])
+def test_16_bits_are_mapped_to_the_value_range(make: Callable[[Any], Any]):
+    values = np.array([[0, 13107, 65535]], np.uint16)
+    tensor = as_tensor(make(values), "x", (-1, 1))
+    assert tensor.dtype == torch.float32
+    assert tensor.flatten().tolist() == pytest.approx([-1, -0.6, 1], abs=1e-6)
+    assert as_tensor(make(values), "x", (0, 2)).flatten().tolist() == pytest.approx([0, 0.4, 2], abs=1e-6)
+
+
+def test_pil_big_endian_16_bits():
+    image = Image.frombytes("I;16B", (1, 1), bytes([51, 51]))
+    assert as_tensor(image, "x", (0, 1)).item() == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "seen"),
+    [
+        ((5, 6), (1, 5, 6)),
+        ((2, 9), (1, 2, 9)),
+        ((5, 6, 1), (1, 5, 6)),
+        ((5, 6, 3), (3, 5, 6)),
+        ((20, 30, 13), (13, 20, 30)),
+    ],
+)
+def test_numpy_layouts(shape: tuple[int, ...], seen: tuple[int, ...]):
+    array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    tensor = as_tensor(array, "x")
+    assert tuple(tensor.shape) == seen
+    channel, row, column = (side - 1 for side in seen)
+    assert tensor[channel, row, column] == (array[row, column] if array.ndim == 2 else array[row, column, channel])
+    tensor.zero_()
+    assert array.any(), "the user's array is not to be written to"
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 32, 4), (16, 64, 64), (8, 8, 8), (7,), (2, 3, 8, 8)])
+def test_numpy_layouts_in_doubt_are_refused(shape: tuple[int, ...]):
+    with pytest.raises(ValueError, match=r"data\.train\[2\] is a numpy array of shape .*torch\.from_numpy\(array\)"):
+        as_tensor(np.zeros(shape, np.uint8), "data.train[2]")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(5),
+        torch.zeros(2, 5),
+        torch.zeros(3, 4, 8, 8, dtype=torch.uint8),
+        torch.zeros(2, 2, dtype=torch.half),
+    ],
+)
+def test_a_tensor_is_taken_as_it_is(tensor: torch.Tensor):
+    assert as_tensor(tensor, "x") is tensor
+
+
+def test_a_tv_tensor_becomes_a_plain_one():
+    tensor = as_tensor(tv_tensors.Image(torch.ones(3, 4, 4, dtype=torch.uint8)), "x")
+    assert type(tensor) is torch.Tensor
+    assert tensor.sum() == 48
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.zeros(2, 2, dtype=torch.bool), r"data\.train\[7\] has dtype torch\.bool, .*\.float\(\).*a mask"),
+        (torch.zeros(2, 2, dtype=torch.int64), r"has dtype torch\.int64, .*\.to\(torch\.uint8\) if"),
+        (torch.zeros(2, 2, dtype=torch.complex64), r"has dtype torch\.complex64"),
+        (np.zeros((2, 2), bool), r"has dtype torch\.bool"),
+        (np.zeros((2, 2), np.int32), r"has dtype torch\.int32"),
+        (np.zeros((2, 2), object), r"is a numpy array of dtype object"),
+        (Image.new("I", (2, 2)), r"has dtype torch\.int32"),
+        (torch.zeros(0, 3), r"is empty or a single number: Tensor of shape \(0, 3\)"),
+        (torch.tensor(1.0), r"is empty or a single number"),
+        ("x.png", r"must be a PIL image, a tensor or a numpy array, but is str"),
+    ],
+)
+def test_as_tensor_refuses(image: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        as_tensor(image, "data.train[7]")
+
+
+def test_check_range():
+    check_range(torch.tensor([-1.0005, 1.0005]), (-1, 1), "x")
+    check_range(torch.rand(3, 4, requires_grad=True), (0, 1), "x")
+    for bad, seen in ((1.01, r"\[0, 1\.01\]"), (-2.0, r"\[-2, 0\]"), (float("nan"), r"\[nan, nan\]")):
+        message = rf"data\.val\[1\] spans {seen}, outside process\.value_range=\[-1, 1\]\. Set process\.value_range"
+        with pytest.raises(ValueError, match=message):
+            check_range(torch.tensor([0.0, bad]), (-1, 1), "data.val[1]")
+
+
+# Items, joined.
+
+
+def test_collate():
+    dataset = Images(Items(lambda i: (torch.full((1, 2, 2), i / 12), i, f"name {i}")), wanted=("item_2", "label"))
+    batch = collate(dataset.__getitems__([Place(3, 1, 7, 5), Place(0, 2, 8, 5)]))
+    assert torch.equal(batch.image, torch.tensor([3 / 12, 0])[:, None, None, None].expand(2, 1, 2, 2))
+    assert torch.equal(batch.place, torch.tensor([[3, 1, 7, 5], [0, 2, 8, 5]]))
+    assert batch.extra["item_2"] == ["name 3", "name 0"]
+    assert batch.extra["label"].tolist() == [3, 0]
+    assert len(batch) == 2
+    assert batch.to(torch.float64).image.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (
+            torch.zeros(3, 5, 4),
+            r"sample 4 is torch\.float32 of shape \(3, 4, 4\) and sample 9 is .*\(3, 5, 4\).*Resize",
+        ),
+        (torch.zeros(1, 4, 4), r"sample 9 is .*\(1, 4, 4\)\. Give them the same channels"),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), r"sample 9 is torch\.uint8 .*Convert them to one dtype"),
+    ],
+)
+def test_collate_refuses_what_differs(second: torch.Tensor, message: str):
+    with pytest.raises(ValueError, match=message):
+        collate([(torch.zeros(3, 4, 4), Place(4, 0, 0, 0), {}), (second, Place(9, 0, 1, 0), {})])
+
+
+def test_collate_names_the_part_that_cannot_be_joined():
+    items = [(torch.zeros(2, 2), Place(i, 0, i, 0), {"caption": None}) for i in range(2)]
+    with pytest.raises(ValueError, match=r"process\.fields asks for 'caption', but these parts .* cannot be joined"):
+        collate(items)
+
+
+def test_a_field_the_dataset_lacks():
+    with pytest.raises(
+        ValueError, match=r"process\.fields asks for \['mask'\], but data\.train\[0\] holds beside .* label"
+    ):
+        Images(Items(lambda i: (IMAGE, i)), wanted=("mask",))[Place(0, 0, 0, 0)]
+
+
+@pytest.mark.skipif(not hasattr(Exception, "add_note"), reason="Python 3.10 has no notes on exceptions")
+def test_errors_of_the_users_own_code_name_the_sample():
+    def fails(_: Any) -> Any:
+        raise KeyError("of the user")
+
+    for dataset, note in (
+        (Images(Items(fails), name="data.val"), "in reading data.val[5]"),
+        (Images(Items(lambda i: IMAGE), transform=fails), "in data.transform of data.train[5]"),
+    ):
+        with pytest.raises(KeyError, match="of the user") as caught:
+            dataset[Place(5, 0, 0, 0)]
+        assert caught.value.__notes__ == [note]
+
+
+# Random draws.
+
+
+def drawing(*sources: str) -> Callable[[Any], torch.Tensor]:
+    """A transform that draws from the named global states, and from numpy's normals, which keep one in store."""
+    draw = {
+        "torch": lambda: torch.rand(()).item(),
+        "numpy": lambda: np.random.rand(),  # noqa: NPY002
+        "normal": lambda: np.tanh(np.random.randn()),  # noqa: NPY002
+        "python": random.random,
+    }
+    return lambda image: torch.tensor([draw[source]() for source in sources]).expand(2, -1)
+
+
+def state() -> str:
+    return repr((torch.get_rng_state().sum(), torch.initial_seed(), np.random.get_state(), random.getstate()))  # noqa: NPY002
+
+
+SOURCES = [("torch",), ("numpy",), ("normal",), ("python",), ("torch", "numpy", "python", "normal"), ()]
+
+
+@pytest.mark.parametrize("sources", SOURCES[:-1], ids="+".join)
+def test_draws_belong_to_the_sample_alone(sources: tuple[str, ...]):
+    def images() -> Images:
+        return Images(Items(lambda i: IMAGE), transform=drawing(*sources), domain=(7, 0, 0))
+
+    def seen(dataset: Images, wanted: list[Place]) -> dict[int, list[float]]:
+        return {place.index: image[0].tolist() for image, place, _ in dataset.__getitems__(wanted)}
+
+    whole = seen(images(), places(*range(12)))
+    assert len({tuple(values) for values in whole.values()}) == 12
+    random.seed(1)
+    torch.manual_seed(1)
+    assert seen(images(), places(4, 2, 9)) == {index: whole[index] for index in (4, 2, 9)}
+    one_by_one = images()
+    for index in (5, 11, 5):
+        assert seen(one_by_one, places(index)) == {index: whole[index]}
+    for other in (places(4, epoch=1), places(4, view=1)):
+        assert seen(images(), other)[4] != whole[4]
+    other = Images(Items(lambda i: IMAGE), transform=drawing(*sources), domain=(8, 0, 0))
+    assert seen(other, places(4))[4] != whole[4]
+
+
+def test_a_rare_draw_is_keyed_too():
+    def rarely(i: int) -> torch.Tensor:
+        return torch.full((2, 2), np.random.rand() if i == 9 else 0.0)  # noqa: NPY002
+
+    dataset = Images(Items(rarely))
+    for start in (0, 4):
+        dataset.__getitems__(places(*range(start, start + 4)))
+    seen = dataset.__getitems__(places(8, 9))[1][0]
+    assert torch.equal(seen, Images(Items(rarely))[Place(9, 0, 0, 0)][0])
+    assert seen.min() > 0
+
+
+@pytest.mark.parametrize("sources", SOURCES, ids="+".join)
+@pytest.mark.parametrize("stored", [False, True], ids=["", "with a normal in store"])
+def test_the_global_states_are_left_as_they_were(sources: tuple[str, ...], stored: bool):
+    np.random.seed(3)  # noqa: NPY002
+    if stored:
+        np.random.randn()  # noqa: NPY002
+    dataset = Images(Items(lambda i: IMAGE if i < 6 else 1 / 0), transform=drawing(*sources) if sources else None)
+    before = state()
+    for _ in range(2):
+        dataset.__getitems__(places(1, 2, 3))
+        assert state() == before
+        with pytest.raises(ZeroDivisionError):
+            dataset.__getitems__(places(4, 5, 6))
+        assert state() == before
+
+
+def test_only_what_draws_is_seeded_and_only_once_is_a_batch_read_twice():
+    read: list[int] = []
+    dataset = Images(Items(lambda i: read.append(i) or IMAGE), transform=drawing("torch"))
+    dataset.__getitems__(places(0, 1))
+    assert read == [0, 1, 0, 1]
+    dataset.__getitems__(places(2, 3))
+    assert read[4:] == [2, 3]
+    assert dataset._keyed.drawn == (True, False, False)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_flips_are_the_same_for_any_number_of_workers(workers: int):
+    data = TensorDataset(torch.arange(40 * 16, dtype=torch.float32).reshape(40, 1, 4, 4) / 640, torch.arange(40))
+    flips = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(), v2.RandomCrop(3)])
+    dataset = Images(data, transform=flips)
+    loaders = (
+        DataLoader(dataset, sampler=places(*range(40)), batch_size=size, num_workers=n, collate_fn=collate)
+        for size, n in ((40, 0), (7, workers))
+    )
+    one, other = (torch.cat([batch.image for batch in loader]) for loader in loaders)
+    assert torch.equal(one, other)
+    assert not torch.equal(one, data.tensors[0][:, :, :3, :3])
+
+
+def test_mixed_chains_and_does_not_collide():
+    assert mixed(1, 2, 3) == mixed(3, state=mixed(1, 2))
+    assert len({mixed(a, b) for a in range(100) for b in range(100)}) == 10000
+    assert mixed(0) == 0xE220A8397B1DCDAF  # splitmix64's first output from seed 0
+
+
+def test_keyed_calls_equal_seeding_everything():
+    draw = drawing("numpy", "torch", "python")
+    seen = KeyedCalls()(draw, range(3), lambda: [mixed(i) for i in range(3)])
+    for i, values in enumerate(seen):
+        sample_seed(i)
+        assert torch.equal(values, draw(None))
+
+
+# Real datasets.
+
+
+class Many(Items):
+    """A dataset that fetches many items at once, as Hugging Face's do."""
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        super().__init__(make)
+        self.asked: list[list[int]] = []
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        self.asked.append(indices)
+        return [self.make(index) for index in indices]
+
+
+def test_many_items_are_fetched_at_once():
+    inner = Many(lambda i: torch.full((1, 1), i / 12))
+    dataset = Images(Subset(inner, [5, 3, 1]))
+    assert [image.item() for image, _, _ in dataset.__getitems__(places(2, 0))] == pytest.approx([1 / 12, 5 / 12])
+    assert inner.asked == [[1, 5]]
+
+
+def test_a_dataset_that_draws_is_fetched_one_by_one():
+    def noisy(i: int) -> torch.Tensor:
+        return torch.rand(2, 2)
+
+    inner = Many(noisy)
+    dataset = Images(inner)
+    whole = dataset.__getitems__(places(0, 1, 2))
+    assert torch.equal(dataset.__getitems__(places(2, 0))[0][0], whole[2][0])
+    assert torch.equal(Images(Items(noisy))[Place(2, 0, 0, 0)][0], whole[2][0])
+    assert len(inner.asked) == 1
+
+
+def test_torch_datasets():
+    tensors = TensorDataset(torch.arange(24, dtype=torch.uint8).reshape(6, 1, 2, 2), torch.arange(6))
+    both = ConcatDataset([Subset(tensors, [5, 4]), tensors])
+    batch = collate(Images(both, wanted=("label",)).__getitems__(places(0, 2, 7)))
+    assert batch.extra["label"].tolist() == [5, 0, 5]
+    assert torch.equal(batch.image, tensors.tensors[0][[5, 0, 5]])
+
+
+def test_torchvision_dataset():
+    fake = FakeData(4, (3, 8, 8))
+    batch = collate(Images(fake, wanted=("label",)).__getitems__(places(3, 1)))
+    assert torch.equal(batch.image[1], v2.functional.pil_to_tensor(fake[1][0]))
+    assert batch.extra["label"].tolist() == [fake[3][1], fake[1][1]]
+
+
+def hugging_face() -> Any:
+    library = pytest.importorskip("datasets", reason="needs Hugging Face datasets: pip install datasets")
+    pictures = [Image.new("RGB", (6, 4), (i, 0, 0)) for i in range(5)]
+    features = library.Features({"image": library.Image(), "kind": library.Value("int64")})
+    return library.Dataset.from_dict({"image": pictures, "kind": list(range(5))}, features=features)
+
+
+def test_hugging_face_images():
+    data = hugging_face()
+    dataset = Images(data, wanted=("kind",))
+    assert dataset._in_batches
+    batch = collate(dataset.__getitems__(places(4, 1)))
+    assert batch.image.shape == (2, 3, 4, 6)
+    assert batch.image[:, 0, 0, 0].tolist() == [4, 1] == batch.extra["kind"].tolist()
+    as_torch = collate(Images(data.with_format("torch"), wanted=("kind",)).__getitems__(places(4, 1)))
+    assert torch.equal(as_torch.image, batch.image)
+    assert torch.equal(as_torch.extra["kind"], batch.extra["kind"])
+
+
+def test_hugging_face_random_transform_is_keyed():
+    def crop(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        drawn = [torch.randint(0, 256, (1, 4, 4), dtype=torch.uint8) for _ in batch["image"]]
+        return {**batch, "image": drawn}
+
+    data = hugging_face().with_transform(crop)
+    whole = Images(data).__getitems__(places(0, 1, 2, 3, 4))
+    part = Images(data).__getitems__(places(3, 2))
+    assert torch.equal(part[0][0], whole[3][0])
+    assert torch.equal(part[1][0], whole[2][0])
+    assert not torch.equal(part[0][0], part[1][0])
+
+
+def test_hugging_face_broken_image_names_the_sample():
+    library = pytest.importorskip("datasets", reason="needs Hugging Face datasets: pip install datasets")
+    rows = {"image": [{"bytes": b"no image", "path": None}] * 3}
+    data = library.Dataset.from_dict(rows, features=library.Features({"image": library.Image()}))
+    with pytest.raises(Exception, match="cannot identify image") as caught:
+        Images(data, name="data.val").__getitems__(places(2, 1))
+    assert "in reading data.val[2]" in getattr(caught.value, "__notes__", ["in reading data.val[2]"])
