@@ -77,27 +77,28 @@ class Independent(Coverage):
 
 @dataclass(frozen=True)
 class Stratified(Coverage):
-    """One sample in each stratum, at a place of its own there: Sobol's sequence under nested uniform scrambling.
+    """One sample in each stratum, at a place of its own there, the strata in random order.
 
     Cut the range into any 2^k equal strata (k <= 29): of any n consecutive samples, each stratum holds n / 2^k, give
-    or take less than 2; of 2^k that begin at a multiple of 2^k, exactly one. Within its stratum each sample lies
-    anywhere (Owen 1995, "Randomly permuted (t,m,s)-nets and (t,s)-sequences"). A run's share of an interval [0, x)
-    was never found off by more than (1 + log2(n)) / n; independent draws are off by about 0.9 / sqrt(n).
+    or take less than 2; of 2^k that begin at a multiple of 2^k, exactly one. Within its stratum each lies anywhere. A
+    run's share of an interval [0, x) was never found off by more than (1 + log2(n)) / n; independent draws are off by
+    about 0.9 / sqrt(n).
 
-    The stratified times of k-diffusion, (i + u_i) / n, without having to know n.
+    It is the stratified sampler of k-diffusion, (i + u_i) / n in any order, without having to know n. The digits of the
+    position, lowest first, are those of the point, highest first, but for coins: of the digits above it in the
+    position, so that each run has an order of its own; then of the digits before it in the point, which is nested
+    uniform scrambling (Owen 1995, "Randomly permuted (t,m,s)-nets and (t,s)-sequences").
     """
 
     def points(self, keys: Keys, position: Tensor | None) -> Tensor:
-        digits = sobol(self._placed(position))
-        depth = torch.arange(_DEPTH, device=digits.device)
-        # A digit is turned over by a coin of the node that the digits before it lead to: 2^depth + their number.
-        node = (1 << depth) | (digits[:, None] & ((1 << depth) - 1))
-        none = torch.zeros_like(node)
-        counter = (node, none, none + (Purpose.COVERAGE << 28), none + keys.domain[:, None])
-        coin = philox(counter, (none + keys.key_0[:, None], none + keys.key_1[:, None]))[0] & 1
-        digit = (digits[:, None] >> depth & 1) ^ coin
-        stratum = (digit << (52 - depth)).sum(1)
-        return stratum | (points(keys, Purpose.TIME) & (2 ** (53 - _DEPTH) - 1))
+        position = self._placed(position)[:, None]
+        depth = torch.arange(_DEPTH, device=position.device)
+        above = position >> (depth + 1)
+        # (0, 0, 0) is that of `keyed_offset`; no triple is used twice.
+        digit = (position >> depth & 1) ^ _coins(keys, depth, above & 0xFFFFFFFF, (above >> 32) + 1)
+        before = ((digit << depth).cumsum(1) - (digit << depth)) | (1 << depth)
+        digit = digit ^ _coins(keys, before, torch.zeros_like(before), torch.zeros_like(before))
+        return (digit << (52 - depth)).sum(1) | (points(keys, Purpose.TIME) & (2 ** (53 - _DEPTH) - 1))
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,11 @@ class Antithetic(Coverage):
 class Sobol(Coverage):
     """Sobol's sequence, shifted digitally: one random number an epoch, all else is in order.
 
-    Of any 2^k consecutive samples that begin at a multiple of 2^k, the times are exactly equally spaced; what holds of
+    Of any 2^k consecutive samples that begin at a multiple of 2^k, the points are exactly equally spaced; what holds of
     the strata of `Stratified` and of intervals holds here too. Sobol 1967, the dimension of the polynomial x + 1: in
     the first, van der Corput's, every second sample lies in the same half, so one of two ranks would see one half of
-    the times for a whole epoch.
+    the times for a whole epoch. On 3, 6, ... ranks the share of one rank alone is still uneven within an epoch (every
+    third number of the Thue-Morse sequence is mostly 0); a global batch, and the gradient, is even on any number.
     """
 
     def points(self, keys: Keys, position: Tensor | None) -> Tensor:
@@ -166,6 +168,12 @@ def golden(position: Tensor, offset: Tensor | int = 0) -> Tensor:
     and the same on every device. ``offset`` is in units of 2^-64.
     """
     return (position * _GOLDEN + offset) >> 11 & (2**53 - 1)
+
+
+def _coins(keys: Keys, word_0: Tensor, word_1: Tensor, word_2: Tensor) -> Tensor:
+    """One random bit for each epoch and triple of words, the last below 2^28: int64, of the words' shape, (B, N)."""
+    counter = (word_0, word_1, word_2 + (Purpose.COVERAGE << 28), keys.domain[:, None])
+    return philox(counter, (keys.key_0[:, None], keys.key_1[:, None]))[0] & 1
 
 
 def sobol(position: Tensor) -> Tensor:
