@@ -122,6 +122,11 @@ def test_recorded_zero_terminal_snr():
     assert [c.item() for c in schedule.alpha_sigma(t)] == [0.0, 1.0]
 
 
+def test_beyond_an_infinite_log_snr_the_nearest_step_is_the_finite_one_beside_it():
+    values = torch.tensor([1e6, -1e6, -math.inf], dtype=torch.float64)
+    assert ZeroTerminalSNR(LinearBeta()).t_of_log_snr(values).tolist() == [0, 998, 999]
+
+
 def test_recorded_sigmas():
     sigma = torch.exp(-ScaledLinearBeta().log_snr(torch.tensor([0, 499, 999]), torch.float64) / 2)
     assert sigma.tolist() == pytest.approx([0.029167158151720367, 1.612886194303876, 14.614641229333639], rel=1e-12)
@@ -328,6 +333,9 @@ OTHER_TABLES = {
     LinearBeta(1): lambda: [1 - mpf(1e-4)],
     ZeroTerminalSNR(Cosine()): lambda: zero_terminal(clipped(cosine)),
     ZeroTerminalSNR(Inverse()): lambda: inverse(T),
+    ZeroTerminalSNR(Tabulated((1e-13, 1e-13, 0.5))): lambda: zero_terminal(
+        products([mpf(1e-13), mpf(1e-13), mpf(0.5)])
+    ),
     Shifted(Cosine(100), image=256): lambda: shifted(clipped(cosine, steps=100), 4),
     Shifted(Inverse(100), factor=0.5): lambda: shifted(inverse(100), 0.5),
     Discretised(LinearLogSNR(), timesteps=10): lambda: [linear_log_snr(mpf(t + 1) / 10) for t in range(10)],
@@ -374,7 +382,7 @@ def test_a_larger_image_gets_more_noise():
     t = torch.arange(T)
     large, small = (Shifted(Cosine(), image=size).log_snr(t, torch.float64) for size in (128, 32))
     torch.testing.assert_close(small - large, torch.full((T,), 4 * math.log(2), dtype=torch.float64))
-    assert Shifted(Cosine(), image=128).log_snr(t).equal(Shifted(Cosine(), factor=2.0).log_snr(t))
+    assert Shifted(Cosine(), image=128).log_snr(t).equal(Shifted(Cosine(), factor=2.0, image=7).log_snr(t))
 
 
 def test_the_interpolated_shift_goes_from_its_start_to_its_end():

@@ -297,6 +297,14 @@ def test_wrappers_nest_on_the_command_line():
     assert instantiate(config.schedule) == wanted
 
 
+def test_lists_and_files_on_the_command_line(tmp_path):
+    config = composed("schedule=respaced", "schedule.steps=[10,15,20]", "schedule.spacing=linspace", config="train")
+    assert instantiate(config.schedule) == schedules.Respaced(schedules.LinearBeta(), (10, 15, 20), "linspace")
+    (tmp_path / "mine.csv").write_text("0.1\n0.2\n")
+    config = composed("schedule=tabulated", f"schedule.values={tmp_path}/mine.csv", config="train")
+    assert instantiate(config.schedule) == schedules.Tabulated((0.1, 0.2))
+
+
 @pytest.mark.parametrize("wrapper", [schedules.ZeroTerminalSNR, schedules.Respaced])
 def test_a_discrete_wrapper_on_a_continuous_schedule_says_what_to_do(wrapper):
     with pytest.raises(ValueError, match=r"schedule\.base must be a discrete.*schedule@schedule\.base=discretised"):

@@ -247,8 +247,7 @@ def _interpolate(values: Tensor, log_snr: Tensor) -> Tensor:
     left = (right - 1).clamp_min(0)
     high, low = values[left], values[right]
     step = (high - log_snr) / (high - low)
-    # An infinite end has no interior: every value before it is nearest to the last finite index.
-    step = torch.where(torch.isinf(low) & (log_snr > low), 0.0, step)
+    # An infinite end has no interior: every value before it is nearest to the finite index beside it.
     step = torch.where(torch.isinf(high) | (high == low) | (log_snr == low), 1.0, step).clamp(0.0, 1.0)
     return torch.where(right == left, right.double(), left + step)
 

@@ -21,7 +21,7 @@ class Tabulated(Schedule):
     """A discrete schedule by its own table of betas or alpha_bars; T is the table's length.
 
     The default of configs/schedule/tabulated.yaml is the six steps with which DiffWave samples fast (Kong et al. 2021,
-    "DiffWave: A Versatile Diffusion Model for Audio Synthesis", appendix B).
+    "DiffWave: A Versatile Diffusion Model for Audio Synthesis").
 
     Arguments:
         values: numbers; or the path of a .npy, .npz or .csv file, which is read at once (see `from_file`).
