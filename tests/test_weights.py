@@ -12,15 +12,15 @@ from test_targets import composed, schedule, times  # noqa: F401 - a fixture: ev
 
 from diffaug.schedules import Cosine, LinearBeta, Rectified
 from diffaug.targets import (
-    EDM,
     IMAGE_FIELDS,
     P2,
     TARGETS,
     CosMap,
     Debiased,
+    EDMWeight,
     Level,
     MinSNR,
-    Sigmoid,
+    SigmoidWeight,
     SoftMinSNR,
     TruncatedSNR,
     Unweighted,
@@ -85,7 +85,7 @@ def test_identities():
     torch.testing.assert_close(P2().of(linear, "epsilon", t).double(), 1 - linear.alpha_bars, rtol=2e-7, atol=0)
     one = torch.ones(1000)
     close = {"rtol": 2e-7, "atol": 0}
-    torch.testing.assert_close(EDM().of(linear, "F", t), one, **close)
+    torch.testing.assert_close(EDMWeight().of(linear, "F", t), one, **close)
     torch.testing.assert_close(of_yaml("snr").of(linear, "epsilon", t), one, **close)
     torch.testing.assert_close(of_yaml("sigma_sqrt").of(Rectified(), "flow", (t + 0.5) / 1000), one, **close)
     assert torch.equal(Unweighted().of(linear, "x_0", t), one)
@@ -97,9 +97,9 @@ def test_identities():
 
 def test_edm_takes_the_process_s_sigma_data():
     sigma = torch.tensor([0.1, 2.0], dtype=torch.float64)
-    found = EDM().of(composed("edm"), "x_0", sigma, sigma_data=0.25).double()
+    found = EDMWeight().of(composed("edm"), "x_0", sigma, sigma_data=0.25).double()
     torch.testing.assert_close(found, (sigma**2 + 0.0625) / (sigma * 0.25) ** 2, rtol=1e-7, atol=0)
-    torch.testing.assert_close(EDM().of(composed("edm"), "F", sigma, sigma_data=0.25), torch.ones(2))
+    torch.testing.assert_close(EDMWeight().of(composed("edm"), "F", sigma, sigma_data=0.25), torch.ones(2))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
@@ -144,10 +144,10 @@ def test_limits_where_snr_is_0_or_infinite():
         (MinSNR(), "v"): [0, 0],
         (Debiased(), "epsilon"): [0, float("inf")],
         (TruncatedSNR(), "v"): [1, 1],
-        (EDM(), "F"): [1, 1],
-        (EDM(), "v"): [1, 4],
+        (EDMWeight(), "F"): [1, 1],
+        (EDMWeight(), "v"): [1, 4],
         (CosMap(), "flow"): [2 / torch.pi, 2 / torch.pi],
-        (Sigmoid(), "epsilon"): [0, 1],
+        (SigmoidWeight(), "epsilon"): [0, 1],
         (SoftMinSNR(), "x_0"): [4, 0],
     }
     for (weight, target), values in expected.items():
@@ -168,7 +168,7 @@ def test_an_infinite_weight_is_refused():
         Debiased().check(zero, "epsilon")
     with pytest.raises(ValueError, match=r"weight=SigmaSqrt\(\) on the loss of epsilon is infinite"):
         of_yaml("sigma_sqrt").check(zero, "epsilon")
-    for weight, target in ((Debiased(), "v"), (MinSNR(), "epsilon"), (EDM(), "v")):
+    for weight, target in ((Debiased(), "v"), (MinSNR(), "epsilon"), (EDMWeight(), "v")):
         weight.check(zero, target)
     Debiased().check(Cosine(), "epsilon")
     Debiased().check(Rectified(), "epsilon")
@@ -185,7 +185,7 @@ def test_bad_targets_are_refused():
     with pytest.raises(ValueError, match=r"target must be one of 'epsilon', 'x_0'.*but got 'x_in'"):
         MinSNR().of(LinearBeta(), "x_in", torch.tensor([1]))
     with pytest.raises(ValueError, match=r"weight\.bias must be a number in \[-100, 100\], but got 'x'"):
-        Sigmoid(bias="x")
+        SigmoidWeight(bias="x")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,14 +21,14 @@ from diffaug.targets.level import SIGMA_DATA as SIGMA_DATA
 from diffaug.targets.level import Level as Level
 from diffaug.targets.pairs import Pair as Pair
 from diffaug.targets.weight import Weight as Weight
-from diffaug.targets.weights import EDM as EDM
 from diffaug.targets.weights import P2 as P2
-from diffaug.targets.weights import SNR as SNR
 from diffaug.targets.weights import CosMap as CosMap
 from diffaug.targets.weights import Debiased as Debiased
+from diffaug.targets.weights import EDMWeight as EDMWeight
 from diffaug.targets.weights import MinSNR as MinSNR
 from diffaug.targets.weights import SigmaSqrt as SigmaSqrt
-from diffaug.targets.weights import Sigmoid as Sigmoid
+from diffaug.targets.weights import SigmoidWeight as SigmoidWeight
+from diffaug.targets.weights import SNRWeight as SNRWeight
 from diffaug.targets.weights import SoftMinSNR as SoftMinSNR
 from diffaug.targets.weights import TruncatedSNR as TruncatedSNR
 from diffaug.targets.weights import Unweighted as Unweighted

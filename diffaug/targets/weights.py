@@ -85,7 +85,7 @@ class P2(Weight):
 
 
 @dataclass(frozen=True)
-class SNR(Weight):
+class SNRWeight(Weight):
     """SNR on x_0, so 1 on epsilon: DDPM's loss for any target (Salimans and Ho 2022, section 4)."""
 
     stated_on: ClassVar[str | None] = "x_0"
@@ -108,7 +108,7 @@ class TruncatedSNR(Weight):
 
 
 @dataclass(frozen=True)
-class EDM(Weight):
+class EDMWeight(Weight):
     """(sigma^2 + s^2) / (sigma s)^2 on x_0, at noise level sigma / alpha, s = sigma_data: so 1 on F.
 
     Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", table 1. sigma_data is the
@@ -122,7 +122,7 @@ class EDM(Weight):
 
 
 @dataclass(frozen=True)
-class Sigmoid(Weight):
+class SigmoidWeight(Weight):
     """sigmoid(bias - log_snr) on epsilon, so e^bias sigmoid(log_snr - bias) on x_0.
 
     Kingma and Gao 2023, "Understanding Diffusion Objectives as the ELBO with Simple Data Augmentation", with k = bias;
