@@ -1,4 +1,4 @@
-"""Importance by loss: the timesteps whose losses vary most are drawn most, and weigh less in return.
+"""Importance by loss: the timesteps with the greatest losses are drawn most, and weigh less in return.
 
 Nichol and Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models", section 3.3: p_t goes as
 sqrt(E[L_t^2]), the mean over the last ten losses at t, and a loss at t is weighed by 1 / (T p_t), so that its mean is
@@ -170,7 +170,7 @@ def _gathered(t: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return t, loss
     own = torch.stack([t.double(), loss.double()])  # both are exact in float64
-    everyone = own.new_empty(distributed.get_world_size(), *own.shape)
-    distributed.all_gather_into_tensor(everyone, own)
-    both = everyone.transpose(0, 1).flatten(1)
-    return both[0].long(), both[1].float()
+    everyone = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(everyone, own)
+    t, loss = torch.cat(everyone, 1)
+    return t.long(), loss.float()
