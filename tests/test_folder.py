@@ -233,7 +233,7 @@ def test_a_fast_jpeg_looks_as_one_decoded_in_full(tmp_path: Path):
     fast = ImageFolder(str(tmp_path), 64)[0][0].double()
     (tmp_path / "x.png").write_bytes(png_of(tmp_path / "x.jpg"))
     full = ImageFolder(str(tmp_path), 64)[1][0].double()
-    assert 0 < (fast - full).abs().mean() < 1  # above 0: the fast way was taken
+    assert 0 < (fast - full).abs().mean() < 0.25  # above 0: the fast way was taken; at half the size it is 0.40
 
 
 def png_of(jpeg: Path) -> bytes:

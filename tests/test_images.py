@@ -136,9 +136,9 @@ def test_16_bits_are_mapped_to_the_value_range(make: Callable[[Any], Any]):
     assert as_tensor(make(values), "x", (0, 2)).flatten().tolist() == pytest.approx([0, 0.4, 2], abs=1e-6)
 
 
-def test_pil_big_endian_16_bits():
-    image = Image.frombytes("I;16B", (1, 1), bytes([51, 51]))
-    assert as_tensor(image, "x", (0, 1)).item() == pytest.approx(0.2)
+def test_big_endian_16_bits():
+    for image in (Image.frombytes("I;16B", (1, 1), bytes([50, 255])), np.array([[50 * 256 + 255]], ">u2")):
+        assert as_tensor(image, "x", (0, 65535)).item() == pytest.approx(50 * 256 + 255)
 
 
 @pytest.mark.parametrize(
@@ -325,6 +325,17 @@ def test_a_rare_draw_is_keyed_too():
     seen = dataset.__getitems__(places(8, 9))[1][0]
     assert torch.equal(seen, Images(Items(rarely))[Place(9, 0, 0, 0)][0])
     assert seen.min() > 0
+
+
+def test_a_draw_that_brings_the_generator_back_to_the_same_place_is_seen():
+    def draw(_: Any) -> torch.Tensor:
+        return torch.from_numpy(np.random.rand(1, 312))  # noqa: NPY002 - 624 words: all that the generator holds
+
+    np.random.seed(3)  # noqa: NPY002
+    dataset = Images(Items(lambda i: IMAGE), transform=draw)
+    one = dataset[Place(0, 0, 0, 0)][0]
+    assert dataset._keyed.drawn == (False, True, False)
+    assert torch.equal(dataset[Place(0, 0, 0, 0)][0], one)
 
 
 @pytest.mark.parametrize("sources", SOURCES, ids="+".join)
