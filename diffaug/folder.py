@@ -19,6 +19,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,8 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
                 f"{', '.join(_ENDINGS)} ({seen})."
             )
         if others:
-            _log.info(
-                "%s: %d images; files of other kinds are left out: %s",
-                root,
-                len(found),
-                ", ".join(f"{n} {ending}" for ending, n in others.items()),
-            )
+            left_out = ", ".join(f"{n} {ending}" for ending, n in others.items())
+            _say_once(f"{root}: {len(found)} images; files of other kinds are left out: {left_out}")
         self.paths = [str(folder.joinpath(*parts)) for parts in found]
         tops = [parts[0] if len(parts) > 1 else "" for parts in found]
         self.classes = sorted(set(tops))
@@ -133,6 +130,11 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         if image.mode == "F":  # rounded; bicubic overshoots beside edges, in 8 bits too, where Pillow cuts it off
             image = Image.fromarray(np.clip(np.rint(np.asarray(image)), 0, 255).astype(np.uint8))
         return image.convert(_MODES[self.channels])
+
+
+@cache
+def _say_once(message: str) -> None:  # each split lists the folder anew
+    _log.info(message)
 
 
 def _files(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, ...]]:
