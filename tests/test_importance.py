@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.multiprocessing
 from scipy import stats
+from torch.overrides import TorchFunctionMode
 
 import diffaug.times
 from diffaug.noise.philox import keys
@@ -88,6 +89,27 @@ def test_one_t_more_often_in_a_batch_than_the_table_is_wide_keeps_the_last() -> 
     times.update(torch.tensor([3, 5, 3]), torch.tensor([20.0, 1.0, 21.0]))
     assert times.table.losses[3].tolist() == [21.0, 9.0, 10.0, 20.0]
     assert times.table.losses[5].tolist() == [1.0, 0.0, 0.0, 0.0]
+
+
+class NoTwoWrites(TorchFunctionMode):
+    """Fail where one place of the table is written twice at once: on a GPU either could win."""
+
+    seen = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.__setitem__:
+            row, slot = (i[args[1][0] < T] for i in args[1])
+            assert len({*zip(row.tolist(), slot.tolist(), strict=True)}) == len(row)
+            NoTwoWrites.seen += len(row)
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_place_of_the_table_is_written_twice_at_once() -> None:
+    times = drawn_once(Importance(3))
+    with NoTwoWrites():
+        for t, loss in batches(3, 5, 100):
+            times.update(t, loss)
+    assert NoTwoWrites.seen > 100
 
 
 def warm(history: int = 2, share: float = 0.001) -> Importance:
