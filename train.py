@@ -13,7 +13,7 @@ def main(config: DictConfig) -> None:
     ckpt_path = checkpoint_path(config.ckpt_path, config.folder)
     pl.seed_everything(config.seed, workers=True)
     data = instantiate(config.data)
-    model = instantiate(config.model)
+    model = instantiate(config.model, process=data.process)
     trainer = instantiate(config.trainer)
     trainer.fit(model, data, ckpt_path=ckpt_path)
     trainer.validate(model, data, verbose=False)

@@ -6,12 +6,57 @@ in, ``(x_t, epsilon, t)`` on the accelerator out.
 
 import diffaug.config  # so that Hydra finds the package's configs
 from diffaug.data import DiffusionDataModule as DiffusionDataModule
+from diffaug.noise import Gaussian as Gaussian
+from diffaug.noise import Immiscible as Immiscible
+from diffaug.noise import InputPerturbation as InputPerturbation
+from diffaug.noise import Noise as Noise
+from diffaug.noise import Offset as Offset
+from diffaug.noise import Pyramid as Pyramid
+from diffaug.noise import StudentT as StudentT
 from diffaug.process import ForwardProcess as ForwardProcess
 from diffaug.process import NoisyBatch as NoisyBatch
+from diffaug.schedules import EDM as EDM
+from diffaug.schedules import VE as VE
+from diffaug.schedules import VPSDE as VPSDE
 from diffaug.schedules import Cosine as Cosine
+from diffaug.schedules import Discretised as Discretised
+from diffaug.schedules import InterpolatedShift as InterpolatedShift
+from diffaug.schedules import Inverse as Inverse
+from diffaug.schedules import Laplace as Laplace
 from diffaug.schedules import LinearBeta as LinearBeta
+from diffaug.schedules import LinearLogSNR as LinearLogSNR
 from diffaug.schedules import Rectified as Rectified
+from diffaug.schedules import Respaced as Respaced
 from diffaug.schedules import ScaledLinearBeta as ScaledLinearBeta
 from diffaug.schedules import Schedule as Schedule
+from diffaug.schedules import Shifted as Shifted
+from diffaug.schedules import SigmoidAlphaBar as SigmoidAlphaBar
+from diffaug.schedules import SigmoidBeta as SigmoidBeta
+from diffaug.schedules import Tabulated as Tabulated
+from diffaug.schedules import Trigonometric as Trigonometric
+from diffaug.schedules import Truncated as Truncated
+from diffaug.schedules import ZeroTerminalSNR as ZeroTerminalSNR
+from diffaug.targets import Pair as Pair
+from diffaug.targets import Weight as Weight
+from diffaug.times import Antithetic as Antithetic
+from diffaug.times import Beta as Beta
+from diffaug.times import Biased as Biased
+from diffaug.times import Coverage as Coverage
+from diffaug.times import Cubic as Cubic
+from diffaug.times import Importance as Importance
+from diffaug.times import Independent as Independent
+from diffaug.times import LogitNormal as LogitNormal
+from diffaug.times import LogLogistic as LogLogistic
+from diffaug.times import LogNormal as LogNormal
+from diffaug.times import LogUniform as LogUniform
+from diffaug.times import Mode as Mode
+from diffaug.times import PerImage as PerImage
+from diffaug.times import Sobol as Sobol
+from diffaug.times import SplitLogNormal as SplitLogNormal
+from diffaug.times import Stratified as Stratified
 from diffaug.times import Times as Times
 from diffaug.times import Uniform as Uniform
+from diffaug.times import VDiffusion as VDiffusion
+from diffaug.times import Weights as Weights
+
+__version__ = "0.1.0"

@@ -6,11 +6,16 @@ registering at import does.)
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 
 
 def config_dir() -> Path:
@@ -32,6 +37,22 @@ class DiffaugSearchPath(SearchPathPlugin):
 
 
 Plugins.instance().register(DiffaugSearchPath)
+
+
+def composed(overrides: Sequence[str], name: str = "train") -> DictConfig:
+    """The configs as train.py composes them, with these overrides."""
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose(name, [*overrides, "folder=."])
+
+
+def made(config: DictConfig) -> Any:
+    """The object that a config says."""
+    return instantiate(config)
+
+
+def schedule_names() -> list[str]:
+    """The schedules of the package, by their YAML names."""
+    return sorted(path.stem for path in (config_dir() / "schedule").glob("*.yaml"))
 
 
 def checkpoint_path(ckpt_path: str | None, folder: str) -> str | None:

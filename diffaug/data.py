@@ -189,7 +189,17 @@ class DiffusionDataModule(pl.LightningDataModule):
             check_range=stage != "train" or self.device_transform is None,
             domain=(self.seed or 0, STAGES[stage], number),
         )
-        shape = tuple(images[Place(0, 0, 0, 0)][0].shape)
+        first = images[Place(0, 0, 0, 0)][0]
+        shape = tuple(first.shape)
+        low, high = self.process.value_range
+        if images.check_range and first.is_floating_point() and low < 0 <= first.min() and first.max() > high / 2:
+            _log.warning(
+                "%s[0] has no value below 0, though process.value_range is [%g, %g]: if your images are in [0, 1] "
+                "(torchvision's ToTensor), set process.value_range=[0,1]",
+                name,
+                low,
+                high,
+            )
         if self.image_shape is not None and shape != self.image_shape:
             raise ValueError(
                 f"data.image_shape says {list(self.image_shape)}, but {name}[0] has shape {list(shape)}: set it to the "
@@ -290,9 +300,14 @@ class DiffusionDataModule(pl.LightningDataModule):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"recipe": self.recipe()}
+        return {"recipe": self.recipe(), "times": self.process.times.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._check_recipe(state_dict)
+        if state_dict.get("times"):
+            self.process.times.load_state_dict(state_dict["times"])
+
+    def _check_recipe(self, state_dict: dict[str, Any]) -> None:
         ours, theirs = self.recipe(), state_dict.get("recipe", {})
         changed = [f"{key}: {theirs[key]} -> {ours[key]}" for key in ours if key in theirs and theirs[key] != ours[key]]
         if changed and not self.allow_changed_recipe:

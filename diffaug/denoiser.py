@@ -12,18 +12,19 @@ from diffaug.checks import choice
 from diffaug.noise import gaussian
 from diffaug.noise.philox import Purpose, keys
 from diffaug.process import ForwardProcess
-from diffaug.targets import IMAGE_FIELDS, NUMBER_FIELDS, recovered
+from diffaug.targets import INPUTS, NUMBER_FIELDS, as_input, check_target, convertible, recovered
+from diffaug.times import Importance
 
 
 class Denoiser(pl.LightningModule):
-    """Train ``network(input, time)`` to predict a target by its mean squared error.
+    """Train ``network(input, time)`` to predict a target by its mean squared error, weighted by ``process.weight``.
 
     Arguments:
         network: called as ``network(input, time)``; returns a tensor of input's shape, or an object whose ``sample``
             is one, as diffusers' networks do.
         process: the forward process that makes the batches; its schedule is what `sample` goes back along.
-        input: the field that the network is given: x_t.
-        time: the field that says the noise level: ``t_embed``, or log_snr, sigma, unit, ...
+        input: the field that the network is given: x_t or x_in.
+        time: the field that says the noise level: ``t_embed``, or c_noise, log_snr, unit, ...
         target: the field that the network predicts: epsilon, v, x_0, flow, ...
         optimizer: called with the parameters.
         lr_scheduler: called with the optimizer and ``total_steps``; stepped after every batch. None keeps the rate.
@@ -42,9 +43,11 @@ class Denoiser(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.network, self.process = network, process
-        self.input = choice("model.input", input, tuple(IMAGE_FIELDS))
+        self.input = choice("model.input", input, INPUTS)
         self.time = choice("model.time", time, tuple(NUMBER_FIELDS))
-        self.target = choice("model.target", target, tuple(name for name in IMAGE_FIELDS if name != "x_t"))
+        self.target = target
+        check_target(process.schedule, target)
+        process.weight.check(process.schedule, target, process.sigma_data)
         missing = [name for name in (input, target, "t") if name not in process.fields]
         if missing:
             raise ValueError(f"The model needs {missing} in process.fields, which is {list(process.fields)}.")
@@ -54,22 +57,28 @@ class Denoiser(pl.LightningModule):
         out = self.network(x, time)
         return out if isinstance(out, Tensor) else out.sample
 
-    def _loss(self, batch: Any) -> Tensor:
+    def _errors(self, batch: Any) -> Tensor:
+        """The mean squared error of each sample, shape (B,)."""
         prediction = self(getattr(batch, self.input), self._time(batch.t))
-        return nn.functional.mse_loss(prediction.float(), getattr(batch, self.target).float())
+        return (prediction.float() - getattr(batch, self.target).float()).square().flatten(1).mean(1)
 
     def _time(self, t: Tensor) -> Tensor:
         return NUMBER_FIELDS[self.time](self.process.schedule, t)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = self._loss(batch)
+        errors, process = self._errors(batch), self.process
+        weight = process.weight.of(process.schedule, self.target, batch.t, process.sigma_data)
+        if isinstance(process.times, Importance):
+            weight = weight * process.times.importance_weight(batch.t, process.schedule)
+            process.times.update(batch.t, errors)
+        loss = (weight * errors).mean()
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         name = "val_loss" if dataloader_idx == 0 else f"val_loss_{dataloader_idx}"
         options = {"prog_bar": True, "sync_dist": True, "batch_size": len(batch.t), "add_dataloader_idx": False}
-        self.log(name, self._loss(batch), **options)
+        self.log(name, self._errors(batch).mean(), **options)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.parameters())
@@ -97,9 +106,9 @@ class Denoiser(pl.LightningModule):
         steps = min(steps, schedule.timesteps) if schedule.discrete else steps
         times = schedule.from_unit(torch.linspace(1.0, 0.0, steps, dtype=torch.float64)).to(device)
         times = times if schedule.discrete else times.float()
+        # An end where the target says nothing about x_0, or with no noise left, is no place to ask the network.
+        times = times[convertible(schedule, self.target, "x_0", times) & (schedule.alpha_sigma(times)[1] > 0)]
         alphas, sigmas = schedule.alpha_sigma(times)
-        # An end with no noise is where the path arrives, not a place to ask the network.
-        times = times[sigmas > 0]
         index = torch.arange(shape[0], device=device)
         x = sigmas[0] * gaussian(keys(index, seed=seed, stage="predict"), shape[1:], Purpose.TRAJECTORY)
         x_0 = x
@@ -113,7 +122,9 @@ class Denoiser(pl.LightningModule):
     def _estimate(self, x_t: Tensor, t: Tensor, clip: bool) -> tuple[Tensor, Tensor]:
         schedule = self.process.schedule
         alpha, sigma = (c.view(-1, *(1,) * (x_t.ndim - 1)) for c in schedule.alpha_sigma(t))
-        x_0, epsilon = recovered(schedule, self.target, self(x_t, self._time(t)).float(), x_t, t)
+        x_in = as_input(schedule, self.input, x_t, t, self.process.sigma_data)
+        prediction = self(x_in, self._time(t)).float()
+        x_0, epsilon = recovered(schedule, self.target, prediction, x_t, t, self.process.sigma_data)
         if clip:
             x_0 = x_0.clamp(-1, 1)
             epsilon = (x_t - alpha * x_0) / sigma

@@ -111,9 +111,7 @@ def drawn_with_uniform_times(
     return None if made is None else (made[0], made[1:])
 
 
-def _whole_with_uniform_times(
-    x: Tensor, keys: Keys, table: Tensor, centre: float, dtype: torch.dtype
-) -> list[Tensor]:
+def _whole_with_uniform_times(x: Tensor, keys: Keys, table: Tensor, centre: float, dtype: torch.dtype) -> list[Tensor]:
     t = indices(points(keys, Purpose.TIME), table.shape[0])
     return [t, *_whole(x, keys, table[t], centre, dtype)]
 
@@ -124,9 +122,11 @@ _failed: list[Exception] = []
 def _try_compiled(function: Callable[..., list[Tensor]], *args: Any) -> list[Tensor] | None:
     if _failed:
         return None
+    from torch._dynamo.exc import TorchDynamoException  # here, as importing it takes a second
+
     try:
         return _compiled(function)(*args)
-    except torch._dynamo.exc.TorchDynamoException as error:  # pyright: ignore[reportPrivateImportUsage]
+    except TorchDynamoException as error:
         _failed.append(error)
         reason = (str(error).splitlines() or [""])[0]
         warnings.warn(

@@ -154,7 +154,7 @@ class EpochLoader(DataLoader[Any]):
     checkpoint that Lightning writes serves them all, and any number of them.
     """
 
-    sampler: EpochSampler
+    sampler: EpochSampler  # pyright: ignore[reportIncompatibleVariableOverride]
     _done = 0
     _resume: dict[str, int] | None = None
 

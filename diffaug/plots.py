@@ -27,10 +27,7 @@ def _figure(width: float, height: float) -> "Figure":
 def schedule(schedule: Schedule, name: str | None = None) -> "Figure":
     """alpha^2 (alpha_bar, where variance preserving) and log-SNR over the whole range of t."""
     unit = torch.linspace(0, 1, 1001, dtype=torch.float64)
-    if schedule.discrete:
-        times = torch.arange(schedule.timesteps)
-    else:
-        times = schedule.from_unit(unit)
+    times = torch.arange(schedule.timesteps) if schedule.discrete else schedule.from_unit(unit)
     alpha, sigma = schedule.alpha_sigma(times, torch.float64)
     log_snr = schedule.log_snr(times, torch.float64)
     figure = _figure(9, 3.4)

@@ -1,7 +1,6 @@
 """Every config composes and makes what it says; what is wrong on a command line is said before any data is read."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,18 @@ from diffaug.config import checkpoint_path, config_dir
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CHOICES = [
     f"{path.parent.name}={path.stem}"
-    for group in ("schedule", "times", "noise", "data", "model", "trainer", "callbacks", "logger", "experiment")
+    for group in (
+        "schedule",
+        "times",
+        "noise",
+        "weight",
+        "data",
+        "model",
+        "trainer",
+        "callbacks",
+        "logger",
+        "experiment",
+    )
     for path in sorted((CONFIGS / group).glob("*.yaml"))
     if path.stem != "base"
 ]
@@ -29,9 +39,8 @@ def composed(*overrides: str, folder: str = "outputs/test") -> DictConfig:
 
 
 @pytest.fixture(autouse=True)
-def _root() -> Iterator[None]:
+def _root() -> None:
     assert config_dir() == CONFIGS
-    yield
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -39,13 +48,14 @@ def test_every_choice_composes(choice):
     group, name = choice.split("=")
     if group == "data" and name == "image_folder":
         choice += " data.root=photos"
-    if group == "experiment":
-        choice = choice.replace("experiment=", "+experiment=")
     config = composed(*choice.split())
     OmegaConf.to_container(config, resolve=True)
     assert isinstance(instantiate(config.process), ForwardProcess)
     if group == "data":
-        assert isinstance(instantiate(config.data), DiffusionDataModule)
+        data = instantiate(config.data)
+        assert isinstance(data, DiffusionDataModule)
+        # One process serves both: what its times learn from the losses is what the next times are drawn by.
+        assert instantiate(config.model, process=data.process).process is data.process
 
 
 def test_readme_commands_compose():
@@ -84,15 +94,18 @@ def test_readme_commands_compose():
         (["data.batch_size=-1"], InstantiationException, r"data\.batch_size must be a whole number >= 1, but got -1"),
         (["data.batchsize=1"], ConfigCompositionException, r"Could not override 'data\.batchsize'"),
         (["process.compile=perhaps"], InstantiationException, r"process\.compile must be one of"),
-        (["model.target=eps"], InstantiationException, r"model\.target must be one of 'epsilon'"),
+        (["model.target=eps"], InstantiationException, r"target must be one of 'epsilon'"),
         (["process.fields=[x_t,t]"], InstantiationException, r"model needs \['epsilon'\] in process\.fields"),
     ],
 )
 def test_mistakes_are_said(overrides, error, message):
-    with pytest.raises(error, match=message):
+    def make() -> None:
         config = composed(*overrides)
-        instantiate(config.data)
-        instantiate(config.model)
+        data = instantiate(config.data)
+        instantiate(config.model, process=data.process)
+
+    with pytest.raises(error, match=message):
+        make()
 
 
 def test_fields_follow_the_model():

@@ -25,7 +25,7 @@ class Listener(pl.LightningModule):
         self.seen: dict[str, list[Any]] = {"train": [], "val": [], "test": [], "predict": []}
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        x_t, epsilon, t = batch[:3]
+        x_t, epsilon = batch[:2]
         self.seen["train"].append(batch)
         return (self.weight * x_t.float() - epsilon.float()).square().mean()
 

@@ -99,15 +99,15 @@ def drawing(*sources: str) -> Callable[[Any], torch.Tensor]:
     """A transform that draws from the named global states, and from numpy's normals, which keep one in store."""
     draw = {
         "torch": lambda: torch.rand(()).item(),
-        "numpy": lambda: np.random.rand(),  # noqa: NPY002
-        "normal": lambda: np.tanh(np.random.randn()),  # noqa: NPY002
+        "numpy": lambda: np.random.rand(),
+        "normal": lambda: np.tanh(np.random.randn()),
         "python": random.random,
     }
     return lambda image: torch.tensor([draw[source]() for source in sources]).expand(2, -1)
 
 
 def state() -> str:
-    return repr((torch.get_rng_state().sum(), torch.initial_seed(), np.random.get_state(), random.getstate()))  # noqa: NPY002
+    return repr((torch.get_rng_state().sum(), torch.initial_seed(), np.random.get_state(), random.getstate()))
 
 
 SOURCES = [("torch",), ("numpy",), ("normal",), ("python",), ("torch", "numpy", "python", "normal"), ()]
@@ -137,7 +137,7 @@ def test_draws_belong_to_the_sample_alone(sources: tuple[str, ...]):
 
 def test_a_rare_draw_is_keyed_too():
     def rarely(i: int) -> torch.Tensor:
-        return torch.full((2, 2), np.random.rand() if i == 9 else 0.0)  # noqa: NPY002
+        return torch.full((2, 2), np.random.rand() if i == 9 else 0.0)
 
     dataset = Images(Items(rarely))
     for start in (0, 4):
@@ -149,9 +149,9 @@ def test_a_rare_draw_is_keyed_too():
 
 def test_a_draw_that_brings_the_generator_back_to_the_same_place_is_seen():
     def draw(_: Any) -> torch.Tensor:
-        return torch.from_numpy(np.random.rand(1, 312))  # noqa: NPY002 - 624 words: all that the generator holds
+        return torch.from_numpy(np.random.rand(1, 312))
 
-    np.random.seed(3)  # noqa: NPY002
+    np.random.seed(3)
     dataset = Images(Items(lambda i: IMAGE), transform=draw)
     one = dataset[Place(0, 0, 0, 0)][0]
     assert dataset._keyed.drawn == (False, True, False)
@@ -161,9 +161,9 @@ def test_a_draw_that_brings_the_generator_back_to_the_same_place_is_seen():
 @pytest.mark.parametrize("sources", SOURCES, ids="+".join)
 @pytest.mark.parametrize("stored", [False, True], ids=["", "with a normal in store"])
 def test_the_global_states_are_left_as_they_were(sources: tuple[str, ...], stored: bool):
-    np.random.seed(3)  # noqa: NPY002
+    np.random.seed(3)
     if stored:
-        np.random.randn()  # noqa: NPY002
+        np.random.randn()
     dataset = Images(Items(lambda i: IMAGE if i < 6 else 1 / 0), transform=drawing(*sources) if sources else None)
     before = state()
     for _ in range(2):

@@ -181,7 +181,7 @@ def test_evaluation_does_not_see_the_epoch_and_covers_the_times():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("schedule", [LinearBeta(), Cosine(), ScaledLinearBeta()])
 def test_low_precision_images_keep_the_right_noise_at_every_t(dtype, schedule):
-    """diffusers' add_noise casts alpha_bar to the image's dtype first: in bfloat16 ten timesteps get no noise at all."""
+    """With alpha_bar cast to the image's dtype first, in bfloat16 the first ten timesteps get no noise at all."""
     t = torch.arange(schedule.timesteps)
     x_0 = torch.zeros(len(t), 1, dtype=dtype)
     ones = torch.ones(len(t), 1, dtype=dtype)

@@ -9,8 +9,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from diffaug.noise import gaussian
-from diffaug.noise.philox import Purpose, keys, normals
+from diffaug import ForwardProcess
+from diffaug.noise.philox import keys
 from diffaug.schedules import Cosine, LinearBeta, Rectified, Schedule
 from diffaug.targets import (
     IMAGE_FIELDS,
@@ -333,9 +333,25 @@ def test_the_joint_law(schedule, law):
     assert (r == 0).all() if law == "same" else (r > 0)[sigma_s > 0].all()
 
 
-def test_time_and_fresh_noise_share_no_counter():
-    """xi takes the blocks after the one that gave s (block 0): the first four words are not used twice."""
-    key = keys(torch.arange(3))
-    second = gaussian(key, (8,), Purpose.SECOND_TIME, first=4)
-    runs = normals(key, Purpose.SECOND_TIME, torch.tensor([1, 2]))
-    assert torch.equal(second, torch.cat(runs, 1))
+@pytest.mark.parametrize("law", ["same", "chain"])
+@pytest.mark.parametrize("under", [LinearBeta(), Rectified()], ids=["discrete", "continuous"])
+def test_drawn_pairs_have_the_joint_law(law, under):
+    """Images of 0: correlation of x_s and x_t within a false alarm of 1e-6, and x_t as it would be without the pair."""
+    x_0, index = torch.zeros(4000, 1, 4, 4), torch.arange(4000)
+    process = ForwardProcess(under, fields=("x_t", "t", "x_s", "s"), pair=Pair(law=law), compile=False)
+    x_t, t, x_s, s = process(x_0, index, seed=3)
+    alone = ForwardProcess(under, compile=False)(x_0, index, seed=3)
+    assert torch.equal(x_t, alone.x_t)
+    assert torch.equal(t, alone.t)
+    part = process(x_0[10:20], index[10:20], seed=3)
+    assert torch.equal(part.x_s, x_s[10:20])
+    assert (x_s[s < 0] == 0).all()  # clean
+    noisy = s > 0
+    alpha_t, sigma_t = under.alpha_sigma(t[noisy], torch.float64)
+    alpha_s, sigma_s = under.alpha_sigma(s[noisy], torch.float64)
+    a = x_s[noisy].double().flatten(1) / sigma_s[:, None]
+    b = x_t[noisy].double().flatten(1) / sigma_t[:, None]
+    ratio = alpha_t * sigma_s / (alpha_s * sigma_t) if law == "chain" else torch.ones_like(sigma_s)
+    off = (a * b - ratio[:, None]) / (1 + ratio[:, None].square()).sqrt()
+    assert abs(off.mean().item()) < 4.9 / off.numel() ** 0.5
+    assert abs((a.square() - 1).mean().item()) < 4.9 * (2 / a.numel()) ** 0.5

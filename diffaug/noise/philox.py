@@ -58,6 +58,7 @@ class Purpose(IntEnum):
     CHI_SQUARE = 10
     CANDIDATES = 11
     COVERAGE = 12
+    PAIR = 13
 
 
 class Keys(NamedTuple):

@@ -86,8 +86,9 @@ at T = 1000, as diffusers passes it), 1000 times unit time if continuous. ``c_no
 (Karras et al. 2022, table 1).
 """
 
-WEIGHT_FIELDS = ("weight",)
-"""The loss weight of each sample, float32, shape (B,); see `diffaug.targets.weights`."""
+WEIGHT_FIELDS = ("weight", "importance_weight")
+"""Loss weights, float32, shape (B,): of the noise level (`diffaug.targets.weights`), and of how often it is drawn
+(`diffaug.times.importance`)."""
 
 PAIR_FIELDS = ("x_s", "s")
 """An earlier state of each image and its time; see `diffaug.targets.pairs`."""

@@ -1,0 +1,195 @@
+"""How fast the forward process is, beside what else one could write, on this machine, in one run.
+
+    python benchmarks/forward.py [--device cuda] [--seconds 4] [--markdown FILE]
+
+All contenders take the same uint8 images and return x_t, epsilon and t. They are timed in turn, again and again, so
+that whatever else the machine does falls on all alike; a table gives medians. What was timed is checked first.
+"""
+
+import argparse
+import functools
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import diffaug
+from diffaug import ForwardProcess, LinearBeta
+
+SCHEDULE = LinearBeta()
+Contender = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+def by_hand(device: torch.device) -> Contender:
+    """What most training loops hold."""
+    alpha_bars = SCHEDULE.alpha_bars.float().to(device)
+    signal, noise = alpha_bars.sqrt(), (1 - alpha_bars).sqrt()
+
+    def run(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x_0 = x.float() / 127.5 - 1
+        epsilon = torch.randn_like(x_0)
+        t = torch.randint(0, 1000, (len(x),), device=x.device)
+        shape = (-1, *(1,) * (x.ndim - 1))
+        return signal[t].view(shape) * x_0 + noise[t].view(shape) * epsilon, epsilon, t
+
+    return run
+
+
+def diffusers_way() -> Contender | None:
+    try:
+        from diffusers import DDPMScheduler
+    except ImportError:
+        return None
+    scheduler: Any = DDPMScheduler()
+
+    def run(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x_0 = x.float() / 127.5 - 1
+        epsilon = torch.randn_like(x_0)
+        t = torch.randint(0, 1000, (len(x),), device=x.device)
+        return scheduler.add_noise(x_0, epsilon, t), epsilon, t
+
+    return run
+
+
+def floor(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The bytes alone: read the image once, write two float32 of its size."""
+    x_t = x.float()
+    return x_t, torch.zeros_like(x_t), index
+
+
+def ours(compile: bool, dtype: torch.dtype) -> Contender:
+    return ForwardProcess(SCHEDULE, compile=compile, dtype=dtype)
+
+
+def checked(run: Contender, x: Tensor, index: Tensor, dtype: torch.dtype) -> None:
+    """Refuse to time what is wrong: the mix must be the closed form, the noise standard normal."""
+    x_t, epsilon, t = run(x, index)
+    alpha, sigma = (c.view(-1, *(1,) * (x.ndim - 1)) for c in SCHEDULE.alpha_sigma(t.cpu()))
+    expected = alpha.to(x.device) * (x.float() / 127.5 - 1) + sigma.to(x.device) * epsilon.float()
+    assert (x_t.float() - expected).abs().max() < (2e-5 if dtype == torch.float32 else 0.1)
+    n = epsilon.numel()
+    assert abs(epsilon.double().mean()) < 6 / n**0.5 + 1e-3
+    assert abs(epsilon.double().var() - 1) < 9 / n**0.5 + 1e-2
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(contenders: dict[str, Contender], x: Tensor, index: Tensor, seconds: float) -> dict[str, float]:
+    """Median seconds of each contender's call, run in turn."""
+    spent: dict[str, list[float]] = {name: [] for name in contenders}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(spent["the bytes alone"]) < 5:
+        for name, run in contenders.items():
+            synchronise(x.device)
+            start = time.perf_counter()
+            run(x, index)
+            synchronise(x.device)
+            spent[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in spent.items()}
+
+
+def peak_memory(run: Contender, x: Tensor, index: Tensor) -> float | None:
+    """Peak memory of a call over that of its input and output, on CUDA."""
+    if x.device.type != "cuda":
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    out = run(x, index)
+    torch.cuda.synchronize()
+    bytes_out = sum(o.numel() * o.element_size() for o in out)
+    bytes_in = x.numel() * x.element_size()
+    return (torch.cuda.max_memory_allocated() - before + bytes_in) / (bytes_in + bytes_out)
+
+
+def machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    cpu = platform.processor() or "CPU"
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        cpu = next(
+            (line.split(": ")[1] for line in info.read_text().splitlines() if line.startswith("model name")), cpu
+        )
+    return f"{cpu}, {torch.get_num_threads()} threads"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seconds", type=float, default=4.0, help="spent on each table row")
+    parser.add_argument("--markdown", type=Path, help="also write the tables here")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    lines: list[str] = []
+    say = functools.partial(_say, lines)
+
+    say(f"{machine(device)}; torch {torch.__version__}; diffaug {diffaug.__version__}; {time.strftime('%Y-%m-%d')}")
+    shapes = [(128, 3, 32, 32), (64, 3, 64, 64), (64, 3, 256, 256)]
+    if device.type == "cuda":
+        shapes += [(256, 3, 256, 256), (256, 3, 512, 512)]
+    for dtype in (torch.float32, torch.bfloat16) if device.type == "cuda" else (torch.float32,):
+        contenders: dict[str, Contender] = {
+            "diffaug compiled": ours(True, dtype),
+            "diffaug eager": ours(False, dtype),
+            "by hand": by_hand(device),
+            "the bytes alone": floor,
+        }
+        peer = diffusers_way()
+        if peer is not None:
+            contenders["diffusers add_noise"] = peer
+        baseline = "diffusers add_noise" if peer is not None else "by hand"
+        for shape in shapes:
+            x = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+            index = torch.arange(shape[0], device=device)
+            first = {}
+            for name, run in contenders.items():
+                start = time.perf_counter()
+                run(x, index)
+                synchronise(device)
+                first[name] = time.perf_counter() - start
+                if name != "the bytes alone":
+                    checked(run, x, index, dtype)
+            median = timed(contenders, x, index, options.seconds)
+            memory = {name: peak_memory(run, x, index) for name, run in contenders.items()}
+            say(f"\n{shape} uint8 -> {str(dtype).removeprefix('torch.')}\n")
+            say(
+                f"| | ns an element | {baseline} / it | first call, s |"
+                + (" peak memory / (in + out) |" if memory["by hand"] else "")
+            )
+            say("|---|---|---|---|" + ("---|" if memory["by hand"] else ""))
+            for name in contenders:
+                cell = f" {memory[name]:.2f} |" if memory[name] else ""
+                per_element = median[name] / x.numel() * 1e9
+                say(f"| {name} | {per_element:.2f} | {median[baseline] / median[name]:.2f} | {first[name]:.2f} |{cell}")
+    say("\nGrowth: diffaug compiled, ns an element\n")
+    say("| batch | 3x32x32 | 3x64x64 | 3x128x128 | 3x256x256 |\n|---|---|---|---|---|")
+    process = ours(True, torch.float32)
+    for batch in (1, 4, 16, 64, 256):
+        cells = []
+        for side in (32, 64, 128, 256):
+            x = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=device)
+            median = timed({"ours": process, "the bytes alone": floor}, x, torch.arange(batch, device=device), 0.5)
+            cells.append(f"{median['ours'] / x.numel() * 1e9:.2f}")
+        say(f"| {batch} | {' | '.join(cells)} |")
+    say(f"\npeak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    if options.markdown:
+        options.markdown.write_text("\n".join(lines) + "\n")
+
+
+def _say(lines: list[str], line: str) -> None:
+    print(line, flush=True)
+    lines.append(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""What a ForwardProcess refuses, and why: bad arguments, parts that do not go together, calls that cannot be right."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from diffaug.checks import number, refuse
+from diffaug.noise import Noise
+from diffaug.schedules import Schedule
+from diffaug.targets import FIELDS, PAIR_FIELDS, Pair, Weight
+from diffaug.times import Times
+
+
+class Parts(Protocol):
+    """The parts of a ForwardProcess, as `check_parts` looks at them."""
+
+    schedule: Schedule
+    times: Times
+    noise: Noise
+    weight: Weight
+    target: str
+    pair: Pair | None
+    sigma_data: float
+    fields: tuple[str, ...]
+
+
+def checked_fields(fields: Sequence[str]) -> tuple[str, ...]:
+    """The fields as a tuple, if they are different names."""
+    if isinstance(fields, str) or not fields or len(set(fields)) != len(fields):
+        raise refuse("process.fields", fields, "a list of different names")
+    if not all(isinstance(name, str) and name.isidentifier() for name in fields):
+        raise refuse("process.fields", fields, "a list of names")
+    return tuple(fields)
+
+
+def checked_range(value_range: Sequence[float]) -> tuple[float, float]:
+    """The range as a pair, if it is one."""
+    if isinstance(value_range, str) or len(value_range) != 2:
+        raise refuse("process.value_range", value_range, "a pair [low, high]")
+    low, high = (number("process.value_range", v) for v in value_range)
+    if low >= high:
+        raise refuse("process.value_range", value_range, "a pair [low, high] with low < high")
+    return low, high
+
+
+def checked_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
+    """The dtype, if images can have it."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise refuse("process.dtype", dtype, "a floating point torch.dtype or None")
+    return dtype
+
+
+def check_parts(process: Parts) -> None:
+    """Refuse parts that are not what they should be, or make no sense together."""
+    for name, kind in (("schedule", Schedule), ("times", Times), ("noise", Noise), ("weight", Weight)):
+        if not isinstance(getattr(process, name), kind):
+            raise refuse(f"process.{name}", getattr(process, name), f"a {kind.__name__} object")
+    pair, noise = process.pair, process.noise
+    if pair is not None and not isinstance(pair, Pair):
+        raise refuse("process.pair", pair, "a Pair object or None")
+    process.times.check(process.schedule)
+    process.weight.check(process.schedule, process.target, process.sigma_data)
+    if set(process.fields) & set(PAIR_FIELDS) and pair is None:
+        raise ValueError(
+            f"process.fields asks for {sorted(set(process.fields) & set(PAIR_FIELDS))}, an earlier state of each "
+            "image, but process.pair does not say which: set it to a diffaug.targets.Pair."
+        )
+    if noise.standard_normal:
+        return
+    if "score" in process.fields or process.target == "score":
+        raise ValueError(
+            f"the score of q(x_t | x_0) is -epsilon / sigma only for standard normal noise, but noise is {noise!r}. "
+            "Use noise=gaussian, or another target."
+        )
+    if pair is not None and pair.law == "chain":
+        raise ValueError(
+            f"a pair under the chain's law needs standard normal noise, but noise is {noise!r}. Use noise=gaussian, or "
+            "process.pair.law=same."
+        )
+
+
+def check_call(fields: tuple[str, ...], x_0: Tensor, index: Tensor, extra: dict[str, Any]) -> None:
+    """Refuse images, indices or extra fields that `ForwardProcess.forward` cannot work with."""
+    if x_0.ndim < 2 or not (x_0.dtype == torch.uint8 or x_0.is_floating_point()):
+        raise refuse("x_0", f"{x_0.dtype} of shape {tuple(x_0.shape)}", "uint8 or float images of shape (B, *)")
+    if len(x_0) != len(index):
+        raise refuse("index", tuple(index.shape), f"of shape ({len(x_0)},), as there are {len(x_0)} images")
+    clash = sorted(set(extra) & set(FIELDS))
+    if clash:
+        raise ValueError(
+            f"The dataset yields {clash}, which diffaug itself names: rename them in the dataset. "
+            f"Names taken: {', '.join(FIELDS)}."
+        )
+    missing = [name for name in fields if name not in FIELDS and name not in extra]
+    if missing:
+        raise ValueError(
+            f"process.fields asks for {missing}, but there are only {', '.join(FIELDS)}"
+            + (f" and, from the dataset, {', '.join(extra)}." if extra else "; the dataset yields nothing else.")
+        )

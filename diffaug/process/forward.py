@@ -1,0 +1,305 @@
+"""ForwardProcess: the forward process of diffusion as a transform of a batch.
+
+    q(x_t | x_0) = N(alpha(t) x_0, sigma(t)^2 I)
+
+is what `forward` samples: one t and one epsilon for each image (Ho, Jain and Abbeel 2020, equation 4). The chain behind
+it, whose thousand small steps have the same law, is in `diffaug.process.chain`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffaug import kernel
+from diffaug.checks import choice, number
+from diffaug.noise import Gaussian, Noise, gaussian
+from diffaug.noise.philox import STAGES, Keys, Purpose, keys
+from diffaug.process import chain
+from diffaug.process.arguments import check_call, check_parts, checked_dtype, checked_fields, checked_range
+from diffaug.process.batch import NoisyBatch, batch_type
+from diffaug.schedules import Schedule
+from diffaug.targets import (
+    IMAGE_FIELDS,
+    INPUTS,
+    NUMBER_FIELDS,
+    PAIR_FIELDS,
+    SIGMA_DATA,
+    TARGETS,
+    Pair,
+    Unweighted,
+    Weight,
+    mix_table,
+    mixes,
+)
+from diffaug.times import ByIndex, Times, Uniform
+
+EVALUATION_TIMES = Uniform(coverage=ByIndex())
+"""The times of validation, test and predict: even over unit time, and each image's own, whatever training draws."""
+
+
+class ForwardProcess(nn.Module):
+    """Noise a batch of images: draw t and epsilon, return ``(x_t, epsilon, t)``.
+
+    Arguments:
+        schedule: how signal turns into noise with t.
+        times: how t is drawn.
+        noise: the kind of noise.
+        fields: what a batch holds, in this order: names of `diffaug.targets.FIELDS`, or of what the dataset yields.
+        weight: the loss weight, for the field ``weight``.
+        target: on whose loss the weight acts: what the network predicts.
+        pair: how an earlier state is drawn, for the fields ``x_s`` and ``s``.
+        sigma_data: the standard deviation of the images in [-1, 1], for F, x_in and the EDM weight.
+        value_range: the values that float images span, mapped to [-1, 1]; uint8 images span [0, 255].
+        compile: "auto" (compile where there is a compiler and a sample has 1,024 elements or more), True or False.
+        dtype: of the image-shaped fields; None is float32. All arithmetic on pixels is float32.
+
+    It has no parameters and no buffers; the work is done on the images' device.
+
+    Example::
+
+        process = ForwardProcess(LinearBeta())
+        x_t, epsilon, t = process(images, index, seed=7, epoch=3)
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        times: Times = Uniform(),  # noqa: B008 - frozen
+        noise: Noise = Gaussian(),  # noqa: B008 - frozen
+        *,
+        fields: Sequence[str] = NoisyBatch._fields,
+        weight: Weight = Unweighted(),  # noqa: B008 - frozen
+        target: str = "epsilon",
+        pair: Pair | None = None,
+        sigma_data: float = SIGMA_DATA,
+        value_range: Sequence[float] = (-1.0, 1.0),
+        compile: bool | str = "auto",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.schedule, self.times, self.noise = schedule, times, noise
+        self.fields = checked_fields(fields)
+        self.weight, self.target, self.pair = weight, choice("process.target", target, TARGETS), pair
+        self.sigma_data = number("process.sigma_data", sigma_data, 0, math.inf, open_low=True)
+        self.value_range = checked_range(value_range)
+        self.compile_mode = choice("process.compile", compile, (True, False, "auto"))
+        self.dtype = checked_dtype(dtype)
+        check_parts(self)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.schedule!r}, {self.times!r}, {self.noise!r}, fields={self.fields}, value_range={self.value_range}"
+        )
+
+    def compiles(self, device: torch.device, elements: int) -> bool:
+        """Whether samples of so many elements go through the compiled pass on this device."""
+        if not isinstance(self.noise, Gaussian) or set(self.fields) & set(PAIR_FIELDS):
+            return False
+        if self.compile_mode == "auto":
+            return elements >= kernel.COMPILE_ELEMENTS and kernel.compiler_for(device.type)
+        return bool(self.compile_mode)
+
+    def forward(
+        self,
+        x_0: Tensor,
+        index: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        seed: int = 0,
+        stage: str = "train",
+        epoch: int | Tensor = 0,
+        view: int | Tensor = 0,
+        dataset: int = 0,
+        position: Tensor | None = None,
+        times: Times | None = None,
+        extra: dict[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Any:
+        """Draw t and epsilon for each image and mix them.
+
+        A draw is a pure function of (seed, stage, dataset, epoch, index, view) and of nothing else.
+
+        Arguments:
+            x_0: images, uint8 in [0, 255] or float in ``value_range``, shape (B, *).
+            index: which item of the dataset each image is, int64, shape (B,), in [0, 2^40).
+            generator: instead of ``index``: a torch.Generator that gives this call a seed; images are then numbered.
+            seed: in [0, 2^64).
+            stage: train, val, test or predict; all but train ignore the epoch and cover the times evenly.
+            epoch: in [0, 2^20).
+            view: which of an image's noised copies within the epoch, in [0, 2^20).
+            dataset: the dataset's number within its stage.
+            position: each image's place in the epoch's global order, for a coverage that needs it.
+            times: instead of the process's own.
+            extra: further fields by name, handed through.
+            dtype: instead of the process's own.
+
+        Returns:
+            A named tuple of ``fields``; by default `NoisyBatch`.
+
+        Raises:
+            ValueError: neither index nor generator, a value out of its range, or a field that is not there.
+        """
+        if index is None:
+            if generator is None:
+                raise ValueError(
+                    "ForwardProcess needs to know which images these are: pass index=, the images' numbers in their "
+                    "dataset (then the noise of each is the same on every machine and repeats on a resume), or "
+                    "generator=, a torch.Generator, where there is no such number."
+                )
+            words = torch.randint(2**32, (2,), generator=generator, device=generator.device, dtype=torch.int64).tolist()
+            seed = words[0] | words[1] << 32
+            index = torch.arange(len(x_0), device=x_0.device)
+            position = index if position is None else position
+        choice("stage", stage, STAGES)
+        extra = {} if extra is None else extra
+        check_call(self.fields, x_0, index, extra)
+        # Out of inference mode and gradients: what comes out are data, and one compiled form serves every stage.
+        with torch.inference_mode(False), torch.no_grad():
+            key = keys(index, seed=seed, stage=stage, epoch=epoch, view=view, dataset=dataset)
+            times = times or (self.times if stage == "train" else EVALUATION_TIMES)
+            t, images = self._drawn(x_0, key, times, position, dtype or self.dtype or torch.float32)
+            numbers = {name: NUMBER_FIELDS[name](self.schedule, t) for name in self.fields if name in NUMBER_FIELDS}
+            if "weight" in self.fields:
+                numbers["weight"] = self.weight.of(self.schedule, self.target, t, self.sigma_data)
+            if "importance_weight" in self.fields:
+                numbers["importance_weight"] = times.importance_weight(t, self.schedule)
+        values: dict[str, Any] = {**extra, "index": index, "view": key.view, **numbers, **images}
+        return batch_type(self.fields)(*(values[name] for name in self.fields))
+
+    def _drawn(
+        self, x_0: Tensor, key: Keys, times: Times, position: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The times, and every image-shaped field and the second time, by name."""
+        names = tuple(name for name in self.fields if name in IMAGE_FIELDS)
+        if not names and not set(self.fields) & set(PAIR_FIELDS):
+            return times.draw(key, self.schedule, position), {}
+        flat = x_0.reshape(len(x_0), -1)
+        compiled = self.compiles(x_0.device, flat.shape[1])
+        scale, centre = self._scale_and_centre(x_0)
+        if compiled and self.schedule.discrete and times == Uniform():
+            table = mix_table(self.schedule, names, scale, x_0.device, self.sigma_data)
+            together = kernel.drawn_with_uniform_times(flat, key, table, centre, dtype)
+            if together is not None:
+                return together[0], _named(names, together[1], x_0)
+        t = times.draw(key, self.schedule, position)
+        if isinstance(self.noise, Gaussian) and not set(self.fields) & set(PAIR_FIELDS):
+            mix = mixes(self.schedule, names, t, scale, self.sigma_data)
+            return t, _named(names, kernel.drawn(flat, key, mix, centre, dtype, compiled=compiled), x_0)
+        return t, self._from_noise(self.scaled(x_0), key, t, names, dtype)
+
+    def _from_noise(
+        self, x_0: Tensor, key: Keys, t: Tensor, names: tuple[str, ...], dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        """The fields from noise that is drawn whole: of any kind, and for pairs."""
+        epsilon = self.noise.draw(key, x_0)
+        mixed = self.noise.mixed(key, epsilon)
+        made = {}
+        for group, noise in ((INPUTS, mixed), (TARGETS, epsilon)):
+            some = tuple(name for name in names if name in group)
+            if some:
+                mix = mixes(self.schedule, some, t, 0.5, self.sigma_data)
+                made |= _named(some, kernel.given(x_0.flatten(1), noise.flatten(1), mix, 0.0, dtype), x_0)
+        if self.pair is not None and set(self.fields) & set(PAIR_FIELDS):
+            s = self.pair.second_times(key, self.schedule, t)
+            mix, fresh = self.pair.mix(self.schedule, t, s, 0.5)
+            (x_s,) = kernel.given(x_0.flatten(1), mixed.flatten(1), mix, 0.0, torch.float32)
+            if self.pair.law == "chain":
+                x_s = x_s + fresh[:, None] * gaussian(key, (x_s.shape[1],), Purpose.PAIR)
+            made |= {"x_s": x_s.to(dtype).view(x_0.shape), "s": s}
+        return made
+
+    def _scale_and_centre(self, x_0: Tensor) -> tuple[float, float]:
+        low, high = (0.0, 255.0) if x_0.dtype == torch.uint8 else self.value_range
+        return 1.0 / (high - low), high + low
+
+    def scaled(self, x_0: Tensor) -> Tensor:
+        """Images as float32 in [-1, 1]."""
+        scale, centre = self._scale_and_centre(x_0)
+        return (2.0 * x_0.float() - centre) * scale
+
+    def noised(self, x_0: Tensor, t: Tensor, epsilon: Tensor) -> Tensor:
+        """x_t = alpha(t) x_0 + sigma(t) epsilon for a t and an epsilon that are given; draws nothing.
+
+        Arguments:
+            x_0: images as `forward` takes them, shape (B, *).
+            t: native times, shape (B,).
+            epsilon: of x_0's shape.
+        """
+        self.schedule.log_snr(t)  # its own check of t
+        scale, centre = self._scale_and_centre(x_0)
+        mix = mixes(self.schedule, ("x_t",), t, scale)
+        flat = x_0.reshape(len(x_0), -1)
+        (x_t,) = kernel.given(flat, epsilon.reshape(flat.shape).float(), mix, centre, self.dtype or torch.float32)
+        return x_t.view(x_0.shape)
+
+    def step(self, x_s: Tensor, s: Tensor, t: Tensor, epsilon: Tensor) -> Tensor:
+        """A draw of q(x_t | x_s): on from s to a later t.
+
+        Arguments:
+            x_s: images at s, in [-1, 1] where clean, shape (B, *).
+            s: native times, shape (B,); -1 (discrete) or 0 (continuous) is the clean image.
+            t: later native times, shape (B,).
+            epsilon: standard normal, of x_s's shape.
+        """
+        return chain.step(self.schedule, x_s, s, t, epsilon)
+
+    def posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor | None = None) -> chain.Posterior:
+        """q(x_s | x_t, x_0) for an s before t.
+
+        Arguments:
+            x_0: clean images in [-1, 1], shape (B, *).
+            x_t: noised images, shape (B, *).
+            t, s: native times, shape (B,). A discrete s is t - 1 unless given; -1 (discrete) or 0 is the clean image.
+        """
+        return chain.posterior(self.schedule, x_0, x_t, t, s)
+
+    def trajectory(
+        self,
+        x_0: Tensor,
+        times: Tensor,
+        index: Tensor,
+        *,
+        seed: int = 0,
+        stage: str = "predict",
+        epoch: int = 0,
+        view: int = 0,
+    ) -> Tensor:
+        """One joint path of each image through the given times: each state is a `step` on from the one before.
+
+        Arguments:
+            x_0: images as `forward` takes them, shape (B, *).
+            times: native times that rise, shape (K,).
+            index, seed, stage, epoch, view: the key of the path, as in `forward`.
+
+        Returns:
+            float32, shape (B, K, *).
+        """
+        key = keys(index, seed=seed, stage=stage, epoch=epoch, view=view)
+        x = self.scaled(x_0)
+        elements = (x[0].numel() + 3) // 4 * 4
+        before = torch.full((len(x),), -1 if self.schedule.discrete else 0.0, dtype=times.dtype, device=x.device)
+        path = []
+        for k, time in enumerate(times):
+            t = time.to(x.device).expand(len(x))
+            x = self.step(x, before, t, gaussian(key, tuple(x.shape[1:]), Purpose.TRAJECTORY, k * elements))
+            path.append(x)
+            before = t
+        return torch.stack(path, 1)
+
+    def prior_kl_bits_per_dim(self, x_0: Tensor) -> float:
+        """How far x_T is from its prior, KL(q(x_T | x_0) || p(x_T)), in bits per dimension, averaged over images.
+
+        The prior is N(0, I), or N(0, sigma_T^2 I) where the schedule is variance exploding; T is the time of most
+        noise (Ho, Jain and Abbeel 2020, section 4, where it is about 1e-5).
+
+        Arguments:
+            x_0: images as `forward` takes them, shape (B, *).
+        """
+        return chain.prior_kl(self.schedule, self.scaled(x_0).double().square().mean().item()) / math.log(2)
+
+
+def _named(names: tuple[str, ...], fields: list[Tensor], like: Tensor) -> dict[str, Tensor]:
+    return {name: field.view(like.shape) for name, field in zip(names, fields, strict=True)}
