@@ -452,3 +452,38 @@ def test_the_gpu_is_never_halted(device):
         process(images, index, seed=1, epoch=2)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_parts_that_make_no_sense_together_are_refused():
+    from diffaug import Discretised, Importance, MinSNR, Pair, StudentT, ZeroTerminalSNR
+    from diffaug.targets import Debiased
+
+    fields = ("x_t", "v", "t")
+    for options, message in [
+        ({"schedule": Rectified(), "times": Importance()}, r"Rectified\(\) is continuous.*schedule=discretised"),
+        ({"fields": ("x_t", "x_s", "t")}, r"process\.pair does not say which"),
+        ({"fields": ("x_t", "score"), "noise": StudentT()}, r"only for standard normal noise.*noise=gaussian"),
+        ({"noise": StudentT(), "pair": Pair("chain")}, r"chain's law needs standard normal noise"),
+        (
+            {"fields": (*fields, "weight"), "weight": MinSNR()},
+            r"weight is for process\.target=epsilon: set process\.target",
+        ),
+        ({"schedule": ZeroTerminalSNR(LinearBeta()), "weight": Debiased()}, r"infinite at t = 999.*SNR is 0.*min_snr"),
+        ({"pair": "same"}, r"process\.pair must be a Pair object"),
+    ]:
+        with pytest.raises(ValueError, match=f"(?s){message}"):
+            ForwardProcess(**{"schedule": LinearBeta(), **options})
+    assert ForwardProcess(Discretised(Rectified()), Importance()).schedule.discrete
+
+
+@pytest.mark.parametrize("law", ["same", "chain"])
+def test_pairs_do_not_move_the_triple_and_do_not_depend_on_the_batch(law):
+    from diffaug import Pair
+
+    plain = ForwardProcess(LinearBeta(), compile=False)(IMAGES, INDEX)
+    process = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "x_s", "s"), pair=Pair(law))
+    batch = process(IMAGES, INDEX)
+    torch.testing.assert_close(tuple(batch[:3]), tuple(plain), rtol=0, atol=1e-6)
+    assert ((batch.s < batch.t) & (batch.s >= -1)).all()
+    part = process(IMAGES[9:12], INDEX[9:12])
+    assert all(torch.equal(a, b[9:12]) for a, b in zip(part, batch, strict=True))

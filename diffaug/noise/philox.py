@@ -192,7 +192,7 @@ def points(keys: Keys, purpose: int) -> Tensor:
     return ((w_0 << 21) | (w_1 >> 11))[:, 0]
 
 
-def indices(points: Tensor, count: int) -> Tensor:
+def indices(points: Tensor, count: int | Tensor) -> Tensor:
     """Points in [0, 2^53) as whole numbers in [0, count): floor(point count / 2^53), for count < 2^31.
 
     In integers, in two halves so that nothing overflows: identical on every device.

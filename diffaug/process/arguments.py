@@ -9,7 +9,7 @@ from torch import Tensor
 from diffaug.checks import number, refuse
 from diffaug.noise import Noise
 from diffaug.schedules import Schedule
-from diffaug.targets import FIELDS, PAIR_FIELDS, Pair, Weight
+from diffaug.targets import FIELDS, PAIR_FIELDS, TARGETS, Pair, Weight
 from diffaug.times import Times
 
 
@@ -61,6 +61,12 @@ def check_parts(process: Parts) -> None:
     if pair is not None and not isinstance(pair, Pair):
         raise refuse("process.pair", pair, "a Pair object or None")
     process.times.check(process.schedule)
+    asked = [name for name in process.fields if name in TARGETS]
+    if "weight" in process.fields and process.weight.stated_on and asked and process.target not in asked:
+        raise ValueError(
+            f"process.fields asks for {asked} and weight, but the weight is for process.target={process.target}: set "
+            "process.target to what the network predicts."
+        )
     process.weight.check(process.schedule, process.target, process.sigma_data)
     if set(process.fields) & set(PAIR_FIELDS) and pair is None:
         raise ValueError(

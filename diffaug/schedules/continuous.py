@@ -184,7 +184,7 @@ class Trigonometric(Schedule):
 
     def _log_snr(self, t: Tensor) -> Tensor:
         # Of the angle and its complement the smaller: near pi / 2 the tangent itself has lost its digits.
-        tangent = torch.tan(torch.minimum(t, 1 - t) * (math.pi / 2))
+        tangent = torch.tan(torch.where(t <= 0.5, t, 1 - t) * (math.pi / 2))
         return torch.where(t <= 0.5, -2.0, 2.0) * torch.log(tangent)
 
     def _t_of_log_snr(self, log_snr: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class Pair:
         if schedule.discrete:
             if self.steps is not None:
                 return (t - max(1, round(schedule.timesteps / self.steps))).clamp_min(-1)
-            return indices(points(keys, Purpose.SECOND_TIME), t + 1) - 1  # pyright: ignore[reportArgumentType]
+            return indices(points(keys, Purpose.SECOND_TIME), t + 1) - 1
         unit = schedule.to_unit(t, torch.float64)
         if self.steps is not None:
             earlier = (unit - 1 / self.steps).clamp_min(0.0)
