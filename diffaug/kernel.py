@@ -139,9 +139,15 @@ def _try_compiled(function: Callable[..., list[Tensor]], *args: Any) -> list[Ten
 
 @functools.cache
 def _compiled(function: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
+    from torch._inductor import config  # here, as it is slow to import
+
     # One graph for every batch size. Each number of fields, dtype and parity makes its own, hence the larger limit.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    return torch.compile(function, dynamic=True, fullgraph=True)
+    # The four runs of a sample must be written where they lie. Inductor's other way of joining them, its choice on
+    # GPUs, works out all four for every element and keeps one.
+    names = ("max_pointwise_cat_inputs", "max_complex_pointwise_cat_inputs")
+    options = {name: 0 for name in names if hasattr(config, name)}
+    return torch.compile(function, dynamic=True, fullgraph=True, options=options)
 
 
 @functools.cache
