@@ -21,7 +21,7 @@ from diffaug.items import as_tensor, check_range, split
 from diffaug.noise.guard import KeyedCalls, draws, mixed
 from diffaug.noise.philox import INDEX_BITS
 
-__all__ = ["ImageBatch", "Images", "Place", "as_tensor", "check_range", "collate", "split"]
+__all__ = ["ImageBatch", "Images", "Keyed", "Place", "as_tensor", "check_range", "collate", "note", "split"]
 
 
 class Place(NamedTuple):
@@ -50,19 +50,21 @@ class ImageBatch:
         image: uint8 or float, shape (B, *).
         place: int64, shape (B, 4): the columns of `Place`.
         extra: what else the dataset yields and the process's fields ask for, by name.
+        first: the first sample's place, on the host: what keys the draws of a whole batch.
     """
 
-    __slots__ = ("extra", "image", "place")
+    __slots__ = ("extra", "first", "image", "place")
 
-    def __init__(self, image: Tensor, place: Tensor, extra: dict[str, Any]) -> None:
+    def __init__(self, image: Tensor, place: Tensor, extra: dict[str, Any], first: Place | None = None) -> None:
         self.image, self.place, self.extra = image, place, extra
+        self.first = first or Place(*place[0].tolist())
 
     def __len__(self) -> int:
         return len(self.image)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "ImageBatch":
         extra = {name: function(v) if isinstance(v, Tensor) else v for name, v in self.extra.items()}
-        return ImageBatch(function(self.image), function(self.place), extra)
+        return ImageBatch(function(self.image), function(self.place), extra, self.first)
 
     def to(self, *args: Any, **kwargs: Any) -> "ImageBatch":
         return self._map(lambda tensor: tensor.to(*args, **kwargs))
@@ -71,8 +73,8 @@ class ImageBatch:
         return self._map(lambda tensor: tensor.pin_memory())
 
 
-class Images(Dataset[Any]):
-    """A dataset whose items are (image, place, extra), ready for `collate`.
+class Keyed(Dataset[Any]):
+    """A dataset asked for by `Place`, whose items' own random draws are functions of ``domain`` and their places.
 
     What the dataset and the transform draw from torch's, numpy's and Python's global random states is a function of
     ``domain`` and the sample's epoch, index and view. A dataset that can fetch many items at once (``__getitems__``:
@@ -80,14 +82,68 @@ class Images(Dataset[Any]):
     one by one, so that each draw is its sample's.
 
     Arguments:
-        dataset: the user's, map-style.
+        dataset: the user's: map-style, or, read by a `diffaug.data.stream.Stream`, iterable.
+        name: how error messages call the dataset, for example ``data.train``.
+        domain: what the random state of the transforms is keyed by, beside the sample's place.
+    """
+
+    def __init__(self, dataset: Any, *, name: str = "data.train", domain: tuple[int, ...] = (0,)) -> None:
+        self.dataset, self.name, self.domain = dataset, name, domain
+        self._keyed = KeyedCalls()
+        self._in_batches = _fetches_many(dataset)
+
+    def finished(self, placed: tuple[Place, Any]) -> Any:
+        """What becomes of an item of the dataset and its place."""
+        place, item = placed
+        return item, place
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, places: Sequence[Place]) -> list[Any]:
+        fetched = self._fetched([place.index for place in places]) if self._in_batches else None
+        if fetched is None:
+            return self._keyed(self._read, places, lambda: self.seeds(places))
+        return self._keyed(self.finished, list(zip(places, fetched, strict=True)), lambda: self.seeds(places))
+
+    def seeds(self, places: Sequence[Place]) -> list[int]:
+        """What seeds the random states for the samples at these places: 64 bits each."""
+        epochs = {epoch: mixed(*self.domain, epoch) for epoch in {place.epoch for place in places}}
+        return [mixed(place.view << INDEX_BITS | place.index, state=epochs[place.epoch]) for place in places]
+
+    def __getitem__(self, place: Place) -> Any:
+        return self.__getitems__([place])[0]
+
+    def _fetched(self, indices: list[int]) -> list[Any] | None:
+        """Items as the dataset fetches many at once; None if it cannot, or draws something in doing so."""
+        try:
+            items, drew = draws(lambda: self.dataset.__getitems__(indices))
+        except Exception:  # fetched one by one, the error will name its sample
+            return None
+        if drew or len(items) != len(indices):
+            self._in_batches = False
+            return None
+        return items
+
+    def _read(self, place: Place) -> Any:
+        try:
+            item = self.dataset[place.index]
+        except Exception as error:
+            note(error, f"in reading {self.name}[{place.index}]")
+            raise
+        return self.finished((place, item))
+
+
+class Images(Keyed):
+    """A dataset whose items are (image, place, extra), ready for `collate`.
+
+    Arguments:
+        dataset, name, domain: as in `Keyed`.
         transform: applied to the image as the dataset yields it.
         image_key: which part of an item is the image; None where there is only one.
         wanted: the names of the extra parts to keep.
         value_range: what float images must lie in.
-        name: how error messages call the dataset, for example ``data.train``.
         check_range: whether float images are checked here (not where a device transform comes later).
-        domain: what the random state of the transforms is keyed by, beside the sample's place.
     """
 
     def __init__(
@@ -102,48 +158,11 @@ class Images(Dataset[Any]):
         check_range: bool = True,
         domain: tuple[int, ...] = (0,),
     ) -> None:
-        self.dataset, self.transform, self.image_key = dataset, transform, image_key
-        self.wanted, self.value_range, self.name = tuple(wanted), value_range, name
-        self.check_range, self.domain = check_range, domain
-        self._keyed = KeyedCalls()
-        self._in_batches = _fetches_many(dataset)
+        super().__init__(dataset, name=name, domain=domain)
+        self.transform, self.image_key = transform, image_key
+        self.wanted, self.value_range, self.check_range = tuple(wanted), value_range, check_range
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitems__(self, places: Sequence[Place]) -> list[Sample]:
-        fetched = self._fetched([place.index for place in places]) if self._in_batches else None
-        if fetched is None:
-            return self._keyed(self._read, places, lambda: self._seeds(places))
-        return self._keyed(self._finished, list(zip(places, fetched, strict=True)), lambda: self._seeds(places))
-
-    def _seeds(self, places: Sequence[Place]) -> list[int]:
-        epochs = {epoch: mixed(*self.domain, epoch) for epoch in {place.epoch for place in places}}
-        return [mixed(place.view << INDEX_BITS | place.index, state=epochs[place.epoch]) for place in places]
-
-    def __getitem__(self, place: Place) -> Sample:
-        return self.__getitems__([place])[0]
-
-    def _fetched(self, indices: list[int]) -> list[Any] | None:
-        """Items as the dataset fetches many at once; None if it cannot, or draws something in doing so."""
-        try:
-            items, drew = draws(lambda: self.dataset.__getitems__(indices))
-        except Exception:  # fetched one by one, the error will name its sample
-            return None
-        if drew or len(items) != len(indices):
-            self._in_batches = False
-            return None
-        return items
-
-    def _read(self, place: Place) -> Sample:
-        try:
-            item = self.dataset[place.index]
-        except Exception as error:
-            _note(error, f"in reading {self.name}[{place.index}]")
-            raise
-        return self._finished((place, item))
-
-    def _finished(self, placed: tuple[Place, Any]) -> Sample:
+    def finished(self, placed: tuple[Place, Any]) -> Sample:
         place, item = placed
         where = f"{self.name}[{place.index}]"
         image, extra = split(item, self.image_key, where)
@@ -151,7 +170,7 @@ class Images(Dataset[Any]):
             try:
                 image = self.transform(image)
             except Exception as error:
-                _note(error, f"in data.transform of {where}")
+                note(error, f"in data.transform of {where}")
                 raise
         tensor = as_tensor(image, where, self.value_range)
         if self.check_range and tensor.is_floating_point():
@@ -165,7 +184,7 @@ class Images(Dataset[Any]):
         return tensor, place, {name: extra[name] for name in self.wanted}
 
 
-def _note(error: Exception, note: str) -> None:
+def note(error: Exception, note: str) -> None:
     """Say at which sample the user's code failed (Python 3.10 has no notes)."""
     if hasattr(error, "add_note"):
         error.add_note(note)  # pyright: ignore[reportAttributeAccessIssue]
@@ -195,7 +214,7 @@ def collate(items: list[Sample]) -> ImageBatch:
     joined = {name: _joined(name, [extra[name] for _, _, extra in items]) for name in extra}
     places = np.fromiter(chain.from_iterable(place for _, place, _ in items), np.int64, 4 * len(items))
     return ImageBatch(
-        torch.stack([image for image, _, _ in items]), torch.from_numpy(places.reshape(len(items), 4)), joined
+        torch.stack([image for image, _, _ in items]), torch.from_numpy(places.reshape(len(items), 4)), joined, place
     )
 
 

@@ -16,13 +16,15 @@ from diffaug.targets import FIELDS
 _FIELDS = frozenset(FIELDS)
 _CHANNELS = 4  # up to here a last axis is taken for channels at once
 
-
-def is_image(value: Any) -> bool:
-    """Whether a part of an item is an image: a PIL image, or a tensor or array with two dimensions or more."""
-    return value.ndim >= 2 if isinstance(value, (Tensor, np.ndarray)) else hasattr(value, "getbands")
+_ONE_IMAGE = "An item must hold one PIL image, or one tensor or array with two"
 
 
-def split(item: Any, image_key: str | int | None, where: str) -> tuple[Any, dict[str, Any]]:
+def is_image(value: Any, dimensions: int = 2) -> bool:
+    """Whether a part of an item is an image: a PIL image, or a tensor or array with so many dimensions or more."""
+    return value.ndim >= dimensions if isinstance(value, (Tensor, np.ndarray)) else hasattr(value, "getbands")
+
+
+def split(item: Any, image_key: str | int | None, where: str, *, batch: bool = False) -> tuple[Any, dict[str, Any]]:
     """Take an item apart: its image, and everything else by name.
 
     The second of a tuple is called label, later ones item_2, item_3, ...; dicts and named tuples have their own names.
@@ -30,6 +32,7 @@ def split(item: Any, image_key: str | int | None, where: str) -> tuple[Any, dict
     Arguments:
         image_key: a name, or a place in a tuple, list or named tuple; None where there is one image only.
         where: how errors call the item.
+        batch: whether it is a whole batch, whose parts have one dimension more.
 
     Raises:
         ValueError: there is no image, or more than one and no ``image_key`` to say which; or another part has the name
@@ -44,13 +47,14 @@ def split(item: Any, image_key: str | int | None, where: str) -> tuple[Any, dict
     else:
         parts = {"item_0": item}
     if image_key is None:
-        images = [name for name, value in parts.items() if is_image(value)]
+        images = [name for name, value in parts.items() if is_image(value, 3 if batch else 2)]
         if len(images) != 1:
             found = "no image" if not images else f"{len(images)} images"
             raise ValueError(
-                f"{where} holds {found}: {_listed(parts)}. An item must hold one PIL image, or one tensor or array "
-                "with two dimensions or more; data.image_key says which part to noise where there are several, or "
-                "where it has one dimension."
+                f"{where} holds {found}: {_listed(parts)}. "
+                + ("It must hold one tensor of shape (B, ...) with three" if batch else _ONE_IMAGE)
+                + " dimensions or more; data.image_key says which part to noise where there are several, or where it "
+                "has fewer."
             )
         key = images[0]
     else:

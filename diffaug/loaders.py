@@ -22,9 +22,9 @@ _CHUNK = 2**14
 _ROUNDS = 8
 
 
-def order_keys(seed: int, epoch: int, dataset: int = 0) -> NDArray[np.uint64]:
-    """The round keys of an epoch's permutation."""
-    key = keys(torch.zeros(1, dtype=torch.int64), seed=seed, epoch=epoch, dataset=dataset)
+def order_keys(seed: int, epoch: int, dataset: int = 0, lap: int = 0) -> NDArray[np.uint64]:
+    """The round keys of an epoch's permutation, or of its lap where it is gone through more than once."""
+    key = keys(torch.full((1,), lap, dtype=torch.int64), seed=seed, epoch=epoch, dataset=dataset)
     w_0, w_1, _, _ = words(key, Purpose.ORDER, torch.arange(_ROUNDS))
     return ((w_0 << 32) | w_1)[0].numpy().view(np.uint64)
 
@@ -74,8 +74,10 @@ class EpochSampler(DistributedSampler[Any]):
         rank, ranks: this process's number, and how many there are.
         shuffle: whether each epoch has an order of its own, or the dataset's.
         sampler: the user's own order instead: any sampler of indices, run under a random state keyed by the epoch.
+        dataset: the dataset's number within its stage, where there are several: each has an order of its own.
 
-    Where the ranks do not divide the order, it goes on from its beginning, as new views.
+    Where the ranks do not divide the order, it goes on from its beginning, as new views. Where an epoch goes through
+    the dataset again (a shorter one beside a longer one), each lap has an order of its own, and new views.
     """
 
     def __init__(
@@ -87,10 +89,11 @@ class EpochSampler(DistributedSampler[Any]):
         ranks: int = 1,
         shuffle: bool = True,
         sampler: Sampler[int] | None = None,
+        dataset: int = 0,
     ) -> None:
         super().__init__(range(size), num_replicas=ranks, rank=rank, shuffle=shuffle, seed=seed)  # pyright: ignore[reportArgumentType]
-        self.sampler, self.start = sampler, 0
-        self.size = size
+        self.sampler, self.start, self.lap = sampler, 0, 0
+        self.size, self.number = size, dataset
         self.length = len(sampler) if isinstance(sampler, Sized) else size
         self.total_size = -(-self.length // ranks) * ranks
         self.num_samples = self.total_size // ranks
@@ -99,31 +102,50 @@ class EpochSampler(DistributedSampler[Any]):
         start, self.start = self.start, 0
         order = None if self.sampler is None else self._sampled(self.sampler)
         times_before = None if order is None else occurrences(order)
-        round_keys = order_keys(self.seed, self.epoch)
+        round_keys = order_keys(self.seed, self.epoch, self.number, self.lap)
+        before = self.lap * self.total_size
         for low in range(start, self.total_size, _CHUNK * self.num_replicas):
             high = min(low + _CHUNK * self.num_replicas, self.total_size)
             places = np.arange(low + self.rank, high, self.num_replicas)
             if order is None or times_before is None:
-                within, lap = places % self.length, places // self.length
+                within = places % self.length
                 index = permuted(within.astype(np.uint64), self.size, round_keys) if self.shuffle else within
-                views = lap
+                views = places // self.length + self.lap * -(-self.total_size // self.length)
             else:
-                index, views = order[places], times_before[places]
-            for i, view, place in zip(index.tolist(), views.tolist(), places.tolist(), strict=True):
+                index, views = order[before + places], times_before[before + places]
+            for i, view, place in zip(index.tolist(), views.tolist(), (before + places).tolist(), strict=True):
                 yield Place(i, view, place, self.epoch)
 
     def _sampled(self, sampler: Sampler[int]) -> NDArray[np.int64]:
-        with untouched_random_state():
-            sample_seed(self.seed, Purpose.ORDER, self.epoch)
-            own = getattr(sampler, "generator", None)
-            if isinstance(own, torch.Generator):
-                own.manual_seed(torch.initial_seed())
-            if hasattr(sampler, "set_epoch"):
-                sampler.set_epoch(self.epoch)  # pyright: ignore[reportAttributeAccessIssue]
+        """The order of the epoch up to the end of this lap."""
+        key = (self.seed, Purpose.ORDER, self.epoch)
+        laps = [sampled(sampler, key, lap, self.length) for lap in range(self.lap + 1)]
+        return np.concatenate([np.resize(lap, self.total_size) for lap in laps])
+
+
+def sampled(sampler: Sampler[int], key: tuple[int, ...], lap: int, length: int) -> NDArray[np.int64]:
+    """All that a user's sampler yields for an epoch, run under random states of this key, which ends in the epoch.
+
+    Raises:
+        ValueError: it does not yield so many whole numbers.
+    """
+    with untouched_random_state():
+        sample_seed(*key, *([lap] if lap else []))
+        own = getattr(sampler, "generator", None)
+        if isinstance(own, torch.Generator):
+            own.manual_seed(torch.initial_seed())
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(key[-1])  # pyright: ignore[reportAttributeAccessIssue]
+        try:
             order = np.fromiter(sampler, dtype=np.int64)
-        if len(order) != self.length:
-            raise ValueError(f"data.sampler says its length is {self.length}, but it yielded {len(order)} indices.")
-        return np.resize(order, self.total_size)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"data.sampler must yield whole numbers, the indices of samples, but {type(sampler).__name__} yields "
+                f"something else: {error}."
+            ) from error
+    if len(order) != length:
+        raise ValueError(f"data.sampler says its length is {length}, but it yielded {len(order)} indices.")
+    return order
 
 
 class EvaluationSampler(DistributedSampler[Any]):
@@ -133,15 +155,31 @@ class EvaluationSampler(DistributedSampler[Any]):
 
     Arguments:
         repeats: how many views of each sample.
+        sampler: the user's own order instead, the same at every evaluation.
+        seed: in [0, 2^64), for a sampler that draws.
     """
 
-    def __init__(self, size: int, *, rank: int = 0, ranks: int = 1, repeats: int = 1) -> None:
-        super().__init__(range(size), num_replicas=ranks, rank=rank, shuffle=False)  # pyright: ignore[reportArgumentType]
-        self.places = range(rank, size * repeats, ranks)
-        self.repeats = repeats
+    def __init__(
+        self,
+        size: int,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+        repeats: int = 1,
+        sampler: Sampler[int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(range(size), num_replicas=ranks, rank=rank, shuffle=False, seed=seed)  # pyright: ignore[reportArgumentType]
+        self.length = len(sampler) if isinstance(sampler, Sized) else size
+        self.places = range(rank, self.length * repeats, ranks)
+        self.repeats, self.sampler = repeats, sampler
 
     def __iter__(self) -> Iterator[Place]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return (Place(place // self.repeats, place % self.repeats, place, 0) for place in self.places)
+        if self.sampler is None:
+            return (Place(place // self.repeats, place % self.repeats, place, 0) for place in self.places)
+        order = np.repeat(sampled(self.sampler, (self.seed, Purpose.ORDER, 0), 0, self.length), self.repeats)
+        times_before = occurrences(order)
+        return (Place(int(order[place]), int(times_before[place]), place, 0) for place in self.places)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -156,26 +194,33 @@ class EpochLoader(DataLoader[Any]):
 
     sampler: EpochSampler  # pyright: ignore[reportIncompatibleVariableOverride]
     _done = 0
+    _over: tuple[int, int] | None = None  # the epoch and lap that were last gone through to their end
     _resume: dict[str, int] | None = None
 
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        sampler = self.sampler
         if self._resume is not None:
-            self.sampler.set_epoch(self._resume["epoch"])
-            self.sampler.start = self._resume["samples"]
+            sampler.set_epoch(self._resume["epoch"])
+            sampler.start, sampler.lap = self._resume["samples"], self._resume.get("lap", 0)
             self._resume = None
-        self._done = self.sampler.start
+        else:
+            sampler.lap = self._over[1] + 1 if self._over and self._over[0] == sampler.epoch else 0
+        self._done = sampler.start
+        now = (sampler.epoch, sampler.lap)
         for batch in super().__iter__():
-            self._done += (self.batch_size or 1) * self.sampler.num_replicas
+            self._done += (self.batch_size or 1) * sampler.num_replicas
             yield batch
+        self._over = now
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, and how many places of its global order have been handed out."""
         if self._resume is not None:
             return dict(self._resume)
+        lap = {"lap": self.sampler.lap} if self.sampler.lap else {}
         rest = self.sampler.total_size - self._done
         if rest <= 0 or (self.drop_last and rest < (self.batch_size or 1) * self.sampler.num_replicas):
             return {"epoch": self.sampler.epoch + 1, "samples": 0}
-        return {"epoch": self.sampler.epoch, "samples": self._done}
+        return {"epoch": self.sampler.epoch, "samples": self._done, **lap}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._resume = dict(state)

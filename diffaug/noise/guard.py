@@ -56,6 +56,27 @@ def untouched_random_state() -> Iterator[None]:
         _restore(states)
 
 
+@contextmanager
+def keyed_random_state(device: torch.device, *key: int) -> Iterator[None]:
+    """Run the user's code on a device under random states of this key, and put the states back.
+
+    All three global states are keyed, and the device's own. Reading and setting an accelerator's state touches two
+    numbers that its driver keeps on the host: it does not wait for the device.
+    """
+    accelerator = None if device.type == "cpu" else torch.get_device_module(device)
+    before = None if accelerator is None else accelerator.get_rng_state(device)
+    with untouched_random_state():
+        sample_seed(*key)
+        try:
+            if accelerator is not None:
+                with accelerator.device(device):
+                    accelerator.manual_seed(mixed(*key))
+            yield
+        finally:
+            if accelerator is not None:
+                accelerator.set_rng_state(before, device)
+
+
 def sample_seed(*key: int) -> None:
     """Seed all three global states by a key of whole numbers, each up to 64 bits. Use within the guard above."""
     seed = mixed(*key)
