@@ -487,3 +487,10 @@ def test_pairs_do_not_move_the_triple_and_do_not_depend_on_the_batch(law):
     assert ((batch.s < batch.t) & (batch.s >= -1)).all()
     part = process(IMAGES[9:12], INDEX[9:12])
     assert all(torch.equal(a, b[9:12]) for a, b in zip(part, batch, strict=True))
+
+
+def test_a_sample_beyond_the_counter_is_refused():
+    with pytest.raises(ValueError, match=r"x_0 must be of fewer than 2\^32 elements a sample"):
+        ForwardProcess(LinearBeta())(
+            torch.zeros(1, dtype=torch.uint8).expand(1, 2**32), torch.zeros(1, dtype=torch.int64)
+        )

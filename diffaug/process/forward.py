@@ -53,7 +53,8 @@ class ForwardProcess(nn.Module):
         pair: how an earlier state is drawn, for the fields ``x_s`` and ``s``.
         sigma_data: the standard deviation of the images in [-1, 1], for F, x_in and the EDM weight.
         value_range: the values that float images span, mapped to [-1, 1]; uint8 images span [0, 255].
-        compile: "auto" (compile where there is a compiler and a sample has 1,024 elements or more), True or False.
+        compile: "auto" (compile where there is a compiler and a sample has 1,024 elements or more), True or False. Only
+            gaussian noise without a pair is compiled; the rest runs eagerly.
         dtype: of the image-shaped fields; None is float32. All arithmetic on pixels is float32.
 
     It has no parameters and no buffers; the work is done on the images' device.
