@@ -6,9 +6,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from diffaug.config import checkpoint_path, report
+from diffaug.sweeps import job
 
 
 @hydra.main(config_path="configs", config_name="train", version_base="1.3")
+@job
 def main(config: DictConfig) -> None:
     ckpt_path = checkpoint_path(config.ckpt_path, config.folder)
     pl.seed_everything(config.seed, workers=True)

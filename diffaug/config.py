@@ -56,18 +56,27 @@ def schedule_names() -> list[str]:
 
 
 def checkpoint_path(ckpt_path: str | None, folder: str) -> str | None:
-    """The checkpoint to go on from: none, a file, or ``last``: the last one of the run in ``folder``.
+    """The checkpoint to go on from.
+
+    Arguments:
+        ckpt_path: ``auto``, the last one of the run in ``folder`` if it has one; ``last``, that one; a file; or None,
+            none. A checkpoint of several files is a folder.
+        folder: the run's.
 
     Raises:
         FileNotFoundError: it is not there; lists the runs that have one.
     """
     if ckpt_path is None:
         return None
-    path = Path(folder, "checkpoints", "last.ckpt") if ckpt_path == "last" else Path(ckpt_path)
-    if path.is_file():
+    path = Path(folder, "checkpoints", "last.ckpt") if ckpt_path in ("auto", "last") else Path(ckpt_path)
+    if path.exists():
         return str(path)
-    runs = sorted(found.parent.parent for found in Path("outputs").glob("**/checkpoints/last.ckpt"))
-    known = "\n  ".join(f"hydra.run.dir={run}" for run in runs) if runs else "(none under outputs/)"
+    if ckpt_path == "auto":
+        return None
+    runs = sorted(
+        found.parent.parent for top in ("outputs", "multirun") for found in Path(top).glob("**/checkpoints/last.ckpt")
+    )
+    known = "\n  ".join(f"hydra.run.dir={run}" for run in runs) if runs else "(none under outputs/ and multirun/)"
     raise FileNotFoundError(
         f"ckpt_path={ckpt_path}: there is no {path}. Runs that can be gone on with by ckpt_path=last:\n  {known}"
     )

@@ -1,0 +1,246 @@
+"""Jobs that are one of many: of a sweep, and of a cluster.
+
+In a sweep each job is a process of its own, started as its user would start it alone: ``python train.py`` with the
+job's overrides and its folder. So the ranks that Lightning starts for it by copying its command line train that job
+and no other (started from within the sweep they would each open a sweep of their own), and what a job leaves behind,
+a process group, variables, memory of a GPU, or a crash, does not reach the next.
+"""
+
+import atexit
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from hydra.utils import get_original_cwd
+from omegaconf import DictConfig, OmegaConf
+
+_OUTCOME = "outcome.txt"  # beside Hydra's own records of the job
+_OF_THE_SWEEP = ("hydra.mode=", "hydra.sweep.", "hydra.sweeper", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
+
+
+class JobFailed(RuntimeError):
+    """A job of a sweep ended with an error; the sweep goes on."""
+
+
+def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """For what ``hydra.main`` decorates: one job, in a process of its own where Hydra would run a sweep in one.
+
+    Under submitit it tells Lightning which rank this is. A job of a sweep returns its validation loss, which is what
+    a sweeper that searches goes by.
+    """
+
+    @wraps(function)
+    def run(config: DictConfig) -> Any:
+        if "SUBMITIT_EXECUTOR" in os.environ:
+            export_ranks(config)
+        elif HydraConfig.get().mode == RunMode.MULTIRUN:
+            run_alone()
+            return val_loss(Path(HydraConfig.get().runtime.output_dir))
+        return function(config)
+
+    return run
+
+
+def run_alone() -> None:
+    """Run the job that Hydra is at as a process of its own, and wait for it.
+
+    Raises:
+        JobFailed: it ended with an error.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    process = subprocess.Popen(command(), cwd=get_original_cwd())
+    try:
+        status = process.wait()
+    except BaseException:  # told to end: so is the job, which keeps what it has done
+        process.terminate()
+        process.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if status:
+        said = outcome(folder)
+        how = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
+        error = said.removeprefix("failed: ") if said.startswith("failed: ") else f"the process ended {how}"
+        raise JobFailed(f"{error} ({folder})")
+
+
+def command() -> list[str]:
+    """The command line that runs the job that Hydra is at, alone: its own overrides and its folder, no ``-m``."""
+    import __main__
+
+    hydra = HydraConfig.get()
+    start = ["-m", __main__.__spec__.name] if __main__.__spec__ else [os.path.abspath(sys.argv[0])]
+    folder = hydra.runtime.output_dir.replace("\\", "\\\\").replace('"', '\\"')
+    return [
+        sys.executable,
+        *start,
+        *options(sys.argv[1:]),
+        *(override for override in hydra.overrides.hydra if not override.startswith(_OF_THE_SWEEP)),
+        *hydra.overrides.task,
+        f'hydra.run.dir="{folder}"',
+        f"hydra.job.num={hydra.job.num}",
+        f"hydra.job.id={hydra.job.id}",
+    ]
+
+
+def options(arguments: list[str]) -> list[str]:
+    """Hydra's own options of a command line that choose the configs, without its overrides and its ``-m``."""
+    chosen: list[str] = []
+    rest = iter(arguments)
+    for word in rest:
+        name, equals, _ = word.partition("=")
+        if name in ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd"):
+            chosen += [word] if equals else [word, next(rest, "")]
+    return chosen
+
+
+def export_ranks(config: DictConfig) -> None:
+    """Tell Lightning, by the variables it reads, which of submitit's tasks this process is.
+
+    Raises:
+        ValueError: the trainer wants another number of processes than there are tasks.
+    """
+    from submitit import JobEnvironment
+
+    here = JobEnvironment()
+    for key, count in (("devices", here.num_tasks // here.num_nodes), ("num_nodes", here.num_nodes)):
+        wanted, launched = OmegaConf.select(config, f"trainer.{key}"), "tasks_per_node" if key == "devices" else "nodes"
+        if isinstance(wanted, int) and wanted != count:
+            raise ValueError(
+                f"trainer.{key}={wanted}, but hydra.launcher.{launched}={count}: Lightning needs one task for each "
+                f"device. Set hydra.launcher.{launched}={wanted} or trainer.{key}={count}."
+            )
+    if here.num_tasks == 1:
+        return
+    os.environ.update(
+        LOCAL_RANK=str(here.local_rank),
+        NODE_RANK=str(here.node),
+        WORLD_SIZE=str(here.num_tasks),
+        MASTER_ADDR="127.0.0.1" if here.num_nodes == 1 else here.hostnames[0],
+        MASTER_PORT=str(port_of(here.job_id)),
+    )
+
+
+def port_of(job_id: str) -> int:
+    """A port in [10000, 30000) on which the ranks of a job find each other, the jobs of an array each on another."""
+    number, _, task = job_id.partition("_")
+    return 10000 + (int(re.sub(r"\D", "", number) or 0) * 101 + int(re.sub(r"\D", "", task) or 0)) % 20000
+
+
+class Table(Callback):
+    """Note in a job's folder how it ended; when a sweep ends, say in a table what each of its jobs came to.
+
+    Hydra tells of the end of a sweep only where no job failed, so the table is printed as the process ends.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        atexit.register(show, Path(config.hydra.sweep.dir).absolute())
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self._note(config, "unfinished")
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if job_return.status == JobStatus.COMPLETED:
+            self._note(config, "completed")
+        else:
+            error = job_return._return_value  # the property raises it
+            text = str(error) if isinstance(error, JobFailed) else f"{type(error).__name__}: {error}"
+            self._note(config, f"failed: {text}")
+
+    def _note(self, config: DictConfig, text: str) -> None:
+        rank = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "SUBMITIT_LOCAL_GLOBALID"))
+        if config.hydra.output_subdir is not None and not any(int(number or 0) for number in rank):
+            Path(config.hydra.runtime.output_dir, config.hydra.output_subdir, _OUTCOME).write_text(text + "\n")
+
+
+def outcome(folder: Path) -> str:
+    """How the job in this folder ended: completed, unfinished, or ``failed: ...``."""
+    path = folder / ".hydra" / _OUTCOME
+    return path.read_text().strip() if path.is_file() else "unfinished"
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """The summary of the run in this folder, empty where there is none."""
+    path = folder / "summary.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def val_loss(folder: Path) -> float | None:
+    """The validation loss of the run in this folder."""
+    return summary(folder).get("val_loss")
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    """What each job of the sweep in this folder came to, in the order of the jobs.
+
+    A job that has not completed has an ``outcome`` and no numbers: those of an earlier validation are not its result.
+    """
+    rows = []
+    for path in folder.glob("**/.hydra/hydra.yaml"):
+        record, run = OmegaConf.load(path).hydra, path.parent.parent
+        how = outcome(run)
+        found = summary(run) if how == "completed" else {}
+        rows.append(
+            {
+                "job": int(record.job.num),
+                "overrides": list(record.overrides.task),
+                "val_loss": found.get("val_loss"),
+                "prior_kl_bits_per_dim": found.get("prior_kl_bits_per_dim"),
+                "seconds": found.get("seconds"),
+                "outcome": how,
+                "folder": str(run.relative_to(folder)),
+            }
+        )
+    rows.sort(key=lambda row: row["job"])
+    common = set.intersection(*(set(row["overrides"]) for row in rows)) if len(rows) > 1 else set()
+    for row in rows:  # what every job shares tells none from another
+        row["overrides"] = " ".join(override for override in row["overrides"] if override not in common)
+    return rows
+
+
+def show(folder: Path) -> None:
+    """Print the table of a sweep's results, and write it to results.csv in its folder."""
+    rows = results(folder)
+    if not rows:
+        return
+    with (folder / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"\n{table(rows)}\n\nresults.csv and each job's folder are in {folder}", flush=True)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The results as lines of text: a job that has no numbers has its outcome in their place."""
+
+    def number(row: Mapping[str, Any], key: str, form: str) -> str:
+        return "-" if row[key] is None else format(row[key], form)
+
+    width = max(len("overrides"), *(len(row["overrides"]) for row in rows))
+    lines = [f"{'job':>4}  {'overrides':{width}}  {'val_loss':>9}  {'prior KL':>9}  {'seconds':>8}"]
+    for row in rows:
+        start = f"{row['job']:>4}  {row['overrides']:{width}}  "
+        if row["outcome"] == "completed":
+            loss, prior, seconds = (
+                number(row, "val_loss", ".4f"),
+                number(row, "prior_kl_bits_per_dim", ".3g"),
+                number(row, "seconds", ".0f"),
+            )
+            lines.append(f"{start}{loss:>9}  {prior:>9}  {seconds:>8}")
+        else:
+            lines.append(start + shorten(row["outcome"], 200, placeholder=" ..."))
+    return "\n".join(lines)

@@ -1,0 +1,153 @@
+"""Sweeps, as a user starts them: every rank trains the job it belongs to, also after jobs that failed."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from tiny import OVERRIDES, ROOT, TWO, environment
+
+from diffaug.sweeps import command, export_ranks, options, port_of, results, table
+
+
+def sweep(folder: Path, *overrides: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, str(ROOT / "train.py"), "-m", *OVERRIDES, "hydra.sweep.dir=sweep", *overrides]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=folder, env=environment(folder))
+    assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def marks(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*-of-*")}
+
+
+@pytest.mark.slow
+def test_ranks_stay_with_their_job_after_jobs_that_failed(tmp_path):
+    """One job fails before it fits, one on rank 1 alone; then two ranks train the third, and no other."""
+    done = sweep(tmp_path, *TWO, "+model.network.mark=before,rank1,neither", expect=1)
+    assert marks(tmp_path) == {"rank1-0-of-2", "rank1-1-of-2", "neither-0-of-2", "neither-1-of-2"}
+    lines = done.stdout[done.stdout.index(" job  overrides") :].splitlines()
+    assert re.search(
+        r"^ +0  \+model\.network\.mark=before +failed: InstantiationException: .*fails before it fits", lines[1]
+    )
+    assert re.search(
+        r"^ +1  \+model\.network\.mark=rank1 +failed: .*(SIGKILL|gloo)", lines[2]
+    )  # rank 0, by whom it heard first
+    assert re.search(r"^ +2  \+model\.network\.mark=neither +\d\.\d{4}  2\.09e-05  +\d+$", lines[3])
+    rows = list(csv.DictReader((tmp_path / "sweep" / "results.csv").open()))
+    assert [row["outcome"].split(":")[0] for row in rows] == ["failed", "failed", "completed"]
+    assert json.loads((tmp_path / "sweep/2/summary.json").read_text())["steps"] == 2
+    assert not (tmp_path / "multirun").exists(), "a rank opened a sweep of its own"
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.slow
+def test_two_schedules_on_two_ranks(tmp_path):
+    done = sweep(tmp_path, *TWO, "schedule=linear,cosine", 'hydra.sweep.subdir="n=${hydra.job.num},${seed}"')
+    rows = list(csv.DictReader((tmp_path / "sweep" / "results.csv").open()))
+    assert [row["overrides"] for row in rows] == ["schedule=linear", "schedule=cosine"]
+    assert [row["folder"] for row in rows] == ["n=0,0", "n=1,0"]
+    names = [json.loads((tmp_path / "sweep" / row["folder"] / "summary.json").read_text())["schedule"] for row in rows]
+    assert names[0].startswith("LinearBeta(")
+    assert names[1].startswith("Cosine(")
+    assert [float(row["prior_kl_bits_per_dim"]) for row in rows] == pytest.approx([2.09e-5, 1.26e-9], rel=0.01)
+    assert len(re.findall(r"schedule=(?:linear|cosine)  +\d\.\d{4}", done.stdout)) == 2
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_told_to_end_ends_its_job_which_keeps_what_it_did(tmp_path):
+    words = [sys.executable, str(ROOT / "train.py"), "-m", *OVERRIDES, "hydra.sweep.dir=sweep", "seed=1,2"]
+    words += ["trainer.max_steps=100000", "+model.network.seconds=0.05", "trainer.val_check_interval=100000"]
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen(words, cwd=tmp_path, env=environment(tmp_path), stdout=log, stderr=log)
+    for _ in range(600):
+        if marks(tmp_path):
+            break
+        time.sleep(0.1)
+    time.sleep(0.5)
+    job = int(next(tmp_path.glob("*-of-*")).read_text())
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(job, 0)
+    assert (tmp_path / "sweep/0/checkpoints/last.ckpt").is_file()
+    assert not (tmp_path / "sweep/1").exists(), "the sweep went on"
+    assert re.search(r"^ +0 .* unfinished", (tmp_path / "log").read_text(), re.MULTILINE)
+
+
+def test_the_options_that_choose_configs_are_kept():
+    words = ["-m", "schedule=linear,cosine", "--config-name", "mine", "-cd=more", "--multirun", "seed=1"]
+    assert options(words) == ["--config-name", "mine", "-cd=more"]
+
+
+def test_the_command_of_a_job_is_its_own(monkeypatch):
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = {
+        "overrides": {
+            "hydra": ["hydra.mode=MULTIRUN", "hydra/launcher=basic", "hydra.sweep.dir=x", "hydra.verbose=true"],
+            "task": ["schedule=cosine", "data.root='a b'"],
+        },
+        "runtime": {"output_dir": '/x/schedule=cosine,"a"'},
+        "job": {"num": 3, "id": "3"},
+    }
+    monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: OmegaConf.create(hydra)))
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "schedule=linear,cosine", "hydra.verbose=true"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None, raising=False)
+    assert command() == [
+        sys.executable,
+        os.path.abspath("train.py"),
+        "hydra.verbose=true",
+        "schedule=cosine",
+        "data.root='a b'",
+        'hydra.run.dir="/x/schedule=cosine,\\"a\\""',
+        "hydra.job.num=3",
+        "hydra.job.id=3",
+    ]
+
+
+def test_the_table_leaves_out_what_all_share_and_numbers_of_a_job_that_failed(tmp_path):
+    for number, (schedule, how) in enumerate([("linear", "completed"), ("cosine", "failed: OSError: no room\nmore")]):
+        record = tmp_path / str(number) / ".hydra"
+        record.mkdir(parents=True)
+        overrides = ["trainer=ddp", f"schedule={schedule}"]
+        OmegaConf.save({"hydra": {"job": {"num": number}, "overrides": {"task": overrides}}}, record / "hydra.yaml")
+        (record / "outcome.txt").write_text(how)
+        summary = {"val_loss": 0.5, "prior_kl_bits_per_dim": 1e-5, "seconds": 12.3}
+        (record.parent / "summary.json").write_text(json.dumps(summary))
+    assert table(results(tmp_path)).splitlines() == [
+        " job  overrides         val_loss   prior KL   seconds",
+        "   0  schedule=linear     0.5000      1e-05        12",
+        "   1  schedule=cosine  failed: OSError: no room more",
+    ]
+
+
+def test_the_jobs_of_an_array_have_ports_of_their_own():
+    ports = [port_of(f"1234567_{task}") for task in range(100)]
+    assert len({*ports, port_of("1234568_0")}) == 101
+    assert all(10000 <= port < 30000 for port in ports)
+
+
+def test_tasks_and_devices_must_be_as_many(monkeypatch):
+    pytest.importorskip("submitit")
+    for name, value in {
+        "SUBMITIT_EXECUTOR": "local",
+        "SUBMITIT_LOCAL_JOB_ID": "7",
+        "SUBMITIT_LOCAL_NTASKS": "2",
+        "SUBMITIT_LOCAL_LOCALID": "1",
+        "SUBMITIT_LOCAL_GLOBALID": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "before")  # so that it is put back
+    with pytest.raises(ValueError, match=r"trainer\.devices=1, but hydra\.launcher\.tasks_per_node=2.*Set hydra\.l"):
+        export_ranks(OmegaConf.create({"trainer": {"devices": 1}}))
+    export_ranks(OmegaConf.create({"trainer": {"devices": 2, "num_nodes": 1}}))
+    assert (os.environ["LOCAL_RANK"], os.environ["WORLD_SIZE"]) == ("1", "2")
