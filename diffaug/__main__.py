@@ -1,12 +1,25 @@
-"""python -m diffaug report [group=choice] [key=value ...]: what a recipe is, in numbers, before it is trained.
+"""python -m diffaug report | plot | preview | export: look at a recipe before it is trained, take it along afterwards.
 
-report            the schedule at several times, terminal SNR, prior KL, and what times and weight train on
-report --all      every schedule of the package, a line each
+report [group=choice] [key=value ...]       a recipe in numbers: schedule, terminal SNR, prior KL, what it trains on
+report --all                                every schedule of the package, a line each
+plot schedules NAME ... [out=...]           beta, alpha_bar, alpha and sigma, log-SNR over time
+plot recipes EXPERIMENT ... [out=...]       what recipes train on: share of the draws and of the loss over log-SNR
+plot strip NAME ... [data=...] [out=...]    one image from x_0 to x_T under several schedules [sizes=16,64]
+plot levels FOLDER_OR_CSV [out=...]         loss by noise level, as a run with callbacks=loss_by_level left it
+preview [group=choice] ... [out=...]        your own data through the whole pipe: values, noised strip, times, warnings
+export ckpt=RUN out=FOLDER                  a trained run as a diffusers pipeline folder
+
+out= is a .png, .svg or .pdf file; the numbers of a picture go beside it as .csv. A NAME may carry overrides of its own:
+cosine,schedule.timesteps=4000.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+from hydra.errors import HydraException
+from hydra.utils import instantiate
 
 from diffaug import report
 from diffaug.config import composed, made, schedule_names
@@ -17,20 +30,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m diffaug", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("report", help="a recipe in numbers")
-    one.add_argument("--all", action="store_true", help="every schedule, a line each")
-    one.add_argument("overrides", nargs="*", help="group=choice and key=value, as for train.py")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="report | plot | preview | export")
+    for name, run in (("report", _report), ("export", _export)):
+        one = commands.add_parser(name, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        one.set_defaults(run=run)
+        if name == "report":
+            one.add_argument("--all", action="store_true", help="every schedule, a line each")
+        if name == "plot":
+            one.add_argument("picture", choices=("schedules", "recipes", "strip", "levels"))
+        one.add_argument("overrides", nargs="*", help="group=choice and key=value, as for train.py")
     options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError, ImportError, HydraException) as error:
+        print(f"python -m diffaug {options.command}: {error.__cause__ or error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _report(options: argparse.Namespace) -> None:
     if options.all:
-        print(
-            report.table(
-                {name: made(composed([*options.overrides, f"schedule={name}"]).schedule) for name in schedule_names()}
-            )
-        )
+        schedules = {
+            name: made(composed([*options.overrides, f"schedule={name}"]).schedule) for name in schedule_names()
+        }
+        print(report.table(schedules))
     else:
         print(report.page(made(composed(options.overrides).process)))
-    return 0
+
+
+def _export(options: argparse.Namespace) -> None:
+    from omegaconf import OmegaConf
+
+    from diffaug.commands.export import export, load_weights, run_of, usage
+
+    own, rest = _own(options.overrides, ckpt=None, out=None)
+    if rest or None in own.values():
+        raise ValueError("export wants ckpt=RUN (the folder that train.py left) and out=FOLDER, and nothing else.")
+    run, file = run_of(own["ckpt"])
+    config = OmegaConf.load(run / ".hydra" / "config.yaml")
+    config.folder = str(run)
+    model = instantiate(config.model, process=made(config.process))
+    load_weights(model, file)
+    pipeline = export(model, own["out"], tuple(config.data.image_shape or ()))
+    print(f"{own['out']} holds a {type(pipeline).__name__}. To sample from it, without diffaug:\n")
+    print(usage(pipeline, own["out"]))
+
+
+def _own(overrides: Sequence[str], **defaults: Any) -> tuple[dict[str, Any], list[str]]:
+    """The command's own key=value pairs, and what is left for Hydra."""
+    own, rest = dict(defaults), []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if equals and key in defaults:
+            own[key] = value
+        else:
+            rest.append(override)
+    return own, rest
 
 
 if __name__ == "__main__":

@@ -26,8 +26,14 @@ class Denoiser(pl.LightningModule):
         input: the field that the network is given: x_t or x_in.
         time: the field that says the noise level: ``t_embed``, or c_noise, log_snr, unit, ...
         target: the field that the network predicts: epsilon, v, x_0, flow, ...
+        condition: the field that the network is conditioned on, such as ``label``, given to it as ``class_labels=``;
+            None gives it nothing.
         optimizer: called with the parameters.
         lr_scheduler: called with the optimizer and ``total_steps``; stepped after every batch. None keeps the rate.
+
+    Both steps return what callbacks may want of each sample, beside the ``loss``: ``t``; ``errors``, its mean squared
+    error, unweighted; ``weights``, what that counts in training; each of shape (B,). See
+    `diffaug.callbacks.LossByLevel`. Where times are drawn by importance, the errors also go to ``process.times``.
     """
 
     def __init__(
@@ -38,6 +44,7 @@ class Denoiser(pl.LightningModule):
         input: str = "x_t",
         time: str = "t_embed",
         target: str = "epsilon",
+        condition: str | None = None,
         optimizer: Callable[..., Optimizer] = torch.optim.AdamW,
         lr_scheduler: Callable[..., Any] | None = None,
     ) -> None:
@@ -45,40 +52,51 @@ class Denoiser(pl.LightningModule):
         self.network, self.process = network, process
         self.input = choice("model.input", input, INPUTS)
         self.time = choice("model.time", time, tuple(NUMBER_FIELDS))
-        self.target = target
+        self.target, self.condition = target, condition
         check_target(process.schedule, target)
         process.weight.check(process.schedule, target, process.sigma_data)
-        missing = [name for name in (input, target, "t") if name not in process.fields]
+        needed = (input, target, "t", *([] if condition is None else [condition]))
+        missing = [name for name in needed if name not in process.fields]
         if missing:
             raise ValueError(f"The model needs {missing} in process.fields, which is {list(process.fields)}.")
         self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        out = self.network(x, time)
+    def forward(self, x: Tensor, time: Tensor, labels: Any = None) -> Tensor:
+        out = self.network(x, time) if labels is None else self.network(x, time, class_labels=labels)
         return out if isinstance(out, Tensor) else out.sample
 
     def _errors(self, batch: Any) -> Tensor:
         """The mean squared error of each sample, shape (B,)."""
-        prediction = self(getattr(batch, self.input), self._time(batch.t))
+        labels = None if self.condition is None else getattr(batch, self.condition)
+        prediction = self(getattr(batch, self.input), self._time(batch.t), labels)
         return (prediction.float() - getattr(batch, self.target).float()).square().flatten(1).mean(1)
 
     def _time(self, t: Tensor) -> Tensor:
         return NUMBER_FIELDS[self.time](self.process.schedule, t)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        errors, process = self._errors(batch), self.process
-        weight = process.weight.of(process.schedule, self.target, batch.t, process.sigma_data)
-        if isinstance(process.times, Importance):
-            weight = weight * process.times.importance_weight(batch.t, process.schedule)
-            process.times.update(batch.t, errors)
-        loss = (weight * errors).mean()
-        self.log("train_loss", loss, prog_bar=True)
-        return loss
+    def _weights(self, t: Tensor) -> Tensor:
+        """What the error of each sample counts, shape (B,)."""
+        process = self.process
+        weights = process.weight.of(process.schedule, self.target, t, process.sigma_data)
+        if isinstance(process.times, Importance) and self.training:
+            weights = weights * process.times.importance_weight(t, process.schedule)
+        return weights
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        errors, weights = self._errors(batch), self._weights(batch.t)
+        if isinstance(self.process.times, Importance):
+            self.process.times.update(batch.t, errors)
+        loss = (weights * errors).mean()
+        self.log("train_loss", loss, prog_bar=True)
+        return {"loss": loss, "t": batch.t, "errors": errors.detach(), "weights": weights}
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         name = "val_loss" if dataloader_idx == 0 else f"val_loss_{dataloader_idx}"
         options = {"prog_bar": True, "sync_dist": True, "batch_size": len(batch.t), "add_dataloader_idx": False}
-        self.log(name, self._errors(batch).mean(), **options)
+        errors = self._errors(batch)
+        loss = errors.mean()
+        self.log(name, loss, **options)
+        return {"loss": loss, "t": batch.t, "errors": errors, "weights": self._weights(batch.t)}
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.parameters())
@@ -88,7 +106,16 @@ class Denoiser(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @torch.no_grad()
-    def sample(self, shape: tuple[int, ...], *, steps: int = 100, seed: int = 0, clip: bool = True) -> Tensor:
+    def sample(
+        self,
+        shape: tuple[int, ...],
+        *,
+        steps: int = 100,
+        seed: int = 0,
+        clip: bool = True,
+        labels: Tensor | None = None,
+        times: Tensor | None = None,
+    ) -> Tensor:
         """Draw images by deterministic DDIM along the schedule's own alpha and sigma, so for every schedule.
 
         Song, Meng and Ermon 2021, "Denoising Diffusion Implicit Models", equation 12 with sigma = 0.
@@ -98,13 +125,24 @@ class Denoiser(pl.LightningModule):
             steps: how many times the network is called, at most T if discrete.
             seed: of the noise that the images start from.
             clip: whether each estimate of x_0 is held within [-1, 1].
+            labels: what each image is conditioned on, shape (B,), where the network is conditioned.
+            times: native times at which the network is called, falling, shape (K,); instead of ``steps``, which spreads
+                them evenly over unit time.
 
         Returns:
             float32 images, in [-1, 1] if ``clip``.
         """
         schedule, device = self.process.schedule, self.device
-        steps = min(steps, schedule.timesteps) if schedule.discrete else steps
-        times = schedule.from_unit(torch.linspace(1.0, 0.0, steps, dtype=torch.float64)).to(device)
+        if (labels is None) != (self.condition is None):
+            raise ValueError(
+                f"model.condition is {self.condition!r}, so sample() "
+                + ("takes no labels." if self.condition is None else "needs labels=, one for each image.")
+            )
+        labels = labels if labels is None else labels.to(device)
+        if times is None:
+            steps = min(steps, schedule.timesteps) if schedule.discrete else steps
+            times = schedule.from_unit(torch.linspace(1.0, 0.0, steps, dtype=torch.float64))
+        times = times.to(device)
         times = times if schedule.discrete else times.float()
         # An end where the target says nothing about x_0, or with no noise left, is no place to ask the network.
         times = times[convertible(schedule, self.target, "x_0", times) & (schedule.alpha_sigma(times)[1] > 0)]
@@ -114,16 +152,16 @@ class Denoiser(pl.LightningModule):
         x_0 = x
         for k in range(len(times)):
             t = times[k].expand(shape[0])
-            x_0, epsilon = self._estimate(x, t, clip)
+            x_0, epsilon = self._estimate(x, t, clip, labels)
             if k + 1 < len(times):
                 x = alphas[k + 1] * x_0 + sigmas[k + 1] * epsilon
         return x_0
 
-    def _estimate(self, x_t: Tensor, t: Tensor, clip: bool) -> tuple[Tensor, Tensor]:
+    def _estimate(self, x_t: Tensor, t: Tensor, clip: bool, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         schedule = self.process.schedule
         alpha, sigma = (c.view(-1, *(1,) * (x_t.ndim - 1)) for c in schedule.alpha_sigma(t))
         x_in = as_input(schedule, self.input, x_t, t, self.process.sigma_data)
-        prediction = self(x_in, self._time(t)).float()
+        prediction = self(x_in, self._time(t), labels).float()
         x_0, epsilon = recovered(schedule, self.target, prediction, x_t, t, self.process.sigma_data)
         if clip:
             x_0 = x_0.clamp(-1, 1)

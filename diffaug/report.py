@@ -60,7 +60,7 @@ def _grid(schedule: Schedule) -> Tensor:
 def table(schedules: Mapping[str, Schedule]) -> str:
     """All schedules, a line each."""
     head = ("schedule", "times", "scaling", "log-SNR", "SNR = 1 at", "SNR < 1e-4", "x_T to prior, bits/dim")
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for name, schedule in schedules.items():
         f = facts(schedule)
         rows.append(

@@ -1,0 +1,160 @@
+"""export: a trained Denoiser as a folder that plain diffusers loads and samples from.
+
+A pipeline calls ``unet(x, t)`` with its scheduler's own t, so the network must have been trained on just that:
+
+==================  ===========================  =======================================  ========================
+schedule            model.input, model.time      scheduler, and what else can take over   pipeline
+==================  ===========================  =======================================  ========================
+discrete            x_t, t (or t_embed, T 1000)  DDIM; DDPM, DPM-Solver                   DDPMPipeline
+continuous, VP      x_t, t_embed                 the same, on 1000 points                 DDPMPipeline
+rectified           x_t, t_embed                 FlowMatchEuler; DPM-Solver (flow)        DDPMPipeline
+edm                 x_in, c_noise (target F)     EDMEuler; EDMDPMSolver                   ConsistencyModelPipeline
+==================  ===========================  =======================================  ========================
+
+ConsistencyModelPipeline is the one pipeline of diffusers for a UNet2DModel that scales the network's input and hands
+it labels; a network with ``condition`` is exported under it, too. Nothing of it is specific to consistency models.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffaug.checks import refuse
+from diffaug.denoiser import Denoiser
+from diffaug.interop import to_diffusers
+from diffaug.schedules import EDM, VE, Rectified
+from diffaug.schedules.base import STRAIGHT
+
+EMBEDDED = 1000
+"""The range of ``t_embed``: diffusers' t has it too where there are so many timesteps."""
+
+
+def run_of(ckpt: str) -> tuple[Path, Path]:
+    """The folder of a run and its checkpoint, from either.
+
+    Arguments:
+        ckpt: the folder that train.py left, whose checkpoints/last.ckpt is meant; or a checkpoint in it.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint, or no .hydra/config.yaml beside it.
+    """
+    path = Path(ckpt)
+    file = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"ckpt={ckpt}: there is no {file}. Give the folder of a run, or a checkpoint in it.")
+    for run in list(file.resolve().parents)[:3]:
+        if (run / ".hydra" / "config.yaml").is_file():
+            return run, file
+    raise FileNotFoundError(
+        f"ckpt={ckpt}: no .hydra/config.yaml lies beside or above it, so the recipe it was trained on is not known. "
+        "Give a checkpoint in the folder that train.py left, or call diffaug.commands.export.export with the Denoiser."
+    )
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Put a checkpoint's weights into a model; of a run with EMA these are the averaged ones.
+
+    Raises:
+        ValueError: they are of another network.
+    """
+    state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{file} does not fit the network that its run's config describes: {error}") from error
+
+
+def export(model: Denoiser, out: str | Path, image_shape: tuple[int, ...]) -> Any:
+    """Write a Denoiser as a diffusers pipeline folder.
+
+    Arguments:
+        model: its network must be a diffusers UNet2DModel.
+        out: the folder, made here; what it holds of an earlier export is written over.
+        image_shape: (C, H, W).
+
+    Returns:
+        The pipeline.
+
+    Raises:
+        ValueError: diffusers has no counterpart, with what to train instead.
+    """
+    import diffusers
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    network, schedule = model.network, model.process.schedule
+    if not isinstance(network, UNet2DModel):
+        raise refuse("model.network", type(network).__name__, "a diffusers.UNet2DModel, which pipelines call")
+    _check_convention(model)
+    scaled = isinstance(schedule, (EDM, VE))
+    if len(image_shape) != 3:
+        raise refuse("data.image_shape", image_shape, "[channels, height, width]")
+    _, height, width = image_shape
+    through_consistency = scaled or model.condition is not None
+    if through_consistency and height != width:
+        raise ValueError(
+            f"diffusers' only pipeline that scales a UNet2DModel's input or hands it labels makes squares, but "
+            f"data.image_shape is {list(image_shape)}."
+        )
+    scheduler = None
+    if model.condition is not None and schedule.scaling is STRAIGHT:
+        scheduler = (
+            "DPMSolverMultistepScheduler"  # FlowMatchEuler has no init_noise_sigma, which that pipeline asks for
+        )
+    size = height if height == width else [height, width]
+    network.register_to_config(**{**{key: _plain(value) for key, value in network.config.items()}, "sample_size": size})
+    pipeline = getattr(diffusers, "ConsistencyModelPipeline" if through_consistency else "DDPMPipeline")(
+        unet=network.eval(),
+        scheduler=to_diffusers(
+            schedule, model.target, scheduler, timesteps=EMBEDDED, sigma_data=model.process.sigma_data
+        ),
+    )
+    pipeline.save_pretrained(out)
+    return pipeline
+
+
+def _plain(value: Any) -> Any:
+    """As JSON holds it: a network made by Hydra was given its own kinds of lists and mappings."""
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(part) for part in value]
+    return value
+
+
+def _check_convention(model: Denoiser) -> None:
+    """Refuse a network that was told of time, or given images, in another way than a pipeline will."""
+    schedule = model.process.schedule
+    if isinstance(schedule, (EDM, VE)):
+        wanted_input, wanted_times = "x_in", ["c_noise"]
+    else:
+        wanted_input, wanted_times = "x_t", ["t"] if schedule.discrete else []
+        if schedule.timesteps in (0, EMBEDDED):
+            wanted_times.insert(0, "t_embed")
+    if schedule.scaling is STRAIGHT and not isinstance(schedule, Rectified):
+        raise ValueError(
+            f"diffusers tells a flow network 1000 sigma, but under {schedule!r} this one was told of the time before "
+            "the shift. Train with schedule=rectified and times=logit_normal (or another density that favours noise)."
+        )
+    if model.input != wanted_input or model.time not in wanted_times:
+        raise ValueError(
+            f"A diffusers pipeline for {schedule!r} gives the network {wanted_input} and {' or '.join(wanted_times)}, "
+            f"but this one was trained with model.input={model.input} and model.time={model.time}: train it with "
+            f"model.input={wanted_input} model.time={wanted_times[0]}."
+        )
+
+
+def usage(pipeline: Any, out: str | Path) -> str:
+    """How to sample from an exported folder, as Python for a machine without diffaug."""
+    name = type(pipeline).__name__
+    labels = ", class_labels=[0] * 16" if pipeline.unet.config.num_class_embeds else ""
+    return "\n".join(
+        [
+            f"from diffusers import {name}",
+            "",
+            f'pipeline = {name}.from_pretrained("{Path(out).resolve().name}")  # {type(pipeline.scheduler).__name__}',
+            f"images = pipeline(batch_size=16, num_inference_steps=50{labels}).images",
+        ]
+    )
