@@ -1,0 +1,98 @@
+"""What every DataModule that noises has in common: the process, the seed, the place among the ranks, the recipe."""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.trainer.states import RunningStage
+from torch import Tensor
+
+from diffaug.checks import integer, refuse
+from diffaug.data.labels import LabelDropout
+from diffaug.data.noising import Noiser
+from diffaug.data.recipe import check_recipe
+from diffaug.process import ForwardProcess
+
+_log = logging.getLogger("diffaug")
+_STAGE_OF = {
+    RunningStage.TRAINING: "train",
+    RunningStage.SANITY_CHECKING: "val",
+    RunningStage.VALIDATING: "val",
+    RunningStage.TESTING: "test",
+    RunningStage.PREDICTING: "predict",
+}
+_DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+
+
+class NoisingDataModule(pl.LightningDataModule):
+    """A LightningDataModule whose batches are noised on their device; for its arguments see `DiffusionDataModule`."""
+
+    def __init__(
+        self,
+        *,
+        process: ForwardProcess,
+        seed: int | None,
+        device_transform: Callable[[Tensor], Tensor] | None,
+        encoder: Callable[[Tensor], Tensor] | None,
+        label_dropout: float,
+        null_label: Any,
+        label_key: str,
+        image_key: str | int | None,
+        views: int,
+        allow_changed_recipe: bool,
+    ) -> None:
+        super().__init__()
+        if not isinstance(process, ForwardProcess):
+            raise refuse("process", process, "a ForwardProcess")
+        self.process = process
+        self.seed = seed if seed is None else integer("data.seed", seed, 0, 2**64 - 1)
+        self._dropout = LabelDropout(label_dropout, null_label, label_key, process.fields)
+        self._noiser = Noiser(
+            process, device_transform=device_transform, encoder=encoder, views=views, dropout=self._dropout
+        )
+        self.views, self.device_transform, self.image_key = self._noiser.views, device_transform, image_key
+        self.allow_changed_recipe = allow_changed_recipe
+
+    def _settle_seed(self) -> None:
+        if self.seed is None:
+            from_lightning = os.environ.get("PL_GLOBAL_SEED")
+            self.seed = int(from_lightning or 0)
+            _log.info("seed %d, %s", self.seed, "seed_everything's" if from_lightning else "as none was given")
+        else:
+            _log.info("seed %d", self.seed)
+
+    def _ranks(self) -> dict[str, Any]:
+        """This process among those that share the data out: ranks that split a model count as one."""
+        shared = self.trainer.distributed_sampler_kwargs if self.trainer else None
+        return {"rank": shared["rank"], "ranks": shared["num_replicas"]} if shared else {"rank": 0, "ranks": 1}
+
+    def _epoch(self) -> int:
+        return self.trainer.current_epoch if self.trainer else 0
+
+    def _stage(self) -> str:
+        return _STAGE_OF[self.trainer.state.stage] if self.trainer and self.trainer.state.stage else "train"
+
+    def _dtype(self) -> torch.dtype | None:
+        return _DTYPES.get(str(self.trainer.precision)) if self.trainer else None
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the draws of this run, in plain types: kept in checkpoints, compared on a resume."""
+        return {
+            "seed": self.seed or 0,
+            "schedule": repr(self.process.schedule),
+            "times": repr(self.process.times),
+            "noise": repr(self.process.noise),
+            "views": self.views,
+            "label_dropout": self._dropout.rate,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"recipe": self.recipe(), "times": self.process.times.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        check_recipe(self.recipe(), state_dict.get("recipe", {}), self.allow_changed_recipe)
+        if state_dict.get("times"):
+            self.process.times.load_state_dict(state_dict["times"])

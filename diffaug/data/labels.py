@@ -1,0 +1,53 @@
+"""Label dropout, for classifier-free guidance (Ho and Salimans 2022, "Classifier-free diffusion guidance")."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffaug.checks import number
+from diffaug.noise.philox import Keys, Purpose, points
+
+
+class LabelDropout:
+    """Puts ``null`` in the place of a share of the labels, each sample's own coin deciding: the same on every rank,
+    for any batch size, after any resume.
+
+    Arguments:
+        rate: the share, in [0, 1].
+        null: what stands for no label: a number for labels that are numbers, a number or a list of the label's shape
+            for vectors, a string for texts.
+        key: which field the label is.
+        fields: what a batch holds: the label must be among it.
+    """
+
+    def __init__(self, rate: float, null: Any, key: str, fields: Sequence[str]) -> None:
+        self.rate, self.null, self.key = number("data.label_dropout", rate, 0, 1), null, key
+        if not self.rate:
+            return
+        if null is None:
+            raise ValueError(
+                f"data.label_dropout={rate:g} needs data.null_label, what stands for no label: with 10 classes, 0 to "
+                "9, that is usually 10; for texts, ''."
+            )
+        if key not in fields:
+            raise ValueError(
+                f"data.label_dropout={rate:g} drops the field {key!r} (data.label_key), but process.fields="
+                f"{list(fields)} does not hold it. Add it there, or set data.label_dropout=0."
+            )
+
+    def __call__(self, label: Any, keys: Keys) -> Any:
+        """The labels of a batch, some of them null: a tensor of shape (B, ...), or a list of length B."""
+        dropped = points(keys, Purpose.LABEL_DROPOUT) < round(self.rate * 2**53)
+        if not isinstance(label, Tensor):
+            return [self.null if drop else own for drop, own in zip(dropped.tolist(), label, strict=True)]
+        null = torch.as_tensor(self.null) if not isinstance(self.null, str) else None
+        whole = not label.is_floating_point()
+        if null is None or (whole and null.is_floating_point()) or null.ndim >= max(label.ndim, 1):
+            raise ValueError(
+                f"data.null_label={self.null!r} cannot stand for a label of the field {self.key!r}: these are "
+                f"{label.dtype}, of shape {tuple(label.shape[1:])} each."
+            )
+        null = null.to(label.device, label.dtype)
+        return torch.where(dropped.view(-1, *(1,) * (label.ndim - 1)), null, label)

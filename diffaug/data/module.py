@@ -1,0 +1,262 @@
+"""DiffusionDataModule: the user's datasets, as loaders whose batches are noised on the accelerator.
+
+dataset item -> the user's transform, still uint8, + its place       in the workers
+             -> collate, pin, transfer: a quarter of the bytes
+             -> on_after_batch_transfer: device_transform, then the ForwardProcess, in one pass
+             -> NoisyBatch(x_t, epsilon, t) -> training_step
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, Sampler
+
+from diffaug.checks import integer, refuse
+from diffaug.data.base import NoisingDataModule
+from diffaug.data.sources import Source, are_datasets, called, is_function, listed, prepared, spread
+from diffaug.data.stream import Stream, StreamLoader
+from diffaug.images import ImageBatch, Images, Place, collate
+from diffaug.loaders import EpochLoader, EpochSampler, EvaluationSampler
+from diffaug.noise.philox import STAGES, VIEW_BITS
+from diffaug.process import ForwardProcess
+from diffaug.targets import FIELDS
+
+if TYPE_CHECKING:
+    from diffaug.data.wrapped import WrappedDataModule
+
+_log = logging.getLogger("diffaug")
+_STAGES_OF_SETUP = {
+    None: tuple(STAGES),
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
+}
+_DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+_LOADER_OPTIONS = (
+    "num_workers",
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "prefetch_factor",
+    "persistent_workers",
+    "in_order",
+)
+
+
+class DiffusionDataModule(NoisingDataModule):
+    """Noise any image dataset for a Lightning Trainer.
+
+    Arguments:
+        train: a dataset, or a function without arguments that makes one. A function is called once on rank 0 before
+            the others (there it may download), then on every rank. An iterable dataset, a stream, has no indices: its
+            draws are keyed by the sample's place in it, which includes rank and worker, and repeat exactly only with
+            the same numbers of both; an interrupted epoch of a stream begins again.
+        val, test, predict: likewise, or a list of them.
+        process: what is done to a batch.
+        seed: of all draws, in [0, 2^64). None takes that of Lightning's ``seed_everything``, or else 0.
+        transform: applied to each training image in the workers, as the dataset yields it.
+        eval_transform: likewise for the other stages; None applies none.
+        device_transform: applied to each training batch of images on the accelerator, before the noise. What it draws
+            repeats with the same batches; a sample's noise does not depend on its batch, what is drawn here does.
+        encoder: applied to every batch of every stage on the accelerator, last before the noise: from float images in
+            [-1, 1] to latents, which are noised as they are. A torch.nn.Module is moved there, in evaluation mode.
+        label_dropout: the share of the training labels that are dropped, for classifier-free guidance.
+        null_label: what stands for a dropped label.
+        label_key: which field is the label.
+        image_key: which part of an item is the image: a name, or a place in a tuple. None where there is only one.
+        image_shape: what every image must have, for example (3, 32, 32), so that a network can be built to it; None
+            takes whatever comes.
+        views: how many noised copies of each training image a batch holds, side by side; it is decoded once.
+        val_repeats: how many times each validation image is seen, each at another t.
+        batch_size: images per process, before ``views``.
+        shuffle: whether each training epoch has an order of its own.
+        sampler: the training order instead: any sampler of indices.
+        drop_last: whether a training epoch's last batch is dropped where it is short.
+        allow_changed_recipe: whether a checkpoint of another schedule, seed, ... may be gone on from.
+        loader_options: DataLoader's own: num_workers, pin_memory, prefetch_factor, persistent_workers, ...
+
+    Example::
+
+        data = DiffusionDataModule(train=CIFAR10("data"), process=ForwardProcess(Cosine()), batch_size=128)
+        trainer.fit(model, data)  # in training_step: x_t, epsilon, t = batch
+    """
+
+    def __init__(
+        self,
+        train: Source | None = None,
+        val: Source | Sequence[Source] | None = None,
+        test: Source | Sequence[Source] | None = None,
+        predict: Source | Sequence[Source] | None = None,
+        *,
+        process: ForwardProcess,
+        seed: int | None = None,
+        transform: Callable[[Any], Any] | None = None,
+        eval_transform: Callable[[Any], Any] | None = None,
+        device_transform: Callable[[Tensor], Tensor] | None = None,
+        encoder: Callable[[Tensor], Tensor] | None = None,
+        label_dropout: float = 0.0,
+        null_label: Any = None,
+        label_key: str = "label",
+        image_key: str | int | None = None,
+        image_shape: Sequence[int] | None = None,
+        views: int = 1,
+        val_repeats: int = 1,
+        batch_size: int = 32,
+        shuffle: bool = True,
+        sampler: Sampler[int] | None = None,
+        drop_last: bool = False,
+        allow_changed_recipe: bool = False,
+        **loader_options: Any,
+    ) -> None:
+        super().__init__(
+            process=process,
+            seed=seed,
+            device_transform=device_transform,
+            encoder=encoder,
+            label_dropout=label_dropout,
+            null_label=null_label,
+            label_key=label_key,
+            image_key=image_key,
+            views=views,
+            allow_changed_recipe=allow_changed_recipe,
+        )
+        if are_datasets(train):
+            raise refuse("data.train", train, "one dataset; join several by torch.utils.data.ConcatDataset")
+        unknown = sorted(set(loader_options) - set(_LOADER_OPTIONS))
+        if unknown:
+            raise ValueError(
+                f"DiffusionDataModule has no options {unknown}. Beside its own it takes DataLoader's "
+                f"{', '.join(_LOADER_OPTIONS)}."
+            )
+        integer("data.num_workers", loader_options.get("num_workers", 0), 0)
+        self.batch_size = integer("data.batch_size", batch_size, 1)
+        self.val_repeats = integer("data.val_repeats", val_repeats, 1, 2**VIEW_BITS - 1)
+        self.transform, self.eval_transform = transform, eval_transform
+        self.shuffle, self.sampler, self.drop_last = shuffle, sampler, drop_last
+        self.image_shape = None if image_shape is None else tuple(image_shape)
+        self.loader_options = loader_options
+        self._sources = {"train": train, "val": val, "test": test, "predict": predict}
+        self._datasets: dict[str, list[Any]] = {}
+        # Lightning asks which of these a DataModule defines: those without data must not be there at all.
+        for stage in STAGES:
+            if self._sources[stage] is not None:
+                setattr(self, f"{stage}_dataloader", getattr(self, f"_{stage}_dataloader"))
+
+    def prepare_data(self) -> None:
+        """Make what is made by a function once, on one process, so that it can download."""
+        for stage in STAGES:
+            for source in listed(self._sources[stage]):
+                if is_function(source):
+                    source()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Make the datasets of a stage, and look at one item of each: what is wrong with it is said before training.
+
+        (Nothing is taken from a stream before its time.)
+        """
+        self._settle_seed()
+        for name in _STAGES_OF_SETUP[getattr(stage, "value", stage)]:
+            if name not in self._datasets:
+                self._datasets[name] = [self._prepared(name, i) for i in range(len(listed(self._sources[name])))]
+
+    def _prepared(self, stage: str, number: int) -> Images:
+        train, source = stage == "train", self._sources[stage]
+        name = called(stage, number, are_datasets(source))
+        images = prepared(
+            listed(source)[number],
+            stage=stage,
+            number=number,
+            name=name,
+            seed=self.seed or 0,
+            image_shape=self.image_shape,
+            transform=self.transform if train else self.eval_transform,
+            image_key=self.image_key,
+            wanted=[field for field in self.process.fields if field not in FIELDS],
+            value_range=self.process.value_range,
+            check_range=not train or self.device_transform is None,
+        )
+        unwanted = "data.sampler" if train and self.sampler is not None else ""
+        unwanted = "data.val_repeats" if stage == "val" and self.val_repeats > 1 else unwanted
+        if unwanted and isinstance(images.dataset, IterableDataset):
+            raise ValueError(
+                f"{name} is a stream ({type(images.dataset).__name__}), which has an order of its own and is gone "
+                f"through once: {unwanted} cannot be set."
+            )
+        return images
+
+    def images(self, stage: str, number: int = 0) -> Images:
+        """A stage's dataset as its loader reads it: items are (image, place, extra), before any noise."""
+        return self._datasets[stage][number]
+
+    def clean_images(self, stage: str, count: int) -> Tensor | None:
+        """Up to so many images of a stage, spread evenly over it, on the CPU; None for a stream."""
+        images = self.images(stage)
+        if isinstance(images.dataset, IterableDataset):
+            return None
+        return collate(images.__getitems__([Place(i, 0, 0, 0) for i in spread(len(images), count)])).image
+
+    def _options(self) -> dict[str, Any]:
+        pin = torch.cuda.is_available()
+        return {"batch_size": self.batch_size, "collate_fn": collate, "pin_memory": pin, **self.loader_options}
+
+    def _train_dataloader(self) -> Any:
+        images = self.images("train")
+        if isinstance(images.dataset, IterableDataset):
+            loader = StreamLoader(
+                Stream(images, **self._ranks()),
+                drop_last=self.drop_last,
+                generator=torch.Generator(),
+                **self._options(),
+            )
+            loader.epoch = self._epoch
+            return loader
+        sampler = EpochSampler(
+            len(images), seed=self.seed or 0, shuffle=self.shuffle, sampler=self.sampler, **self._ranks()
+        )
+        # A generator of its own: a DataLoader without one moves torch's global state at every epoch.
+        generator = torch.Generator()
+        return EpochLoader(images, sampler=sampler, drop_last=self.drop_last, generator=generator, **self._options())
+
+    def _evaluation_loaders(self, stage: str, repeats: int = 1) -> Any:
+        loaders = []
+        for images in self._datasets[stage]:
+            if isinstance(images.dataset, IterableDataset):
+                order: dict[str, Any] = {"dataset": Stream(images, **self._ranks(), train=False)}
+            else:
+                sampler = EvaluationSampler(len(images), repeats=repeats, **self._ranks())
+                order = {"dataset": images, "sampler": sampler}
+            loaders.append(DataLoader(**order, generator=torch.Generator(), **self._options()))
+        return loaders if are_datasets(self._sources[stage]) else loaders[0]
+
+    def _val_dataloader(self) -> Any:
+        return self._evaluation_loaders("val", self.val_repeats)
+
+    def _test_dataloader(self) -> Any:
+        return self._evaluation_loaders("test")
+
+    def _predict_dataloader(self) -> Any:
+        return self._evaluation_loaders("predict")
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Noise a batch on its device."""
+        if not isinstance(batch, ImageBatch):
+            raise refuse("the batch", type(batch), "one that diffaug's own loaders made; wrap yours with them")
+        return self.noise(batch, stage=self._stage(), dataset=dataloader_idx)
+
+    def noise(self, batch: Any, *, stage: str = "train", dataset: int = 0) -> Any:
+        """What `on_after_batch_transfer` does, for use without a Trainer."""
+        key = {"seed": self.seed or 0, "stage": stage, "dataset": dataset, "dtype": self._dtype()}
+        return self._noiser(batch.image, batch.place, batch.extra, first=batch.first, **key)
+
+    @classmethod
+    def wrap(cls, inner: pl.LightningDataModule, process: ForwardProcess, **options: Any) -> "WrappedDataModule":
+        """Noise what another LightningDataModule yields: `diffaug.data.wrapped.WrappedDataModule`."""
+        from diffaug.data.wrapped import WrappedDataModule  # it is built on this class
+
+        return WrappedDataModule(inner, process, **options)

@@ -1,0 +1,162 @@
+"""What is done to a batch of images on its device: the user's transform, the encoder, views, label dropout, noise."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffaug.checks import integer, refuse
+from diffaug.data.labels import LabelDropout
+from diffaug.images import Place, check_range
+from diffaug.noise.guard import keyed_random_state
+from diffaug.noise.philox import STAGES, VIEW_BITS, Purpose, keys
+from diffaug.process import ForwardProcess
+
+_log = logging.getLogger("diffaug")
+
+
+class Noiser:
+    """Noise a batch of images on its device.
+
+    What the user's transforms draw there from the global random states (torch's of the CPU and of the device, numpy's,
+    Python's) is a function of (seed, stage, dataset number, epoch, place of the batch's first sample), and the states
+    are put back: the same on a resume, different on each rank. Unlike the noise, it depends on which samples come
+    together in a batch: a transform of a whole batch can be keyed no finer.
+
+    Arguments:
+        process: the forward process.
+        device_transform: of the training images.
+        encoder: of all images, from [-1, 1], to what is noised.
+        views: how many noised copies of each training image.
+        dropout: of the training labels.
+    """
+
+    def __init__(
+        self,
+        process: ForwardProcess,
+        *,
+        device_transform: Callable[[Tensor], Tensor] | None = None,
+        encoder: Callable[[Tensor], Tensor] | None = None,
+        views: int = 1,
+        dropout: LabelDropout,
+    ) -> None:
+        for name, given in (("device_transform", device_transform), ("encoder", encoder)):
+            if given is not None and not callable(given):
+                raise refuse(
+                    f"data.{name}", given, "a function or a torch.nn.Module, from a batch of images to another"
+                )
+        self.process, self.device_transform, self.encoder, self.dropout = process, device_transform, encoder, dropout
+        self.views = integer("data.views", views, 1, 2**VIEW_BITS - 1)
+        self._checked: set[str] = set()
+
+    def __call__(
+        self,
+        image: Tensor,
+        place: Tensor,
+        extra: dict[str, Any],
+        *,
+        first: Place,
+        seed: int,
+        stage: str,
+        dataset: int,
+        dtype: torch.dtype | None = None,
+    ) -> Any:
+        """The noised batch.
+
+        Arguments:
+            image: shape (B, *), as `ForwardProcess` takes it.
+            place: int64, shape (B, 4): the columns of `diffaug.images.Place`.
+            extra: further fields by name.
+            first: the first sample's place, on the host.
+            seed, stage, dataset: the rest of the key.
+            dtype: the trainer's true precision, if it has one: of the image-shaped fields and of floats in ``extra``.
+        """
+        train = stage == "train"
+        key = (seed, Purpose.DEVICE_TRANSFORM, STAGES[stage], dataset, *first)
+        if train and self.device_transform is not None:
+            with keyed_random_state(image.device, *key, 0):
+                image = on_device(self.device_transform, image, "data.device_transform")
+            self.check_once(image, "data.device_transform's result", "device_transform")
+        if self.encoder is not None:
+            image = self._encoded(image, (*key, 1))
+        if dtype is not None:
+            extra = {name: value.to(dtype) if _floats(value) else value for name, value in extra.items()}
+        index, view, position, epoch = place.unbind(1)
+        if train and self.views > 1:
+            copies = torch.arange(self.views, device=place.device)
+            view = (view[:, None] * self.views + copies).flatten()
+            position = (position[:, None] * self.views + copies).flatten()
+            image, index, epoch = (x.repeat_interleave(self.views, 0) for x in (image, index, epoch))
+            extra = {name: _repeated(value, self.views) for name, value in extra.items()}
+        if train and self.dropout.rate:
+            coins = keys(index, seed=seed, stage=stage, epoch=epoch, view=view, dataset=dataset)
+            name = self.dropout.key
+            extra = {**extra, name: self.dropout(extra[name], coins)}
+        return self.process(
+            image,
+            index,
+            seed=seed,
+            stage=stage,
+            dataset=dataset,
+            epoch=epoch,
+            view=view,
+            position=position,
+            extra=extra,
+            dtype=dtype,
+        )
+
+    def check_once(self, image: Tensor, where: str, what: str) -> bool:
+        """Refuse float images outside ``process.value_range``; only at the first batch, as to look is to wait for the
+        device. Returns whether it looked."""
+        if what in self._checked or not image.is_floating_point():
+            return False
+        check_range(image, self.process.value_range, where)
+        self._checked.add(what)
+        return True
+
+    def _encoded(self, image: Tensor, key: tuple[int, ...]) -> Tensor:
+        scaled = self.process.scaled(image)
+        with keyed_random_state(image.device, *key):
+            code = on_device(self.encoder, scaled, "data.encoder").float()
+        low, high = self.process.value_range
+        # The process maps floats from value_range to [-1, 1]; what an encoder makes is noised as it is.
+        return code if (low, high) == (-1.0, 1.0) else (code * (high - low) + (high + low)) / 2
+
+
+def on_device(function: Any, image: Tensor, name: str) -> Tensor:
+    """A user's function of a batch of images, without gradients.
+
+    A module is moved to the images' device first (a LightningDataModule is no module: nothing else moves what it
+    holds); one with parameters is a network, run in evaluation mode on images of its own floating point dtype.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        if isinstance(function, nn.Module):
+            weights = [*function.parameters(), *function.buffers()]
+            if any(tensor.device != image.device for tensor in weights):
+                function.to(image.device)
+            parameter = next(function.parameters(), None)
+            if parameter is not None:
+                function.eval()
+                image = image.to(parameter.dtype) if image.is_floating_point() else image
+        if image.is_inference():
+            image = image.clone()
+        out = function(image)
+    if not isinstance(out, Tensor) or out.ndim < 2 or len(out) != len(image):
+        came = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(
+            f"{name} must return a tensor with as many images as it was given, ({len(image)}, ...), but it returned "
+            f"{came}." + (" Wrap it in a function that returns the tensor." if not isinstance(out, Tensor) else "")
+        )
+    return out if type(out) is Tensor else out.as_subclass(Tensor)
+
+
+def _floats(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _repeated(value: Any, views: int) -> Any:
+    if isinstance(value, Tensor):
+        return value.repeat_interleave(views, 0)
+    return [item for item in value for _ in range(views)]

@@ -1,0 +1,105 @@
+"""The loaders of another DataModule, made again so that every sample brings its place; and what that cannot do.
+
+A loader can be made again honestly where it is torch's own DataLoader: its parts are attributes. It keeps its dataset,
+its collate function, its workers and its batch size. Only the order is diffaug's, keyed and shared out over the ranks,
+and the user's own sampler runs inside it.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+)
+
+from diffaug.data.placed import PlacedCollate
+from diffaug.data.stream import Stream, StreamLoader
+from diffaug.images import Keyed
+from diffaug.loaders import EpochLoader, EpochSampler, EvaluationSampler
+from diffaug.noise.philox import STAGES
+
+_log = logging.getLogger("diffaug")
+_KEPT = (
+    "num_workers",
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "prefetch_factor",
+    "persistent_workers",
+    "in_order",
+)
+BY_PLACE = (
+    "noise keyed by rank, batch number and row (it repeats only with the same ranks and batches), as %s. Exact on any "
+    "ranks would be a plain torch DataLoader over a map-style dataset."
+)
+
+
+def rebuilt(loader: Any, *, stage: str, number: int, seed: int, rank: int, ranks: int, name: str) -> Any:
+    """The loader made again, with places; or itself, where that cannot be done. Which, says the log.
+
+    Arguments:
+        loader: what the user's ``*_dataloader`` returned.
+        stage, number: which it is.
+        seed: of its order.
+        rank, ranks: this process's number, and how many there are.
+        name: how the log and errors call it.
+    """
+    why_not = _why_not(loader)
+    if why_not:
+        _log.warning("%s: " + BY_PLACE, name, why_not)
+        return loader
+    train, domain = stage == "train", (seed, STAGES[stage], number)
+    items = Keyed(loader.dataset, name=f"{name}.dataset", domain=domain)
+    options = {option: getattr(loader, option) for option in _KEPT}
+    if loader.num_workers:
+        options["multiprocessing_context"] = loader.multiprocessing_context
+    options |= {"collate_fn": PlacedCollate(loader.collate_fn, domain), "generator": torch.Generator()}
+    if isinstance(loader.dataset, IterableDataset):
+        stream = Stream(items, rank=rank, ranks=ranks, train=train)
+        kind = StreamLoader if train else DataLoader
+        _log.warning("%s: noise keyed by rank, worker and count, as it is a stream.", name)
+        return kind(stream, batch_size=loader.batch_size, drop_last=loader.drop_last, **options)
+    batches: Any = loader.batch_sampler  # with batch_sampler=BatchSampler(...), the loader's own batch_size is None
+    options |= {"batch_size": batches.batch_size, "drop_last": batches.drop_last}
+    own, shuffle = _order(batches.sampler, len(loader.dataset))
+    _log.info("%s: noise keyed by sample index, order: %s", name, type(own or batches.sampler).__name__)
+    size, ours = len(loader.dataset), {"seed": seed, "rank": rank, "ranks": ranks, "sampler": own}
+    if train:
+        return EpochLoader(items, sampler=EpochSampler(size, shuffle=shuffle, dataset=number, **ours), **options)
+    return DataLoader(items, sampler=EvaluationSampler(size, **ours), **options)
+
+
+def _why_not(loader: Any) -> str:
+    """Why a loader cannot be made again; empty if it can."""
+    if type(loader) is not DataLoader:
+        return f"the loader is a {type(loader).__module__}.{type(loader).__qualname__}"
+    if loader.batch_sampler is None:
+        return "the loader has batch_size=None: its dataset makes whole batches"
+    if isinstance(loader.dataset, IterableDataset):
+        return ""
+    if type(loader.batch_sampler) is not BatchSampler:
+        return f"the loader has a batch_sampler of its own, {type(loader.batch_sampler).__qualname__}"
+    sampler = loader.batch_sampler.sampler
+    if isinstance(sampler, DistributedSampler) and type(sampler) is not DistributedSampler:
+        return f"its sampler, {type(sampler).__qualname__}, yields one rank's share of an order that cannot be known"
+    if not hasattr(sampler, "__len__"):
+        return f"its sampler, {type(sampler).__qualname__}, has no length"
+    return ""
+
+
+def _order(sampler: Any, size: int) -> tuple[Sampler[int] | None, bool]:
+    """The user's sampler if it must be run; else None, and whether the order is shuffled."""
+    if type(sampler) is SequentialSampler:
+        return None, False
+    if type(sampler) is DistributedSampler:
+        return None, sampler.shuffle
+    if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == size:
+        return None, True
+    return sampler, False

@@ -1,0 +1,108 @@
+"""The user's datasets, made, looked at, and ready for a loader: what is wrong with them is said before training."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from diffaug.checks import integer, refuse
+from diffaug.images import Images, Place
+from diffaug.noise.philox import DATASET_BITS, INDEX_BITS, STAGES
+
+_log = logging.getLogger("diffaug")
+
+Source = Dataset[Any] | Callable[[], Dataset[Any]]
+
+
+def are_datasets(source: Any) -> bool:
+    """Whether a list is one of several datasets, and not itself a dataset: a list of items."""
+    items = (Tensor, np.ndarray, tuple, list, Mapping, int, float, Image)
+    return isinstance(source, (list, tuple)) and not any(isinstance(part, items) for part in source)
+
+
+def listed(source: Source | Sequence[Source] | None) -> list[Any]:
+    """A stage's datasets, or functions that make them: none, one or several."""
+    if source is None:
+        return []
+    return list(source) if are_datasets(source) else [source]  # pyright: ignore[reportArgumentType]
+
+
+def is_function(source: Any) -> bool:
+    """Whether a source is a function that makes a dataset."""
+    return not isinstance(source, Dataset) and callable(source)
+
+
+def called(stage: str, number: int, many: bool) -> str:
+    """How errors call a dataset."""
+    integer(f"the number of data.{stage} datasets", number, 0, 2**DATASET_BITS - 1)
+    return f"data.{stage}[{number}]" if many else f"data.{stage}"
+
+
+def prepared(
+    source: Source,
+    *,
+    stage: str,
+    number: int,
+    name: str,
+    seed: int,
+    image_shape: tuple[int, ...] | None,
+    **options: Any,
+) -> Images:
+    """A dataset ready for its loader.
+
+    Arguments:
+        source: the dataset, or a function that makes it.
+        stage, number: which it is.
+        name: how errors call it.
+        seed: what its transforms' draws are keyed by, beside the sample.
+        image_shape: what its first image must have; None takes whatever comes.
+        options: of `Images`.
+    """
+    dataset: Any = source() if is_function(source) else source  # pyright: ignore[reportCallIssue]
+    streams = isinstance(dataset, IterableDataset)
+    if not streams and not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+        wanted = "a map-style dataset, with a length and items by index, or a torch.utils.data.IterableDataset"
+        raise refuse(name, dataset, wanted)
+    if not streams and not 0 < len(dataset) <= 2**INDEX_BITS:
+        raise ValueError(
+            f"{name} must hold at least one image, but {type(dataset).__name__} has length {len(dataset)}."
+        )
+    images = Images(dataset, name=name, domain=(seed, STAGES[stage], number), **options)
+    if not streams:
+        _look(images, image_shape)
+    return images
+
+
+def _look(images: Images, image_shape: tuple[int, ...] | None) -> None:
+    first, name = images[Place(0, 0, 0, 0)][0], images.name
+    shape = tuple(first.shape)
+    if images.check_range and first.is_floating_point():
+        warn_of_half_range(first, images.value_range, f"{name}[0]")
+    if image_shape is not None and shape != image_shape:
+        raise ValueError(
+            f"data.image_shape says {list(image_shape)}, but {name}[0] has shape {list(shape)}: set it to the "
+            "shape of your images (the network is built to it)."
+        )
+
+
+def warn_of_half_range(image: Tensor, value_range: tuple[float, float], where: str) -> None:
+    """Say in the log where float images look as if they lay in [0, 1], and that is not their stated range."""
+    low, high = value_range
+    if low < 0 <= float(image.min()) and float(image.max()) > high / 2:
+        _log.warning(
+            "%s has no value below 0, though process.value_range is [%g, %g]: if your images are in [0, 1] "
+            "(torchvision's ToTensor), set process.value_range=[0,1]",
+            where,
+            low,
+            high,
+        )
+
+
+def spread(size: int, count: int) -> list[int]:
+    """Up to so many indices, evenly over a dataset."""
+    return torch.linspace(0, size - 1, min(count, size)).long().unique().tolist()
