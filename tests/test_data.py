@@ -29,7 +29,7 @@ class Listener(pl.LightningModule):
         self.seen["train"].append(batch)
         return (self.weight * x_t.float() - epsilon.float()).square().mean()
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.seen["val"].append(batch)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
@@ -46,11 +46,10 @@ class Listener(pl.LightningModule):
 def trainer(**options: Any) -> pl.Trainer:
     return pl.Trainer(
         accelerator="cpu",
-        logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **{"max_epochs": 1, **options},
+        **{"max_epochs": 1, "logger": False, **options},
     )
 
 

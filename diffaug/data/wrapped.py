@@ -256,7 +256,7 @@ class WrappedDataModule(DiffusionDataModule):
 
     def images(self, stage: str, number: int = 0) -> Any:
         raise ValueError(
-            f"The data of {stage} are {type(self.inner).__name__}'s own: take clean images by clean_images({stage!r}, n)."
+            f"The images of {stage} are {type(self.inner).__name__}'s own; clean_images({stage!r}, n) gives some."
         )
 
     def clean_images(self, stage: str, count: int) -> Tensor | None:
