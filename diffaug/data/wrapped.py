@@ -98,8 +98,8 @@ class WrappedDataModule(DiffusionDataModule):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         return getattr(inner, name)
 
-    @property
-    def trainer(self) -> Any:
+    @property  # pyright: ignore[reportIncompatibleVariableOverride]
+    def trainer(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.inner.trainer
 
     @trainer.setter
@@ -165,7 +165,7 @@ class WrappedDataModule(DiffusionDataModule):
         # In evaluation Lightning goes through several loaders one after another, unless it is told otherwise.
         apart = stage != "train" and (together is None or together._mode == "sequential")
         self._loaders[stage] = None if apart else tree
-        return tree if together is None else CombinedLoader(tree, together._mode)
+        return tree if together is None else CombinedLoader(tree, together._mode)  # pyright: ignore[reportArgumentType]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         bare, places = self._taken_apart(batch)
