@@ -6,7 +6,6 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -55,7 +54,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
         try:
             return super().load_checkpoint(path, *arguments, **options)
-        except (EOFError, RuntimeError) as error:
+        except (FileNotFoundError, PermissionError):
+            raise
+        except (EOFError, OSError, RuntimeError) as error:
             raise RuntimeError(
                 f"The checkpoint {path} cannot be read, so it was cut short or is none: {error}. Set ckpt_path to "
                 "another one; ckpt_path=null begins from the start."
@@ -75,10 +76,10 @@ def _sync_folder(folder: Path) -> None:
 class LastCheckpoint(Checkpoint):
     """Keep ``last.ckpt``: every so many minutes, after each validation, at the end, and when the run is told to end.
 
-    Told by SIGTERM, or by SIGUSR2 where something (submitit) listens to it, the ranks agree on a step after which all
-    of them save, and end; training alone does this, so a signal within a validation takes effect after it. (Lightning's
-    ModelCheckpoint leaves last.ckpt behind wherever a validation was not among the best, and its time interval costs
-    the ranks a broadcast at every step.)
+    Told by SIGTERM, the ranks agree on a step after which all of them save, and end. Under submitit they save, and go
+    on until its own signal, SIGUSR2: then rank 0 puts the job back into the queue, and all end. Training alone does
+    this: what comes within a validation takes effect after it. (Lightning's ModelCheckpoint leaves last.ckpt as it was
+    wherever a validation was not among the best, and its time interval costs the ranks a broadcast at every step.)
 
     Arguments:
         folder: where to.
@@ -90,20 +91,19 @@ class LastCheckpoint(Checkpoint):
         self.path = Path(folder, "last.ckpt")
         self.minutes = number("callbacks.last.minutes", minutes, low=0, open_low=True)
         self.every = integer("callbacks.last.every", every, low=1)
-        self._signal, self._saved, self._seen, self._when = 0, -1, -1, time.monotonic()
-        self._before: dict[int, Any] = {}
+        self._saved, self._seen, self._when = -1, -1, time.monotonic()
+        self._told: set[int] = set()
+        self._ending: signal.Signals | None = None
+        self._before: dict[int, Any] = {}  # whose signals they were
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._when, self._seen, self._saved = time.monotonic(), trainer.global_step, -1
+        self._ending, self._when, self._seen, self._saved = None, time.monotonic(), trainer.global_step, -1
         for number_ in _SIGNALS:
             if number_ == signal.SIGTERM or callable(signal.getsignal(number_)):
                 try:
-                    self._before[number_] = signal.signal(number_, self._told)
+                    self._before[number_] = signal.signal(number_, lambda told, _: self._told.add(told))
                 except ValueError:  # not the main thread, where no signal arrives
                     break
-
-    def _told(self, number: int, frame: FrameType | None) -> None:
-        self._signal = number
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -115,20 +115,26 @@ class LastCheckpoint(Checkpoint):
             return  # within an accumulation, whose gradients no checkpoint holds; or not yet
         self._seen = step
         due = trainer.should_stop or (trainer.is_global_zero and time.monotonic() - self._when >= 60 * self.minutes)
-        told, due = self._agreed(trainer, self._signal, due)
-        if told or due:
+        known = [due, *(number_ in self._told for number_ in _SIGNALS)]
+        if trainer.world_size > 1:  # what any rank knows, all do
+            mine = torch.tensor(known, dtype=torch.int32, device=trainer.strategy.root_device)
+            known = trainer.strategy.reduce(mine, reduce_op="max").tolist()
+        if any(known):
             self._save(trainer)
-        if told:
-            self._end(trainer, told)
+        _, terminate, requeue = known
+        if requeue:
+            self._ending = signal.SIGUSR2
+        elif terminate and signal.SIGUSR2 not in self._before:
+            self._ending = signal.SIGTERM
+        self._told.clear()
 
-    @staticmethod
-    def _agreed(trainer: pl.Trainer, told: int, due: bool) -> tuple[int, bool]:
-        """What any rank knows, on all ranks."""
-        if trainer.world_size == 1:
-            return told, due
-        mine = torch.tensor([told, int(due)], device=trainer.strategy.root_device)
-        told, due_ = trainer.strategy.reduce(mine, reduce_op="max").tolist()
-        return int(told), bool(due_)
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._end(trainer)  # here, for the loggers have the step by now
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._end(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -150,18 +156,21 @@ class LastCheckpoint(Checkpoint):
             trainer.save_checkpoint(self.path)
             self._saved, self._when = trainer.global_step, time.monotonic()
 
-    def _end(self, trainer: pl.Trainer, told: int) -> None:
+    def _end(self, trainer: pl.Trainer) -> None:
+        told, self._ending = self._ending, None
+        if told is None:
+            return
         before = self._before.get(told)
         self._restore()
         if trainer.is_global_zero:
             _log.warning(
                 "%s: saved step %d to %s, and ending. The same command with hydra.run.dir=%s goes on from there.",
-                signal.Signals(told).name,
+                told.name,
                 trainer.global_step,
                 self.path,
                 self.path.parent.parent,
             )
-            if told != signal.SIGTERM and callable(before):
+            if told == signal.SIGUSR2 and callable(before):
                 before(told, None)  # submitit's: puts the job back into the queue, and exits
             raise SystemExit(128 + told)
         raise SystemExit(0)  # this rank did as it was told; an error here would end rank 0 before it is done

@@ -82,6 +82,66 @@ def test_a_sweep_that_is_told_to_end_ends_its_job_which_keeps_what_it_did(tmp_pa
     assert re.search(r"^ +0 .* unfinished", (tmp_path / "log").read_text(), re.MULTILINE)
 
 
+def launched_locally(folder: Path, tasks: int, *overrides: str) -> subprocess.Popen[bytes]:
+    """A sweep of two seeds by submitit, on this machine: its processes and its queue are SLURM's in small."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    words = [sys.executable, str(ROOT / "train.py"), "-m", *OVERRIDES, "hydra.sweep.dir=sweep", *overrides]
+    words += ["hydra/launcher=local", f"hydra.launcher.tasks_per_node={tasks}"]
+    with (folder / "log").open("a") as log:
+        env = environment(folder)
+        env["PYTHONPATH"] += os.pathsep + str(ROOT)
+        return subprocess.Popen(words, cwd=folder, env=env, stdout=log, stderr=log)
+
+
+def trained(run: Path) -> list[int]:
+    with (run / "metrics.csv").open() as file:
+        return [int(row["step"]) for row in csv.DictReader(file) if row["train_loss"]]
+
+
+@pytest.mark.slow
+def test_submitit_starts_a_sweep_one_process_each(tmp_path):
+    process = launched_locally(tmp_path, 1, "+model.network.mark=p,before")
+    assert process.wait(200) == 1, (tmp_path / "log").read_text()[-3000:]
+    assert marks(tmp_path) == {"p-0-of-1"}
+    log = (tmp_path / "log").read_text()
+    assert re.search(r"^ +0  \+model\.network\.mark=p +\d\.\d{4}", log, re.MULTILINE)
+    assert re.search(r"^ +1  \+model\.network\.mark=before +failed: Inst.*fails before it fits", log, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_submitit_puts_a_job_of_two_ranks_back_into_the_queue_and_it_goes_on(tmp_path):
+    process = launched_locally(
+        tmp_path,
+        2,
+        *TWO,
+        "trainer.max_steps=200",
+        "trainer.val_check_interval=200",
+        "+model.network.seconds=0.05",
+        "callbacks.last.every=5",
+    )
+    for _ in range(1200):
+        if len(marks(tmp_path)) == 2:
+            break
+        assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+        time.sleep(0.1)
+    assert marks(tmp_path) == {"-0-of-2", "-1-of-2"}
+    first = int((tmp_path / "-0-of-2").read_text())
+    time.sleep(2)
+    os.kill(first, signal.SIGTERM)  # what SLURM sends first: the ranks save, and go on
+    time.sleep(1)
+    os.kill(first, signal.SIGUSR2)  # what submitit has asked for: they save, and end, and begin again
+    assert process.wait(200) == 0, (tmp_path / "log").read_text()[-3000:]
+    run = tmp_path / "sweep" / "0"
+    assert int((tmp_path / "-0-of-2").read_text()) != first, "the job did not end"
+    logs = "".join(path.read_text() for path in (tmp_path / "sweep").glob(".submitit/*/*_log.*"))
+    step = int(re.search(r"SIGUSR2: saved step (\d+)", logs + (run / "train.log").read_text()).group(1))
+    assert 0 < step < 200
+    assert step % 5 == 0
+    assert sorted(set(trained(run))) == list(range(200))
+    assert len(trained(run)) == 200, "steps were lost or done again"
+    assert json.loads((run / "summary.json").read_text())["steps"] == 200
+
+
 def test_the_options_that_choose_configs_are_kept():
     words = ["-m", "schedule=linear,cosine", "--config-name", "mine", "-cd=more", "--multirun", "seed=1"]
     assert options(words) == ["--config-name", "mine", "-cd=more"]
