@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from diffaug.images import Place
 from diffaug.noise.guard import KeyedCalls, mixed
@@ -34,12 +34,8 @@ class Placed:
 
     def pin_memory(self, *_: Any) -> "Placed":
         batch = self.batch
-        pinned = batch.pin_memory() if hasattr(batch, "pin_memory") else apply_to_collection(batch, Tensor, _pinned)
+        pinned = batch.pin_memory() if hasattr(batch, "pin_memory") else tree_map_only(Tensor, Tensor.pin_memory, batch)
         return Placed(pinned, [p and Places(p.rows.pin_memory(), p.first) for p in self.places])
-
-
-def _pinned(tensor: Tensor) -> Tensor:
-    return tensor.pin_memory()
 
 
 class PlacedCollate:

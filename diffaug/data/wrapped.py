@@ -98,12 +98,12 @@ class WrappedDataModule(DiffusionDataModule):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         return getattr(inner, name)
 
-    @property  # pyright: ignore[reportIncompatibleVariableOverride]
-    def trainer(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @property
+    def trainer(self) -> Any:
         return self.inner.trainer
 
     @trainer.setter
-    def trainer(self, trainer: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def trainer(self, trainer: Any) -> None:
         self.inner.trainer = trainer
 
     @property
