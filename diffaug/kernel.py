@@ -119,6 +119,11 @@ def _whole_with_uniform_times(x: Tensor, keys: Keys, table: Tensor, centre: floa
 _failed: list[Exception] = []
 
 
+def failed() -> bool:
+    """Whether a compile has failed in this process: from then on all of it is eager."""
+    return bool(_failed)
+
+
 def _try_compiled(function: Callable[..., list[Tensor]], *args: Any) -> list[Tensor] | None:
     if _failed:
         return None

@@ -295,3 +295,18 @@ def test_images_of_different_sizes_are_named():
         ValueError, match=r"sample \d is .*\(1, 4, [45]\).*sample \d is .*\(1, 4, [45]\).*data\.image_size"
     ):
         fit(DiffusionDataModule(sizes, process=PROCESS))
+
+
+def test_the_backend_is_tried_settled_and_kept(caplog, monkeypatch):
+    """All ranks compile or none: a rank whose compile fails takes its own process to the eager path before training."""
+    big = DiffusionDataModule(pictures(4, 3, 32), process=ForwardProcess(LinearBeta(), compile=False))
+    fit(big)
+    assert big.backend == "cpu, eager"
+    monkeypatch.setattr(ForwardProcess, "compiles", lambda *_: True)
+    monkeypatch.setattr(ForwardProcess, "can_compile", lambda *_: False)
+    broken = DiffusionDataModule(pictures(4, 3, 32), process=ForwardProcess(LinearBeta(), compile=True))
+    broken.setup("fit")
+    assert broken.process.compile_mode is False
+    with caplog.at_level("WARNING", logger="diffaug"):
+        broken.load_state_dict({**big.state_dict(), "backend": "cuda, compiled"})
+    assert "was on cuda, compiled and goes on on cpu, eager" in caplog.text

@@ -55,6 +55,7 @@ class NoisingDataModule(pl.LightningDataModule):
         )
         self.views, self.device_transform, self.image_key = self._noiser.views, device_transform, image_key
         self.allow_changed_recipe = allow_changed_recipe
+        self.backend = "not settled"
 
     def _settle_seed(self) -> None:
         if self.seed is None:
@@ -63,6 +64,24 @@ class NoisingDataModule(pl.LightningDataModule):
             _log.info("seed %d, %s", self.seed, "seed_everything's" if from_lightning else "as none was given")
         else:
             _log.info("seed %d", self.seed)
+
+    def _settle_backend(self, example: Tensor) -> None:
+        """Try the compiled pass on an example, and use it on all ranks or on none.
+
+        Compiled and eager noise differ in the last bit, so which it is must not depend on the rank.
+        """
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        wanted = self.process.compiles(device, example.numel())
+        works = wanted and self.process.can_compile(example.to(device), self._dtype())
+        if self.trainer:
+            everywhere = self.trainer.strategy.reduce_boolean_decision(works, all=True)
+            if works and not everywhere:
+                _log.warning("another rank cannot compile the forward process: all ranks take the eager path")
+            works = everywhere
+        if wanted and not works:
+            self.process.compile_mode = False
+        self.backend = f"{device.type}, {'compiled' if works else 'eager'}"
+        _log.info("the forward process runs on %s", self.backend)
 
     def _ranks(self) -> dict[str, Any]:
         """This process among those that share the data out: ranks that split a model count as one."""
@@ -90,9 +109,17 @@ class NoisingDataModule(pl.LightningDataModule):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"recipe": self.recipe(), "times": self.process.times.state_dict()}
+        return {"recipe": self.recipe(), "times": self.process.times.state_dict(), "backend": self.backend}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         check_recipe(self.recipe(), state_dict.get("recipe", {}), self.allow_changed_recipe)
+        earlier = state_dict.get("backend", self.backend)
+        if earlier != self.backend:
+            _log.warning(
+                "this run was on %s and goes on on %s: its noise agrees with what it would have been to 1e-6 of its "
+                "scale, not bit for bit",
+                earlier,
+                self.backend,
+            )
         if state_dict.get("times"):
             self.process.times.load_state_dict(state_dict["times"])

@@ -1,10 +1,4 @@
-"""DiffusionDataModule: the user's datasets, as loaders whose batches are noised on the accelerator.
-
-dataset item -> the user's transform, still uint8, + its place       in the workers
-             -> collate, pin, transfer: a quarter of the bytes
-             -> on_after_batch_transfer: device_transform, then the ForwardProcess, in one pass
-             -> NoisyBatch(x_t, epsilon, t) -> training_step
-"""
+"""DiffusionDataModule: the user's datasets, as loaders whose batches are noised on the accelerator."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -130,10 +124,8 @@ class DiffusionDataModule(NoisingDataModule):
             raise refuse("data.train", train, "one dataset; join several by torch.utils.data.ConcatDataset")
         unknown = sorted(set(loader_options) - set(_LOADER_OPTIONS))
         if unknown:
-            raise ValueError(
-                f"DiffusionDataModule has no options {unknown}. Beside its own it takes DataLoader's "
-                f"{', '.join(_LOADER_OPTIONS)}."
-            )
+            known = ", ".join(_LOADER_OPTIONS)
+            raise ValueError(f"DiffusionDataModule has no options {unknown}. Of DataLoader's own it takes {known}.")
         integer("data.num_workers", loader_options.get("num_workers", 0), 0)
         self.batch_size = integer("data.batch_size", batch_size, 1)
         self.val_repeats = integer("data.val_repeats", val_repeats, 1, 2**VIEW_BITS - 1)
@@ -164,6 +156,9 @@ class DiffusionDataModule(NoisingDataModule):
         for name in _STAGES_OF_SETUP[getattr(stage, "value", stage)]:
             if name not in self._datasets:
                 self._datasets[name] = [self._prepared(name, i) for i in range(len(listed(self._sources[name])))]
+        example = next((e for name in STAGES if self._datasets.get(name) for e in [self.clean_images(name, 1)]), None)
+        if example is not None:
+            self._settle_backend(example)
 
     def _prepared(self, stage: str, number: int) -> Images:
         train, source = stage == "train", self._sources[stage]
@@ -208,12 +203,8 @@ class DiffusionDataModule(NoisingDataModule):
     def _train_dataloader(self) -> Any:
         images = self.images("train")
         if isinstance(images.dataset, IterableDataset):
-            loader = StreamLoader(
-                Stream(images, **self._ranks()),
-                drop_last=self.drop_last,
-                generator=torch.Generator(),
-                **self._options(),
-            )
+            stream, options = Stream(images, **self._ranks()), self._options()
+            loader = StreamLoader(stream, drop_last=self.drop_last, generator=torch.Generator(), **options)
             loader.epoch = self._epoch
             return loader
         sampler = EpochSampler(

@@ -103,6 +103,14 @@ class ForwardProcess(nn.Module):
             return elements >= kernel.COMPILE_ELEMENTS and kernel.compiler_for(device.type)
         return bool(self.compile_mode)
 
+    def can_compile(self, x_0: Tensor, dtype: torch.dtype | None = None) -> bool:
+        """Compile the pass for images like these, shape (B, *), and say whether it worked; a failure is one warning."""
+        two = x_0[:1].expand(2, *x_0.shape[1:])
+        index = torch.arange(2, device=x_0.device)
+        with torch.inference_mode(False), torch.no_grad():
+            self._drawn(two, keys(index), Uniform(), None, dtype or self.dtype or torch.float32)
+        return not kernel.failed()
+
     def forward(
         self,
         x_0: Tensor,
