@@ -37,15 +37,15 @@ def test_every_example_is_tested():
 def test_plain_python_learns():
     pytest.importorskip("sklearn")
     example = loaded("plain_python")
-    losses = [example.main(80) for _ in range(2)]
-    assert losses[0] == losses[1] < 0.7  # 1 is a network that guesses nothing
+    losses = [example.main(60) for _ in range(2)]
+    assert losses[0] == losses[1] < 0.75  # 1 is a network that guesses nothing
 
 
 def test_own_datamodule_learns(tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
-    assert loaded("own_datamodule").main(80) < 0.7
+    assert loaded("own_datamodule").main(60) < 0.75
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
 
 

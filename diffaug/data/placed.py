@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map_only
 from diffaug.images import Place
 from diffaug.noise.guard import KeyedCalls, mixed
 
+_ROWS = 256
 _COLLATE = 2**63  # beside the numbers of epochs: what a collate function draws is no sample's
 
 
@@ -59,6 +60,19 @@ class PlacedCollate:
         return Placed(batch, [Places(rows, places[0])])
 
 
+def batch_place(count: int, *, epoch: int, rank: int, ranks: int) -> Place:
+    """The place of a batch's first sample where only the batch's number is known: unlike any other's of the epoch."""
+    start = (count * ranks + rank) * _ROWS
+    return Place(start, 0, start, epoch)
+
+
+def rows_from(first: Place, length: int, device: torch.device) -> Places:
+    """The places of a batch's rows, from the first one on; rows past 256 count as further views."""
+    row = torch.arange(length, device=device)
+    index, view = first.index + row % _ROWS, row // _ROWS
+    return Places(torch.stack([index, view, first.position + row, torch.full_like(row, first.epoch)], 1), first)
+
+
 def leaves(tree: Any) -> list[Any]:
     """The loaders, or the sub-batches, of a nest of dicts, lists and tuples, in order."""
     if isinstance(tree, Mapping):
@@ -98,3 +112,9 @@ def _unlike(tree: Any, values: Any, where: str) -> ValueError:
         f"{where} must be nested as its loaders are, {parts(tree)}, but it is {parts(values)}: the wrapped "
         "DataModule's hooks must keep the sub-batches of several loaders apart, so that each gets its own noise."
     )
+
+
+def device_of(batch: Any) -> torch.device:
+    """The device of the first tensor in a batch."""
+    tensors = [leaf for leaf in leaves(batch) if isinstance(leaf, Tensor)]
+    return tensors[0].device if tensors else torch.device("cpu")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffaug.checks import refuse
 from diffaug.data.module import DiffusionDataModule
-from diffaug.data.placed import Placed, Places, leaves, mapped
+from diffaug.data.placed import Placed, Places, batch_place, device_of, leaves, mapped, rows_from
 from diffaug.data.rebuilt import rebuilt
 from diffaug.data.sources import spread, warn_of_half_range
 from diffaug.data.stream import Stream, StreamLoader
@@ -20,8 +20,6 @@ from diffaug.items import described
 from diffaug.noise.guard import keyed_random_state
 from diffaug.noise.philox import STAGES, Purpose
 from diffaug.process import ForwardProcess
-
-_ROWS = 256
 
 
 class WrappedDataModule(DiffusionDataModule):
@@ -79,12 +77,9 @@ class WrappedDataModule(DiffusionDataModule):
             views=views,
             allow_changed_recipe=allow_changed_recipe,
         )
-        self.trainer = attached
-        self.prepare_data_per_node = inner.prepare_data_per_node
-        self.allow_zero_length_dataloader_with_multiple_devices = (
-            inner.allow_zero_length_dataloader_with_multiple_devices
-        )
-        self._log_hyperparams = inner._log_hyperparams
+        self.trainer = attached  # pyright: ignore[reportIncompatibleVariableOverride]
+        for name in ("prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices", "_log_hyperparams"):
+            setattr(self, name, getattr(inner, name))
         self._loaders: dict[str, Any] = {}
         self._counts = dict.fromkeys(STAGES, 0)
         # Lightning asks which of these a DataModule defines: those that the inner one lacks must not be there at all.
@@ -195,8 +190,8 @@ class WrappedDataModule(DiffusionDataModule):
         """What is done on the device, for use without a Trainer: the inner DataModule's hook, then the noise."""
         bare, places = self._taken_apart(batch)
         count = self._batch_number(stage)
-        first = next((p.first for p in places if p), self._stream_place(count, stage))
-        device = next((p.rows.device for p in places if p), None) or _device(bare)
+        first = next((p.first for p in places if p), None) or self._place_in_stream(count, stage)
+        device = next((p.rows.device for p in places if p), None) or device_of(bare)
         with keyed_random_state(device, self.seed or 0, Purpose.DEVICE_TRANSFORM, STAGES[stage], dataset, *first, 2):
             bare = self.inner.on_after_batch_transfer(bare, dataset)
         numbered = iter(enumerate(places))
@@ -221,7 +216,7 @@ class WrappedDataModule(DiffusionDataModule):
         if self._noiser.check_once(image, where, what):
             warn_of_half_range(image, self.process.value_range, where)
         if places is None:
-            places = self._places_in_stream(image, count, stage)
+            places = rows_from(self._place_in_stream(count, stage), len(image), image.device)
         if len(places.rows) != len(image):
             raise ValueError(
                 f"{where} has {len(image)} images of {len(places.rows)} samples: the collate function and the hooks of "
@@ -231,18 +226,8 @@ class WrappedDataModule(DiffusionDataModule):
         key = {"seed": self.seed or 0, "stage": stage, "dataset": dataset, "dtype": self._dtype()}
         return self._noiser(image, places.rows, extra, first=places.first, **key)
 
-    def _stream_place(self, count: int, stage: str) -> Place:
-        ranks = self._ranks()
-        batch = count * ranks["ranks"] + ranks["rank"]
-        return Place(batch * _ROWS, 0, batch * _ROWS, self._epoch() if stage == "train" else 0)
-
-    def _places_in_stream(self, image: Tensor, count: int, stage: str) -> Places:
-        """Places made of the number of the batch, the rank and the row: unlike for every sample of an epoch."""
-        first = self._stream_place(count, stage)
-        row = torch.arange(len(image), device=image.device)
-        index = first.index + row % _ROWS
-        rows = torch.stack([index, row // _ROWS, first.position + row, torch.full_like(row, first.epoch)], 1)
-        return Places(rows, first)
+    def _place_in_stream(self, count: int, stage: str) -> Place:
+        return batch_place(count, epoch=self._epoch() if stage == "train" else 0, **self._ranks())
 
     def _batch_number(self, stage: str) -> int:
         """How many batches of the epoch came before this one, on this rank."""
@@ -273,8 +258,3 @@ class WrappedDataModule(DiffusionDataModule):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loaders": {}}  # a process that is started makes its own
-
-
-def _device(batch: Any) -> torch.device:
-    tensors = [leaf for leaf in leaves(batch) if isinstance(leaf, Tensor)]
-    return tensors[0].device if tensors else torch.device("cpu")
