@@ -142,6 +142,25 @@ def test_submitit_puts_a_job_of_two_ranks_back_into_the_queue_and_it_goes_on(tmp
     assert json.loads((run / "summary.json").read_text())["steps"] == 200
 
 
+def test_the_commands_of_the_page_compose():
+    """Every command of docs/large.md, the launcher's options too; of a sweep its first job."""
+    from hydra import compose, initialize_config_dir
+
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    page = (ROOT / "docs" / "large.md").read_text()
+    commands = re.findall(r"^(?:torchrun \S+|python) train\.py (.*)$", page, re.MULTILINE)
+    assert len(commands) >= 9
+    for line in commands:
+        words = [word.split(",")[0] for word in line.split() if word != "-m"]
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            config = compose("train", [*words, "folder=x"], return_hydra_config=True)
+        if "hydra/launcher=slurm" in words:
+            assert config.hydra.launcher._target_.endswith("SlurmLauncher")
+            assert config.hydra.launcher.additional_parameters.requeue
+            assert config.hydra.launcher.tasks_per_node == config.trainer.devices
+            assert config.hydra.launcher.nodes == config.trainer.num_nodes
+
+
 def test_the_options_that_choose_configs_are_kept():
     words = ["-m", "schedule=linear,cosine", "--config-name", "mine", "-cd=more", "--multirun", "seed=1"]
     assert options(words) == ["--config-name", "mine", "-cd=more"]

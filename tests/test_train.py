@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tiny import OVERRIDES, TWO, environment
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -119,3 +120,25 @@ def test_photos(tmp_path):
 )
 def test_mistakes_end_before_training(overrides, message, tmp_path):
     assert re.search(message, train(tmp_path, *overrides, expect=1).stderr)
+
+
+def test_torchrun(tmp_path):
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py")]
+    words += [*OVERRIDES, *TWO, "hydra.run.dir=run"]
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment(tmp_path)
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert {path.name for path in tmp_path.glob("*-of-*")} == {"-0-of-2", "-1-of-2"}
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2
+    assert (tmp_path / "run/checkpoints/last.ckpt").is_file()
+
+
+@pytest.mark.gpu
+def test_fsdp(tmp_path):
+    """Sharded over the GPUs that are there; the noise comes before the strategy and does not know of it."""
+    count = torch.cuda.device_count()
+    train(tmp_path, "hydra.run.dir=run", *QUICK, "trainer=fsdp", f"trainer.devices={count}", "~callbacks.ema")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 4
+    train(tmp_path, "hydra.run.dir=run", *QUICK[1:], "trainer=fsdp", f"trainer.devices={count}", "~callbacks.ema",
+          "ckpt_path=last", "trainer.max_steps=6")  # fmt: skip
