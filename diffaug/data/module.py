@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
@@ -138,7 +139,8 @@ class DiffusionDataModule(NoisingDataModule):
         # Lightning asks which of these a DataModule defines: those without data must not be there at all.
         for stage in STAGES:
             if self._sources[stage] is not None:
-                setattr(self, f"{stage}_dataloader", getattr(self, f"_{stage}_dataloader"))
+                make = self._train_dataloader if stage == "train" else partial(self._evaluation_loaders, stage)
+                setattr(self, f"{stage}_dataloader", make)
 
     def prepare_data(self) -> None:
         """Make what is made by a function once, on one process, so that it can download."""
@@ -214,8 +216,8 @@ class DiffusionDataModule(NoisingDataModule):
         generator = torch.Generator()
         return EpochLoader(images, sampler=sampler, drop_last=self.drop_last, generator=generator, **self._options())
 
-    def _evaluation_loaders(self, stage: str, repeats: int = 1) -> Any:
-        loaders = []
+    def _evaluation_loaders(self, stage: str) -> Any:
+        loaders, repeats = [], self.val_repeats if stage == "val" else 1
         for images in self._datasets[stage]:
             if isinstance(images.dataset, IterableDataset):
                 order: dict[str, Any] = {"dataset": Stream(images, **self._ranks(), train=False)}
@@ -224,15 +226,6 @@ class DiffusionDataModule(NoisingDataModule):
                 order = {"dataset": images, "sampler": sampler}
             loaders.append(DataLoader(**order, generator=torch.Generator(), **self._options()))
         return loaders if are_datasets(self._sources[stage]) else loaders[0]
-
-    def _val_dataloader(self) -> Any:
-        return self._evaluation_loaders("val", self.val_repeats)
-
-    def _test_dataloader(self) -> Any:
-        return self._evaluation_loaders("test")
-
-    def _predict_dataloader(self) -> Any:
-        return self._evaluation_loaders("predict")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Noise a batch on its device."""

@@ -1,6 +1,7 @@
 """Another LightningDataModule, wrapped: its hooks, its loaders, its state; then the noise."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -85,7 +86,7 @@ class WrappedDataModule(DiffusionDataModule):
         # Lightning asks which of these a DataModule defines: those that the inner one lacks must not be there at all.
         for stage in STAGES:
             if is_overridden(f"{stage}_dataloader", inner):
-                setattr(self, f"{stage}_dataloader", getattr(self, f"_{stage}_dataloader"))
+                setattr(self, f"{stage}_dataloader", partial(self._remade, stage))
 
     def __getattr__(self, name: str) -> Any:
         inner = self.__dict__.get("inner")
@@ -128,18 +129,6 @@ class WrappedDataModule(DiffusionDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.inner.load_state_dict(state_dict.get("inner", {}))
-
-    def _train_dataloader(self) -> Any:
-        return self._remade("train")
-
-    def _val_dataloader(self) -> Any:
-        return self._remade("val")
-
-    def _test_dataloader(self) -> Any:
-        return self._remade("test")
-
-    def _predict_dataloader(self) -> Any:
-        return self._remade("predict")
 
     def _remade(self, stage: str) -> Any:
         made = getattr(self.inner, f"{stage}_dataloader")()
