@@ -21,7 +21,9 @@ from typing import Any
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 
-from diffaug import report
+from diffaug import plots, report
+from diffaug.commands.plot import an_image, levels_of
+from diffaug.commands.preview import preview
 from diffaug.config import composed, made, schedule_names
 
 
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "python -m diffaug", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="report | plot | preview | export")
-    for name, run in (("report", _report), ("export", _export)):
+    for name, run in (("report", _report), ("plot", _plot), ("preview", _preview), ("export", _export)):
         one = commands.add_parser(name, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
         one.set_defaults(run=run)
         if name == "report":
@@ -56,6 +58,43 @@ def _report(options: argparse.Namespace) -> None:
         print(report.table(schedules))
     else:
         print(report.page(made(composed(options.overrides).process)))
+
+
+def _plot(options: argparse.Namespace) -> None:
+    picture: str = options.picture
+    own, rest = _own(options.overrides, out=f"{picture}.png", sizes="", loss="F")
+    names = [part for part in rest if "=" not in part.split(",")[0]]
+    common = [part for part in rest if part not in names]
+    if not names:
+        raise ValueError(f"plot {picture} wants at least one name; python -m diffaug plot --help shows the forms.")
+    if picture == "levels":
+        made_picture = plots.levels(*levels_of(names))
+    elif picture == "recipes":
+        made_picture = plots.recipes(
+            {name: made(composed([*common, *_chosen("experiment", name)]).process) for name in names}, loss=own["loss"]
+        )
+    else:
+        schedules = {name: made(composed([*common, *_chosen("schedule", name)]).schedule) for name in names}
+        if picture == "schedules":
+            made_picture = plots.schedules(schedules)
+        else:
+            data = made(composed(common).data)
+            sizes = [int(size) for size in own["sizes"].strip("[]").split(",") if size]
+            made_picture = plots.strip(schedules, an_image(data), sizes=sizes)
+    print(made_picture.save(own["out"]))
+
+
+def _chosen(group: str, name: str) -> list[str]:
+    choice, *overrides = name.split(",")
+    return [f"{group}={choice}", *overrides]
+
+
+def _preview(options: argparse.Namespace) -> None:
+    own, rest = _own(options.overrides, out="preview.png")
+    config = composed(rest)
+    seen = preview(made(config.data))
+    print(seen.text)
+    print(f"\n{seen.picture.save(own['out'])}")
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -4,12 +4,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffaug.process import ForwardProcess
 from diffaug.process.chain import prior_kl
 from diffaug.schedules import Schedule
+from diffaug.targets import converted
 
 _POINTS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 _NEARLY_NOISE = 1e-4
@@ -137,3 +139,52 @@ def trained_on(process: ForwardProcess, edges: Tensor, resolution: int = 2**14) 
     draws = torch.bincount(place, minlength=length)[1:-1].double() / resolution
     load = torch.bincount(place, weights=weight, minlength=length)[1:-1]
     return draws, load / load.sum()
+
+
+def density(process: ForwardProcess, edges: Tensor, loss: str = "F", resolution: int = 4096) -> tuple[Tensor, Tensor]:
+    """As `trained_on`, but smooth, far into the tails, and with the weight stated on one and the same target's loss.
+
+    So recipes of different targets compare: with x_t given, an error e in one target is an error b e in another, and a
+    weight w on the first's squared error is w / b^2 on the second's. F is the target whose variance is 1 at every noise
+    level where the images' is sigma_data^2 (Karras et al. 2022, section 5): on its loss, draws times weight is where
+    the loss of a network that has learned nothing comes from. A timestep's share is spread evenly over its cell, from
+    halfway to the level before to halfway to the level after. Levels without any signal or noise are in no bin.
+
+    Arguments:
+        edges: log-SNRs that rise, finite, shape (K + 1,).
+        loss: the target on whose loss the weight is stated, a name of `diffaug.targets.TARGETS`.
+        resolution: at how many quantiles of the times it is taken, denser toward both ends.
+
+    Returns:
+        The shares of all draws, and of all draws times weight: float64, shape (K,) each.
+    """
+    schedule = process.schedule
+    ends = torch.linspace(-34.0, 34.0, resolution + 1, dtype=torch.float64).sigmoid()
+    middles = torch.linspace(-34.0, 34.0, 2 * resolution + 1, dtype=torch.float64).sigmoid()[1::2]
+    if schedule.discrete:  # the ends of a cell of the inverse CDF must not fall between two of these
+        ends = torch.cat([ends, torch.linspace(0, 1, 16 * resolution + 1, dtype=torch.float64)]).unique()
+        middles = (ends[1:] + ends[:-1]) / 2
+    t, place = process.times.quantile(middles, schedule).unique(return_inverse=True)
+    draws = torch.zeros(len(t), dtype=torch.float64).index_add_(0, place, ends.diff())
+    levels = schedule.log_snr(t, torch.float64)
+    kept = levels.isfinite()
+    t, levels, draws = t[kept], levels[kept], draws[kept]
+    weight = process.weight.of(schedule, process.target, t, process.sigma_data).double()
+    weight = weight * process.times.importance_weight(t, schedule)
+    one = torch.ones(len(t), 1, dtype=torch.float64)
+    b = converted(schedule, process.target, loss, one, 0 * one, t, process.sigma_data)[:, 0]
+    load = draws * weight / b.square()
+    order = levels.argsort()
+    levels, draws, load = levels[order], draws[order], load[order]
+    if len(levels) == 1:
+        inside = ((edges[:-1] <= levels) & (levels < edges[1:])).double()
+        return inside * draws, inside
+    half = levels.diff() / 2
+    cells = torch.cat([levels[:1] - half[:1], levels[:-1] + half, levels[-1:] + half[-1:]])
+    return _in_bins(cells, draws, edges), _in_bins(cells, load / load.sum(), edges)
+
+
+def _in_bins(cells: Tensor, shares: Tensor, edges: Tensor) -> Tensor:
+    total = torch.cat([torch.zeros(1, dtype=torch.float64), shares.cumsum(0)])
+    below = np.interp(edges.numpy(), cells.numpy(), total.numpy())
+    return torch.from_numpy(below).diff()

@@ -1,0 +1,179 @@
+"""What a run leaves: its pictures, its summary, its metrics."""
+
+import csv
+import json
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.loggers.logger import rank_zero_experiment
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import CSVLogger
+from torch import Tensor
+
+from diffaug import plots
+from diffaug.data import DiffusionDataModule
+from diffaug.denoiser import Denoiser
+
+_PRIOR_IMAGES = 2048
+
+
+class Seen(Callback):
+    """A callback that knows what the network is given: the shape of its images, and what they are conditioned on."""
+
+    shape: tuple[int, ...] | None = None
+    labels: Tensor | None = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not isinstance(pl_module, Denoiser):
+            return
+        self.shape = tuple(getattr(batch, pl_module.input).shape[1:])
+        if pl_module.condition is not None:
+            self.labels = getattr(batch, pl_module.condition)
+
+    def sampled(self, model: Denoiser, count: int, steps: int) -> Tensor | None:
+        """Samples under the labels of the last batch, in turn; None before a batch was seen.
+
+        None, too, where samples are no images, as of a network that is trained on an encoder's latents.
+        """
+        if self.shape is None or len(self.shape) != 3 or self.shape[0] not in (1, 3):
+            return None
+        labels = self.labels
+        if labels is not None:
+            labels = labels[torch.arange(count, device=labels.device) % len(labels)]
+        return model.sample((count, *self.shape), steps=steps, labels=labels)
+
+
+class Pictures(Seen):
+    """Draw schedule.png and forward.png when training begins, samples.png when it ends, and their numbers as .csv.
+
+    Arguments:
+        folder: where to.
+        rows: how many images forward.png follows.
+        samples: how many images samples.png shows; 0 draws none.
+        steps: how many calls of the network a sample takes.
+    """
+
+    def __init__(self, folder: str, *, rows: int = 4, samples: int = 64, steps: int = 100) -> None:
+        self.folder, self.rows, self.samples, self.steps = Path(folder), rows, samples, steps
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if not trainer.is_global_zero or not isinstance(data, DiffusionDataModule):
+            return
+        schedule = data.process.schedule
+        plots.schedules({repr(schedule): schedule}).save(self.folder / "schedule.png")
+        images = data.clean_images("train", self.rows)
+        if images is not None and images.ndim == 4 and images.shape[1] in (1, 3):
+            plots.forward(data.process, images).save(self.folder / "forward.png")
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero or not self.samples or not isinstance(pl_module, Denoiser):
+            return
+        images = self.sampled(pl_module, self.samples, self.steps)
+        if images is not None:
+            plots.samples(images).save(self.folder / "samples.png")
+
+
+class Progress(Seen):
+    """Draw progress.png: samples over the course of training, all from the same noise, taken at validations.
+
+    Place it after the averaging of weights among the callbacks, and the samples are those of the averaged weights.
+
+    Arguments:
+        folder: where to.
+        samples: how many images a row shows.
+        steps: how many calls of the network a sample takes.
+        every: at every how many validations a row is taken.
+    """
+
+    def __init__(self, folder: str, *, samples: int = 8, steps: int = 50, every: int = 1) -> None:
+        self.folder, self.samples, self.steps, self.every = Path(folder), samples, steps, every
+        self.taken: list[tuple[int, Tensor]] = []
+        self._validations = 0
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(pl_module, Denoiser):
+            return
+        self._validations += 1
+        if trainer.state.fn != "fit" or self._validations % self.every:
+            return
+        images = self.sampled(pl_module, self.samples, self.steps)
+        if images is not None:
+            self.taken.append((trainer.global_step, images.cpu()))
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and self.taken:
+            plots.progress(self.taken).save(self.folder / "progress.png")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self.taken, "validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.taken, self._validations = list(state_dict["taken"]), state_dict["validations"]
+
+
+class Summary(Callback):
+    """Write summary.json after the last validation, and say in a few lines what the run came to.
+
+    Arguments:
+        folder: where to.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder, self.seconds = Path(folder), 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._began = time.monotonic()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seconds = time.monotonic() - self._began
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(data, DiffusionDataModule):
+            return
+        loss = trainer.callback_metrics.get("val_loss")
+        images = data.clean_images("train", _PRIOR_IMAGES)
+        summary = {
+            "val_loss": None if loss is None else float(loss),
+            "prior_kl_bits_per_dim": None if images is None else data.process.prior_kl_bits_per_dim(images),
+            "seed": data.seed,
+            "schedule": repr(data.process.schedule),
+            "steps": trainer.global_step,
+            "seconds": round(self.seconds or time.monotonic() - getattr(self, "_began", time.monotonic()), 1),
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+class RunLogger(CSVLogger):
+    """metrics.csv in the run's own folder; a resumed run goes on writing where the earlier one stopped.
+
+    (Lightning's CSVLogger deletes the earlier rows.)
+
+    Arguments:
+        folder: where to.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(save_dir=folder, name="", version="")
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            path = Path(self.log_dir) / "metrics.csv"
+            earlier = path.read_text() if path.exists() else None
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Experiment logs directory")
+                writer = super().experiment
+            if earlier:
+                path.write_text(earlier)
+                writer.metrics_keys = next(csv.reader(earlier.splitlines()))
+        return self._experiment

@@ -1,0 +1,46 @@
+"""plot: what its pictures are made of, beside schedules and recipes."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diffaug.data import DiffusionDataModule
+from diffaug.plots.curves import LEVEL_COLUMNS
+
+
+def an_image(data: DiffusionDataModule) -> Tensor:
+    """The first training image, in [-1, 1], shape (C, H, W).
+
+    Raises:
+        ValueError: there is none, or it is no image.
+    """
+    data.setup("fit")
+    images = data.clean_images("train", 1)
+    if images is None or images.ndim != 4 or images.shape[1] not in (1, 3):
+        shape = None if images is None else tuple(images.shape[1:])
+        raise ValueError(f"A strip wants an image of shape (1 or 3, H, W) from data.train, but its first is {shape}.")
+    return data.process.scaled(images)[0]
+
+
+def levels_of(names: Sequence[str]) -> tuple[list[tuple[Any, ...]], str]:
+    """The rows of a run's loss_by_level.csv, and what its bins are of.
+
+    Arguments:
+        names: one: the folder of a run, or the file.
+    """
+    path = Path(names[0])
+    path = path / "loss_by_level.csv" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path}: train with callbacks=loss_by_level.")
+    with path.open(newline="") as file:
+        head, *rows = csv.reader(file)
+    if tuple(head) != LEVEL_COLUMNS:
+        raise ValueError(f"{path} is no loss_by_level.csv: its columns are {head}.")
+    parsed = [
+        (row[0], int(row[1]), int(row[2]), *map(float, row[3:5]), int(row[5]), *map(float, row[6:])) for row in rows
+    ]
+    inside = all(0 <= float(edge) <= 1 for row in rows for edge in row[3:5])
+    return parsed, "unit" if inside else "log_snr"

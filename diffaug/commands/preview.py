@@ -1,0 +1,187 @@
+"""preview: a dataset through the whole pipe before anything is trained: values, noised images, times, speed, warnings.
+
+Two of the warnings are about the schedule, and follow from one fact: what many pixels say together shows through more
+noise than any of them alone, so a larger image shows through more (Hoogeboom, Heek and Salimans 2023, "simple
+diffusion", section 3). The feature that shows longest is the one in which the images differ most, their first principal
+component (mostly their brightness), whose variance L grows with the number of pixels. At a noise level it is seen with
+a signal-to-noise ratio of
+
+    r(t) = SNR(t) L.
+
+- Too weak: r at the last t is above 0.1. Sampling starts from pure noise, which says nothing of that feature, while
+  training never saw such noise: images come out of medium brightness (Lin et al. 2024, "Common Diffusion Noise
+  Schedules and Sample Steps are Flawed", section 3.1).
+- Too strong: r is below 0.01 in more than a quarter of the draws, where then nothing of an image can be seen: Nichol
+  and Dhariwal 2021, "Improved DDPM", section 3.2, who find the end of the linear schedule too noisy for small images.
+
+The thresholds 0.1, 0.01 and a quarter are this project's choice.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffaug.data import DiffusionDataModule
+from diffaug.plots import Picture
+from diffaug.plots import preview as draw
+from diffaug.process import ForwardProcess
+from diffaug.schedules.base import VARIANCE_EXPLODING
+
+_IMAGES = 512
+_TIMES = 8192
+_SECONDS = 5.0
+WEAK, STRONG, SHARE = 0.1, 0.01, 0.25
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a preview found.
+
+    Attributes:
+        text: to be printed.
+        warnings: what looks wrong, a sentence or more each; part of the text.
+        picture: of one page.
+    """
+
+    text: str
+    warnings: list[str]
+    picture: Picture
+
+
+def preview(data: DiffusionDataModule) -> Preview:
+    """Look at the training data of a DataModule, and at what its process makes of it.
+
+    Raises:
+        ValueError: they are no images of shape (B, 1 or 3, H, W), or a stream, which cannot be looked at beforehand.
+    """
+    data.setup("fit")
+    process = data.process
+    images = data.clean_images("train", _IMAGES)
+    if images is None or images.ndim != 4 or images.shape[1] not in (1, 3):
+        shape = "a stream" if images is None else f"of shape {tuple(images.shape)}"
+        raise ValueError(f"preview wants images of shape (B, 1 or 3, H, W) from data.train, but they are {shape}.")
+    x_0 = process.scaled(images)
+    t = _times(process)
+    read, noised = _speed(data)
+    found = warnings(process, images, t)
+    channels = ", ".join(
+        f"{mean:.3f} ± {std:.3f}" for mean, std in zip(x_0.mean((0, 2, 3)), x_0.std((0, 2, 3)), strict=True)
+    )
+    low, high = images.min().item(), images.max().item()
+    end = _visible(process, x_0)(process.schedule.ends[1][None])
+    span = "[0, 255]" if images.dtype == torch.uint8 else list(process.value_range)
+    lines = [
+        f"images           {len(data.images('train'))}, each {tuple(images.shape[1:])}, {images.dtype}".replace(
+            "torch.", ""
+        ),
+        f"values           {low:g} to {high:g} as read, of {span}; looked at {len(images)} images",
+        f"scaled           to [-1, 1]; mean ± standard deviation of each channel: {channels}",
+        f"schedule         {process.schedule!r}",
+        f"x_T to its prior {process.prior_kl_bits_per_dim(images):.3g} bits per dimension",
+        f"at the last t    the images' coarsest feature shows with a signal-to-noise ratio of {end.item():.2g}",
+        f"images a second  {read:,.0f} read, {noised:,.0f} noised, by this process on the CPU",
+        *(["", *(f"WARNING {warning}" for warning in found)] if found else ["", "nothing looks wrong"]),
+    ]
+    return Preview("\n".join(lines), found, draw(process, images, t, x_0))
+
+
+def _times(process: ForwardProcess) -> Tensor:
+    """Times as training draws them, without the images."""
+    q = (torch.arange(_TIMES, dtype=torch.float64) + 0.5) / _TIMES
+    t = process.times.quantile(q, process.schedule)
+    return t if process.schedule.discrete else t.float().clamp(*process.schedule.range)
+
+
+def _speed(data: DiffusionDataModule) -> tuple[float, float]:
+    """Images read and noised a second, over some batches or seconds."""
+    loader = data.train_dataloader()  # pyright: ignore[reportAttributeAccessIssue]
+    count, timed, noising, began = 0, 0, 0.0, time.perf_counter()
+    for batch in loader:
+        before = time.perf_counter()
+        data.noise(batch)
+        if count:  # the first may compile
+            timed, noising = timed + len(batch), noising + time.perf_counter() - before
+        else:
+            began += time.perf_counter() - before
+        count += len(batch)
+        if count >= 4 * _IMAGES or time.perf_counter() - began > _SECONDS:
+            break
+    reading = time.perf_counter() - began - noising
+    return count / reading, timed / noising if timed else math.nan
+
+
+def warnings(process: ForwardProcess, images: Tensor, t: Tensor) -> list[str]:
+    """What looks wrong with these images under this process; see the rules at the top.
+
+    Arguments:
+        images: as the dataset yields them, shape (B, C, H, W).
+        t: times as training draws them, shape (N,).
+    """
+    x_0 = process.scaled(images)
+    return [*_of_values(process, images, x_0), *_of_schedule(process, x_0, t)]
+
+
+def _of_values(process: ForwardProcess, images: Tensor, x_0: Tensor) -> list[str]:
+    found = []
+    low, high = process.value_range
+    if images.dtype == torch.uint8 and images.max() <= 1:
+        found.append(
+            f"The images are uint8 but go from {images.min()} to {images.max()}: uint8 is [0, 255], so nearly all of "
+            "them is black. Were floats in [0, 1] turned into uint8 without multiplying by 255?"
+        )
+    elif images.is_floating_point() and low < 0 <= images.min():
+        found.append(
+            f"No value is below 0 though process.value_range is [{low:g}, {high:g}]: if your images are in [0, 1] "
+            "(torchvision's ToTensor), set process.value_range=[0,1]."
+        )
+    std = x_0.std().item()
+    if std < 0.05 and not found:
+        found.append(f"The scaled images have a standard deviation of only {std:.3g}: they are nearly one colour.")
+    used = {"F", "x_in"} & set(process.fields)
+    if used and not 1 / 1.5 < std / process.sigma_data < 1.5:
+        found.append(
+            f"The scaled images have a standard deviation of {std:.3g}, but process.sigma_data, which "
+            f"{sorted(used)} go by, is {process.sigma_data:g}: set process.sigma_data={std:.2g}."
+        )
+    return found
+
+
+def _visible(process: ForwardProcess, x_0: Tensor) -> Callable[[Tensor], Tensor]:
+    """r of native times: the signal-to-noise ratio of the first principal component of the images."""
+    side = (min(x_0.shape[2], 16), min(x_0.shape[3], 16))
+    coarse = torch.nn.functional.adaptive_avg_pool2d(x_0, side).flatten(1).double()
+    # Over averages of n pixels noise has variance 1 / n; times sqrt(n) it has variance 1, as in a pixel.
+    coarse = coarse * math.sqrt(x_0.shape[2] * x_0.shape[3] / (side[0] * side[1]))
+    largest = torch.linalg.matrix_norm(coarse - coarse.mean(0), 2).item() ** 2 / max(len(x_0) - 1, 1)
+    return lambda t: process.schedule.log_snr(t, torch.float64).exp() * largest
+
+
+def _of_schedule(process: ForwardProcess, x_0: Tensor, t: Tensor) -> list[str]:
+    found, side = [], min(x_0.shape[2:])
+    ratio = _visible(process, x_0)
+    end = ratio(process.schedule.ends[1][None]).item()
+    if end > WEAK:
+        factor = math.sqrt(end / WEAK)
+        remedy = (
+            "a larger schedule.sigma_max"
+            if process.schedule.scaling is VARIANCE_EXPLODING
+            else ("schedule=zero_terminal_snr with model.target=v")
+        )
+        found.append(
+            f"The schedule is weak for {side} pixels: at its last t the images' coarsest feature still shows, with a "
+            f"signal-to-noise ratio of {end:.2g} (more than {WEAK:g}), but sampling starts from noise without it. Take "
+            f"{remedy}, or schedule=shifted schedule.factor={factor:.2g} on the same base."
+        )
+    blind = (ratio(t) < STRONG).double().mean().item()
+    if blind > SHARE:
+        found.append(
+            f"The schedule is strong for {side} pixels: in {blind:.0%} of the draws not even the images' "
+            f"coarsest feature shows (signal-to-noise ratio below {STRONG:g}): there is nothing to learn. Take "
+            "a gentler one (schedule=cosine), times that draw less noise, or schedule=shifted with a schedule.factor "
+            "below 1."
+        )
+    return found

@@ -1,0 +1,244 @@
+"""Images: noised along a path, noised under several schedules, a batch, samples, and samples over training."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffaug.noise import gaussian
+from diffaug.noise.philox import Purpose, keys
+from diffaug.plots.picture import Picture, new_figure, show, tidy
+from diffaug.process import ForwardProcess
+from diffaug.schedules import Schedule
+from diffaug.targets import converted
+
+
+def forward(process: ForwardProcess, images: Tensor, *, columns: int = 9, seed: int = 0) -> Picture:
+    """Rows of images, each along one joint path from x_0 to x_T.
+
+    Arguments:
+        images: uint8 or float as the process takes them, shape (B, C, H, W); one row each.
+        columns: how many states, x_0 included.
+    """
+    schedule = process.schedule
+    times = torch.unique_consecutive(schedule.from_unit(torch.linspace(0, 1, columns, dtype=torch.float64)[1:]))
+    path = process.trajectory(images, times, torch.arange(len(images)), seed=seed)
+    alpha, sigma = schedule.alpha_sigma(times, torch.float64)
+    log_snr = schedule.log_snr(times, torch.float64)
+    titles = ["$x_0$"]
+    titles += [f"t = {t:.3g}\n{_snr(level)}" for t, level in zip(times.tolist(), log_snr.tolist(), strict=True)]
+    states = torch.cat([process.scaled(images)[:, None], path / _loudness(alpha, sigma).view(-1, 1, 1, 1)], 1)
+    rows = list(zip(times.tolist(), alpha.tolist(), sigma.tolist(), log_snr.tolist(), strict=True))
+    return Picture(_grid(states, titles), ("t", "alpha", "sigma", "log_snr"), rows)
+
+
+def _loudness(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """What a state is divided by to be seen: a variance exploding image is shown at its own standard deviation."""
+    return torch.hypot(alpha, sigma).clamp_min(1).float()
+
+
+def _snr(log_snr: float) -> str:
+    return (
+        "clean"
+        if log_snr == math.inf
+        else f"SNR {math.exp(log_snr):.1e}"
+        if log_snr < -3
+        else (f"SNR {math.exp(log_snr):.3g}")
+    )
+
+
+def strip(
+    named: Mapping[str, Schedule],
+    image: Tensor,
+    *,
+    sizes: Sequence[int] = (),
+    columns: int = 9,
+    seed: int = 0,
+) -> Picture:
+    """One image from x_0 to x_T, a row for each schedule and size: what a schedule leaves to be seen, and where.
+
+    All states of a row hold the same noise, and all rows of a size too, so that only the schedules differ. Time is unit
+    time. A smaller size is the image averaged over squares, so the same noise level erases more of it: Hoogeboom, Heek
+    and Salimans 2023, "simple diffusion", section 3.
+
+    Arguments:
+        named: the schedules by the names they go by in the picture.
+        image: float in [-1, 1], shape (C, H, W).
+        sizes: sides in pixels, none above the image's own; () shows the image as it is.
+        columns: how many states, x_0 included.
+    """
+    if not named:
+        raise ValueError("plot strip wants at least one schedule.")
+    own = min(image.shape[1:])
+    if any(not 1 <= size <= own for size in sizes):
+        raise ValueError(f"sizes must be from 1 to {own}, the image's own, but got {list(sizes)}.")
+    unit = torch.linspace(0, 1, columns, dtype=torch.float64)[1:]
+    states, labels, rows = [], [], []
+    for size in sizes or (0,):
+        x_0 = _resized(image, size) if size else image
+        key = keys(torch.zeros(1, dtype=torch.int64), seed=seed, stage="predict")
+        epsilon = gaussian(key, tuple(x_0.shape), Purpose.TRAJECTORY)[0]
+        for name, schedule in named.items():
+            times = schedule.from_unit(unit)
+            alpha, sigma = schedule.alpha_sigma(times, torch.float64)
+            scale = _loudness(alpha, sigma)
+            noised = [
+                (a * x_0 + s * epsilon) / c
+                for a, s, c in zip(alpha.tolist(), sigma.tolist(), scale.tolist(), strict=True)
+            ]
+            states.append([x_0, *noised])
+            labels.append(f"{name}\n{x_0.shape[1]} x {x_0.shape[2]}")
+            log_snr = schedule.log_snr(times, torch.float64)
+            rows += [
+                (name, x_0.shape[1], *row)
+                for row in zip(*(x.tolist() for x in (unit, times, alpha, sigma, log_snr)), strict=True)
+            ]
+    titles = ["$x_0$", *(f"u = {u:.3g}" for u in unit.tolist())]
+    levels = [row[6] for row in rows]
+    return Picture(
+        _grid(states, titles, labels, captions=levels),
+        ("schedule", "size", "unit", "t", "alpha", "sigma", "log_snr"),
+        rows,
+    )
+
+
+def _resized(image: Tensor, size: int) -> Tensor:
+    """The image averaged over squares: its shorter side has so many pixels."""
+    height, width = image.shape[1:]
+    scale = size / min(height, width)
+    shape = (max(round(height * scale), 1), max(round(width * scale), 1))
+    return torch.nn.functional.adaptive_avg_pool2d(image.float(), shape)
+
+
+def _grid(images: Any, titles: Sequence[str] = (), labels: Sequence[str] = (), captions: Sequence[float] = ()) -> Any:
+    """Rows of images, each (C, H, W) in [-1, 1].
+
+    Arguments:
+        captions: a log-SNR under every image but the first of each row.
+    """
+    height, width = images[0][0].shape[-2:]
+    rows, columns = len(images), len(images[0])
+    below = 0.16 if len(captions) else 0.0
+    figure = new_figure(1.05 * columns + (0.9 if labels else 0), (1.05 * height / width + below) * rows + 0.5)
+    figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)  # pyright: ignore
+    panels: Any = figure.subplots(rows, columns, squeeze=False)
+    for i in range(rows):
+        for j in range(columns):
+            show(panels[i, j], images[i][j])
+            if i == 0 and titles:
+                panels[i, j].set_title(titles[j], fontsize=8)
+            if j == 0 and labels:
+                panels[i, j].set_ylabel(labels[i], fontsize=8, rotation=0, ha="right", va="center")
+            if j and len(captions):
+                level = captions[i * (columns - 1) + j - 1]
+                said = f"{level + 0.0:.1f}" if math.isfinite(level) else r"$\infty$" if level > 0 else r"$-\infty$"
+                panels[i, j].set_xlabel(f"log-SNR {said}", fontsize=6.5, labelpad=1)
+    return figure
+
+
+def samples(images: Tensor, *, columns: int = 8) -> Picture:
+    """A grid of images in [-1, 1], shape (B, C, H, W)."""
+    rows = -(-len(images) // columns)
+    figure = new_figure(columns * 0.8, rows * 0.8)
+    panels: Any = figure.subplots(rows, columns, squeeze=False)
+    for k, axes in enumerate(panels.flat):
+        if k < len(images):
+            show(axes, images[k])
+        else:
+            axes.set_axis_off()
+    return Picture(figure)
+
+
+def progress(taken: Sequence[tuple[int, Tensor]], *, rows: int = 8) -> Picture:
+    """Samples over the course of training: a row for each time they were taken, all from the same noise.
+
+    Arguments:
+        taken: (step, images), images in [-1, 1], shape (B, C, H, W).
+        rows: at most so many are shown, spread evenly, the first and the last among them.
+    """
+    if not taken:
+        raise ValueError("There are no samples to draw: none were taken.")
+    chosen = torch.linspace(0, len(taken) - 1, min(rows, len(taken))).round().long().tolist()
+    shown = [taken[k] for k in chosen]
+    return Picture(_grid([list(images) for _, images in shown], labels=[f"step {step}" for step, _ in shown]))
+
+
+def batch(process: ForwardProcess, batch: Any, *, count: int = 8) -> Picture:
+    """What a batch holds: x_t as the network gets it, and x_0, got back from x_t and the batch's target.
+
+    Arguments:
+        batch: as the process makes it, with the fields x_t, t and at least one of `diffaug.targets.TARGETS`.
+        count: how many images.
+    """
+    fields = getattr(batch, "_fields", ())
+    source = next((name for name in ("x_0", "v", "flow", "F", "epsilon", "velocity", "score") if name in fields), None)
+    if not {"x_t", "t"} <= set(fields) or source is None:
+        raise ValueError(f"A picture of a batch wants its fields x_t, t and a target, but it has {list(fields)}.")
+    x_t, t, target = (getattr(batch, name)[:count].detach().cpu() for name in ("x_t", "t", source))
+    if x_t.ndim != 4:
+        raise ValueError(f"A picture of a batch wants images of shape (B, C, H, W), but x_t is {tuple(x_t.shape)}.")
+    schedule = process.schedule
+    alpha, sigma = schedule.alpha_sigma(t, torch.float64)
+    log_snr = schedule.log_snr(t, torch.float64)
+    noised = x_t.float() / _loudness(alpha, sigma).view(-1, 1, 1, 1)
+    clean = converted(schedule, source, "x_0", target.float(), x_t.float(), t, process.sigma_data)
+    titles = [f"t = {time:.3g}\n{_snr(level)}" for time, level in zip(t.tolist(), log_snr.tolist(), strict=True)]
+    rows = list(zip(t.tolist(), alpha.tolist(), sigma.tolist(), log_snr.tolist(), strict=True))
+    return Picture(
+        _grid([list(noised), list(clean)], titles, ["$x_t$", "$x_0$"]), ("t", "alpha", "sigma", "log_snr"), rows
+    )
+
+
+def preview(process: ForwardProcess, images: Tensor, t: Tensor, pixels: Tensor, *, columns: int = 9) -> Picture:
+    """One page of a dataset before training: images as read, three of them noised, their values, the times drawn.
+
+    Arguments:
+        images: as the dataset yields them, shape (B, C, H, W).
+        t: times as training draws them, shape (N,).
+        pixels: values in [-1, 1], any shape.
+    """
+    schedule, bins = process.schedule, 40
+    scaled = process.scaled(images)
+    figure = new_figure(1.05 * columns + 0.6, 8.2)
+    parts: Any = figure.subfigures(3, 1, height_ratios=(1.35, 3.6, 2.6))
+    read, noised, numbers = parts
+    read.suptitle("images as read, after the transform", fontsize=9)
+    panels: Any = read.subplots(1, columns, squeeze=False)[0]
+    for k, axes in enumerate(panels):
+        if k < len(images):
+            show(axes, scaled[k])
+        else:
+            axes.set_axis_off()
+    noised.suptitle("noised along one path each", fontsize=9)
+    times = torch.unique_consecutive(schedule.from_unit(torch.linspace(0, 1, columns, dtype=torch.float64)[1:]))
+    rows = min(3, len(images))
+    path = process.trajectory(images[:rows], times, torch.arange(rows))
+    alpha, sigma = schedule.alpha_sigma(times, torch.float64)
+    states = torch.cat([scaled[:rows, None], path / _loudness(alpha, sigma).view(-1, 1, 1, 1)], 1)
+    grid: Any = noised.subplots(rows, states.shape[1], squeeze=False)
+    levels = schedule.log_snr(times, torch.float64).tolist()
+    titles = ["$x_0$", *(f"t = {x:.3g}\n{_snr(level)}" for x, level in zip(times.tolist(), levels, strict=True))]
+    for i in range(rows):
+        for j in range(states.shape[1]):
+            show(grid[i, j], states[i, j])
+            if i == 0:
+                grid[i, j].set_title(titles[j], fontsize=7)
+    left, right = numbers.subplots(1, 2)
+    of_pixels, edges = torch.histogram(pixels.double().flatten().cpu(), bins, range=(-1.0, 1.0), density=True)
+    left.stairs(of_pixels.numpy(), edges.numpy(), fill=True, color="0.6")
+    tidy(left, xlabel="pixel value, scaled to [-1, 1]", ylabel="density")
+    unit = schedule.to_unit(t.cpu(), torch.float64)
+    of_times, ends = torch.histogram(unit, bins, range=(0.0, 1.0), density=True)
+    right.stairs(of_times.numpy(), ends.numpy(), fill=True, color="0.6")
+    right.axhline(1, color="black", linestyle="--", linewidth=0.8, label="uniform")
+    right.legend(frameon=False, fontsize=8)
+    tidy(right, xlabel="unit time of t, as training draws it", ylabel="density")
+    counted = (("pixels", edges, of_pixels), ("unit_time", ends, of_times))
+    table = [
+        (what, *row)
+        for what, border, height in counted
+        for row in zip(border[:-1].tolist(), border[1:].tolist(), height.tolist(), strict=True)
+    ]
+    return Picture(figure, ("histogram", "low", "high", "density"), table)

@@ -1,0 +1,209 @@
+"""Loss by noise level: right sums, right over ranks, nothing for empty bins; labels; samples over training."""
+
+import csv
+import itertools
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import CSVLogger
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
+from diffaug.callbacks import LossByLevel, Pictures, Progress
+from diffaug.callbacks.levels import binned, statistics
+from diffaug.denoiser import Denoiser
+from diffaug.targets import MinSNR
+
+EDGES = (-math.inf, -2.0, 0.0, 2.0, math.inf)
+
+
+class Net(nn.Module):
+    def __init__(self, labels: int = 0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+        self.embedding = nn.Embedding(labels, 1) if labels else None
+        self.seen = None
+
+    def forward(self, x, time, class_labels=None):
+        self.seen = class_labels
+        return self.scale * x + (0 if self.embedding is None else self.embedding(class_labels).view(-1, 1, 1, 1))
+
+
+def module(count=24, labels=False, **options):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    dataset = TensorDataset(images, torch.arange(count) % 3)
+    fields = ("x_t", "epsilon", "t", "label") if labels else ("x_t", "epsilon", "t")
+    process = ForwardProcess(LinearBeta(), fields=fields, compile=False, **options)
+    return DiffusionDataModule(train=dataset, val=dataset, process=process, seed=0, batch_size=5)
+
+
+def trainer(folder, *callbacks, **options):
+    return pl.Trainer(
+        accelerator="cpu",
+        max_steps=6,
+        val_check_interval=3,
+        check_val_every_n_epoch=None,
+        logger=CSVLogger(folder, name="", version=""),
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        callbacks=list(callbacks),
+        **options,
+    )
+
+
+def test_bins_by_hand():
+    levels = torch.tensor([-math.inf, -5.0, -2.0, -0.5, 0.0, 7.0, math.inf])
+    errors = torch.tensor([1.0, 3.0, 10.0, 20.0, 5.0, 2.0, 4.0])
+    sums = binned(levels, errors, 2 * errors, EDGES)
+    found = statistics(sums, EDGES)
+    assert [(low, high) for low, high, _ in found] == list(itertools.pairwise(EDGES))
+    assert [row[2] for row in found] == [
+        (2, 2, 1, 10),
+        (2, 15, 5, 500),
+        (1, 5, 0, 50),
+        (2, 3, 1, 20),
+    ]
+    # A bin that is empty is not there; what lies beyond finite outer edges is in no bin.
+    inside = statistics(binned(levels, errors, None, (-2.0, 0.0, 1.0, 2.0)), (-2.0, 0.0, 1.0, 2.0))
+    assert [(low, high, values[0]) for low, high, values in inside] == [(-2.0, 0.0, 2), (0.0, 1.0, 1)]
+
+
+def test_a_run_reports_what_its_steps_returned(tmp_path):
+    data, callback = module(weight=MinSNR()), LossByLevel(str(tmp_path), edges=EDGES)
+    model = Denoiser(Net(), data.process)
+    kept = []
+
+    class Keep(pl.Callback):
+        def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+            if not trainer.sanity_checking and trainer.global_step == 6:
+                kept.append(outputs)
+
+    trainer(tmp_path, callback, Keep()).fit(model, data)
+    t, errors, weights = (torch.cat([out[name] for out in kept]) for name in ("t", "errors", "weights"))
+    assert len(t) == 24
+    levels = data.process.schedule.log_snr(t)
+    last = {row[3:5]: row for row in callback.rows if row[:2] == ("val", 6)}
+    for low, high in itertools.pairwise(EDGES):
+        own = errors[(levels >= low) & (levels < high)].double()
+        weighted = (errors * weights)[(levels >= low) & (levels < high)].double()
+        if not len(own):
+            assert (low, high) not in last
+            continue
+        *_, count, mean, std, weighted_mean = last[low, high]
+        assert count == len(own)
+        assert mean == pytest.approx(own.mean().item(), rel=1e-6)
+        assert std == pytest.approx(own.std(correction=0).item(), rel=1e-4, abs=1e-5)
+        assert weighted_mean == pytest.approx(weighted.mean().item(), rel=1e-6)
+    assert sum(row[5] for row in callback.rows if row[:2] == ("train", 3)) == 15  # three batches of five
+    with (tmp_path / "metrics.csv").open() as file:
+        logged = list(csv.DictReader(file))
+    name = "val_loss_by_log_snr/-2_to_0/mean"
+    assert [float(row[name]) for row in logged if row.get(name)][-1] == pytest.approx(last[-2.0, 0.0][6])
+    assert "nan" not in (tmp_path / "metrics.csv").read_text()
+    assert (tmp_path / "loss_by_level.png").is_file()
+    assert len((tmp_path / "loss_by_level.csv").read_text().splitlines()) == len(callback.rows) + 1
+
+
+def test_over_unit_time_and_across_a_resume():
+    callback = LossByLevel(over="unit")
+    assert callback.edges[1] == 0.1
+    callback.rows = [("val", 3, 0, 0.0, 0.1, 2, 0.5, 0.1, 0.5)]
+    other = LossByLevel(over="unit")
+    other.load_state_dict(callback.state_dict())
+    assert other.rows == callback.rows
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"over": "sigma"}, r"over must be one of 'log_snr', 'unit'"),
+        ({"edges": [1, 0]}, r"edges must be numbers that rise"),
+    ],
+)
+def test_bad_bins_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        LossByLevel(**options)
+
+
+def test_a_module_that_returns_no_errors_is_told_once(tmp_path, caplog):
+    class Plain(Denoiser):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx)["loss"]
+
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            return None
+
+    data, callback = module(), LossByLevel()
+    trainer(tmp_path, callback, num_sanity_val_steps=0).fit(Plain(Net(), data.process), data)
+    assert callback.rows == []
+    assert sum("must return a dict with t and errors" in record.message for record in caplog.records) == 1
+
+
+def test_labels_reach_the_network_in_training_and_sampling(tmp_path):
+    data = module(labels=True)
+    network = Net(labels=3)
+    model = Denoiser(network, data.process, condition="label")
+    pictures = Pictures(str(tmp_path), samples=4, steps=2)
+    trainer(tmp_path, pictures).fit(model, data)
+    assert network.seen.tolist() == [pictures.labels[k % 5].item() for k in range(4)]
+    assert (tmp_path / "samples.png").is_file()
+    model.sample((2, 1, 4, 4), steps=2, labels=torch.tensor([2, 0]))
+    assert network.seen.tolist() == [2, 0]
+    with pytest.raises(ValueError, match=r"model\.condition is 'label', so sample\(\) needs labels="):
+        model.sample((2, 1, 4, 4), steps=2)
+    with pytest.raises(ValueError, match=r"model\.condition is None, so sample\(\) takes no labels"):
+        Denoiser(Net(), module().process).sample((2, 1, 4, 4), steps=2, labels=torch.tensor([2, 0]))
+    with pytest.raises(ValueError, match=r"The model needs \['label'\] in process\.fields"):
+        Denoiser(Net(3), module().process, condition="label")
+
+
+def test_progress_keeps_a_row_for_each_validation(tmp_path):
+    data, progress = module(), Progress(str(tmp_path), samples=2, steps=2)
+    trainer(tmp_path, progress).fit(Denoiser(Net(), data.process), data)
+    assert [step for step, _ in progress.taken] == [3, 6]
+    assert not torch.equal(progress.taken[0][1], progress.taken[1][1])
+    assert (tmp_path / "progress.png").is_file()
+    other = Progress(str(tmp_path))
+    other.load_state_dict(progress.state_dict())
+    assert [step for step, _ in other.taken] == [3, 6]
+
+
+RANKS = """
+import sys
+sys.path.insert(0, {tests!r})
+import pytorch_lightning as pl, test_callbacks as own
+data, callback = own.module(), own.LossByLevel(edges=own.EDGES)
+model = own.Denoiser(own.Net(), data.process)
+trainer = pl.Trainer(accelerator="cpu", devices={ranks}, strategy={strategy!r}, logger=False, enable_progress_bar=False,
+                     enable_checkpointing=False, enable_model_summary=False, callbacks=[callback])
+trainer.validate(model, data, verbose=False)
+if trainer.is_global_zero:
+    print("ROWS", [row[3:] for row in callback.rows])
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_report_what_one_does(tmp_path):
+    """24 images in batches of 5: two ranks see 12 each, with a short last batch; sums are added before dividing."""
+
+    def rows(ranks, strategy):
+        job = tmp_path / f"ranks_{ranks}.py"
+        job.write_text(RANKS.format(tests=str(Path(__file__).parent), ranks=ranks, strategy=strategy))
+        done = subprocess.run([sys.executable, str(job)], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-2000:]
+        line = next(line for line in done.stdout.splitlines() if line.startswith("ROWS"))
+        return eval(line.removeprefix("ROWS "), {"inf": math.inf})
+
+    one, two = rows(1, "auto"), rows(2, "ddp")
+    assert len(one) == len(two) > 1
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-5)

@@ -1,0 +1,170 @@
+"""Pictures by their numbers, which lie beside them as CSV; what a recipe trains on against closed forms; errors."""
+
+import csv
+import math
+
+import pytest
+import torch
+
+from diffaug import (
+    EDM,
+    VPSDE,
+    Cosine,
+    ForwardProcess,
+    LinearBeta,
+    LogNormal,
+    Rectified,
+    ZeroTerminalSNR,
+    plots,
+)
+from diffaug.__main__ import main
+from diffaug.report import density
+from diffaug.targets import EDMWeight, MinSNR
+
+pytest.importorskip("matplotlib")
+IMAGE = torch.linspace(-1, 1, 256).reshape(1, 16, 16)
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_numbers_of_schedules_are_the_schedules(tmp_path):
+    named = {"linear": LinearBeta(), "flow": Rectified(), "zero": ZeroTerminalSNR(LinearBeta(10))}
+    plots.schedules(named).save(tmp_path / "s.svg")
+    rows = read(tmp_path / "s.csv")
+    assert [sum(row["schedule"] == name for row in rows) for name in named] == [1000, 1001, 10]
+    last = rows[999]
+    assert float(last["alpha_bar"]) == pytest.approx(4.035829765375676e-05, rel=1e-12)
+    assert float(last["beta"]) == pytest.approx(0.02)
+    assert float(last["log_snr"]) == pytest.approx(-10.11767, abs=1e-5)
+    middle = rows[1500]
+    assert (middle["t"], middle["beta"], middle["alpha"], middle["sigma"]) == ("0.5", "", "0.5", "0.5")
+    assert rows[-1]["log_snr"] == "-inf"
+    assert (tmp_path / "s.svg").read_text().startswith("<?xml")
+
+
+def test_the_only_schedule_is_annotated_with_its_end():
+    texts = [text.get_text() for axes in plots.schedules({"a": LinearBeta()}).figure.axes for text in axes.texts]
+    assert "4.04e-05 at the end" in texts
+    assert "SNR = 1 at t = 258.1" in texts
+    two = plots.schedules({"a": LinearBeta(), "b": Cosine()}).figure
+    assert not [text for axes in two.axes for text in axes.texts]
+
+
+def test_a_density_is_the_one_the_paper_states():
+    edges = torch.linspace(-12, 12, 241, dtype=torch.float64)
+    middle = (edges[1:] + edges[:-1]) / 2
+    # EDM: ln sigma ~ N(-1.2, 1.2^2), so log-SNR = -2 ln sigma ~ N(2.4, 2.4^2); its weight is 1 on the loss of F.
+    process = ForwardProcess(EDM(), LogNormal(), weight=EDMWeight(), target="F")
+    draws, load = density(process, edges)
+    normal = torch.distributions.Normal(2.4, 2.4).log_prob(middle.float()).exp().double() * 0.1
+    torch.testing.assert_close(draws, normal, rtol=2e-3, atol=1e-6)
+    torch.testing.assert_close(load, draws / draws.sum(), rtol=2e-3, atol=1e-5)
+    # Rectified: uniform u, log-SNR = 2 logit(1 - u): logistic of scale 2.
+    draws, load = density(ForwardProcess(Rectified(), target="flow"), edges, loss="flow")
+    ends = (edges / 2).sigmoid()
+    torch.testing.assert_close(draws, ends.diff(), rtol=2e-3, atol=1e-6)
+    torch.testing.assert_close(load, ends.diff(), rtol=2e-3, atol=1e-6)
+
+
+def test_a_weight_means_the_same_on_every_loss():
+    edges = torch.linspace(-9, 9, 37, dtype=torch.float64)
+    same = [
+        density(ForwardProcess(LinearBeta(), target=target, weight=MinSNR()), edges)[1]
+        for target in ("epsilon", "v", "x_0")
+    ]
+    torch.testing.assert_close(same[0], same[1], rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(same[0], same[2], rtol=1e-5, atol=1e-9)
+    plain = density(ForwardProcess(LinearBeta()), edges, loss="epsilon")
+    torch.testing.assert_close(plain[0], plain[1], rtol=1e-9, atol=0)
+    assert plain[0].sum() == pytest.approx(1, abs=0.06)  # some of it beyond -9
+    assert not torch.allclose(same[0], plain[1], rtol=0.1)
+
+
+def test_recipes_are_densities(tmp_path):
+    named = {"ddpm": ForwardProcess(LinearBeta()), "zero": ForwardProcess(ZeroTerminalSNR(LinearBeta()), target="v")}
+    plots.recipes(named).save(tmp_path / "r.pdf")
+    rows = read(tmp_path / "r.csv")
+    for name in named:
+        own = [row for row in rows if row["recipe"] == name]
+        for column in ("draws_per_nat", "draws_times_weight"):
+            area = sum(float(row[column]) * (float(row["log_snr_high"]) - float(row["log_snr_low"])) for row in own)
+            # Some of the last steps of the second lie beyond 14 nats.
+            assert area == pytest.approx(1, abs=0.02 if name == "zero" else 1e-6)
+
+
+def test_a_strip_has_the_levels_of_its_schedules_and_the_same_noise(tmp_path):
+    picture = plots.strip({"linear": LinearBeta(), "vp": VPSDE()}, IMAGE, sizes=[4, 16], columns=5)
+    picture.save(tmp_path / "strip.png")
+    rows = read(tmp_path / "strip.csv")
+    assert len(rows) == 2 * 2 * 4
+    assert {row["size"] for row in rows} == {"4", "16"}
+    assert float(rows[3]["log_snr"]) == pytest.approx(-10.11767, abs=1e-5)
+    shown = [axes.images[0].get_array() for axes in picture.figure.axes]
+    assert [image.shape for image in shown[::5]] == [(4, 4), (4, 4), (16, 16), (16, 16)]
+    coarse = IMAGE.reshape(4, 4, 4, 4).mean((1, 3))  # averaged over squares
+    torch.testing.assert_close(torch.tensor(shown[0]), (coarse + 1) / 2, rtol=1e-5, atol=1e-6)
+    # At the end both schedules are all noise, and it is the same.
+    torch.testing.assert_close(torch.tensor(shown[4]), torch.tensor(shown[9]), rtol=0, atol=0.01)
+    assert shown[4].std() > 0.2
+
+
+def test_a_batch_shows_the_clean_images_it_was_made_of():
+    process = ForwardProcess(LinearBeta(), fields=("x_t", "v", "t"), target="v")
+    images = torch.stack([IMAGE, -IMAGE])
+    picture = plots.batch(process, process(images, torch.arange(2)))
+    shown = [torch.tensor(axes.images[0].get_array()) for axes in picture.figure.axes]
+    torch.testing.assert_close(torch.stack(shown[2:]), (images[:, 0] + 1) / 2, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match=r"wants its fields x_t, t and a target, but it has \['x_t', 't'\]"):
+        plots.batch(process, ForwardProcess(LinearBeta(), fields=("x_t", "t"))(images, torch.arange(2)))
+
+
+def test_forward_and_progress_show_what_they_are_given():
+    picture = plots.forward(ForwardProcess(LinearBeta()), IMAGE[None], columns=5)
+    assert [row[0] for row in picture.rows] == [250, 500, 750, 999]
+    taken = [(step, torch.full((2, 1, 4, 4), step / 100)) for step in range(0, 100, 5)]
+    figure = plots.progress(taken, rows=3).figure
+    assert [axes.get_ylabel() for axes in figure.axes[::2]] == ["step 0", "step 50", "step 95"]
+    assert figure.axes[-1].images[0].get_array()[0, 0] == pytest.approx((0.95 + 1) / 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda path: plots.samples(IMAGE[None]).save(path / "a.jpg"), r"out must be a file that ends in \.png, \.svg"),
+        (lambda path: plots.schedules({}), r"at least one schedule"),
+        (lambda path: plots.recipes({}), r"at least one recipe"),
+        (lambda path: plots.levels([]), r"no row was reported"),
+        (lambda path: plots.progress([]), r"none were taken"),
+        (lambda path: plots.strip({"a": LinearBeta()}, IMAGE, sizes=[32]), r"sizes must be from 1 to 16.*\[32\]"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(call, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        call(tmp_path)
+
+
+def test_the_command_line_draws(tmp_path, capsys):
+    def plot(*arguments):
+        assert main(["plot", *arguments]) == 0
+
+    plot("schedules", "linear", "cosine,schedule.timesteps=50", f"out={tmp_path / 'a.png'}")
+    assert len(read(tmp_path / "a.csv")) == 1050
+    plot("recipes", "ddpm", "edm", f"out={tmp_path / 'b.svg'}")
+    assert {row["recipe"] for row in read(tmp_path / "b.csv")} == {"ddpm", "edm"}
+    plot("strip", "linear", "sizes=[4,8]", f"out={tmp_path / 'c.png'}")
+    assert {row["size"] for row in read(tmp_path / "c.csv")} == {"4", "8"}
+    assert str(tmp_path / "c.png") in capsys.readouterr().out
+    assert main(["plot", "schedules", f"out={tmp_path / 'd.png'}"]) == 1
+    assert "wants at least one name" in capsys.readouterr().err
+    assert main(["plot", "levels", str(tmp_path)]) == 1
+    assert "train with callbacks=loss_by_level" in capsys.readouterr().err
+
+
+def test_a_csv_of_levels_is_drawn_again(tmp_path):
+    rows = [("val", 10, 0, -math.inf, 0.0, 5, 0.5, 0.1, 0.4), ("val", 10, 0, 0.0, math.inf, 3, 0.9, 0.2, 0.8)]
+    plots.levels(rows).save(tmp_path / "loss_by_level.png")
+    assert main(["plot", "levels", str(tmp_path), f"out={tmp_path / 'again.png'}"]) == 0
+    assert read(tmp_path / "again.csv") == read(tmp_path / "loss_by_level.csv")

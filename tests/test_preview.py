@@ -1,0 +1,95 @@
+"""preview: what it says of a dataset, and when it warns."""
+
+import math
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from diffaug import EDM, DiffusionDataModule, ForwardProcess, LinearBeta, Uniform, ZeroTerminalSNR
+from diffaug.__main__ import main
+from diffaug.commands.preview import _visible, preview, warnings
+
+pytest.importorskip("matplotlib")
+
+
+def flat_images(count, side, spread=1.0):
+    """Images of one grey each: all that they say is their brightness, of known variance."""
+    grey = torch.linspace(-spread, spread, count)
+    return grey.view(-1, 1, 1, 1).expand(count, 1, side, side).clone()
+
+
+def warned(process, images):
+    return warnings(process, images, process.schedule.from_unit(torch.linspace(0, 1, 1001, dtype=torch.float64)))
+
+
+def test_the_coarsest_feature_grows_with_the_number_of_pixels():
+    t = torch.tensor([999])
+    for side in (8, 16, 64):  # 64 is averaged down to 16 first
+        images = flat_images(101, side)
+        variance = images[:, 0, 0, 0].var().item()
+        snr = LinearBeta().log_snr(t, torch.float64).exp()
+        found = _visible(ForwardProcess(LinearBeta()), images)(t)
+        assert found.item() == pytest.approx(snr.item() * variance * side**2, rel=1e-5)
+
+
+def test_a_schedule_is_weak_for_large_images_and_strong_for_small_ones():
+    process = ForwardProcess(LinearBeta())
+    (weak,) = warned(process, flat_images(101, 128))  # SNR_T V n = 4e-5 x 0.34 x 16384 = 0.23
+    assert weak.startswith("The schedule is weak for 128 pixels")
+    assert float(weak.split("ratio of ")[1].split()[0]) == pytest.approx(0.2248, abs=0.006)
+    assert warned(process, flat_images(101, 64)) == []
+    (strong,) = warned(process, flat_images(101, 2))
+    assert strong.startswith("The schedule is strong for 2 pixels")
+    zero = ForwardProcess(ZeroTerminalSNR(LinearBeta()), target="v")
+    assert not any("weak" in warning for warning in warned(zero, flat_images(101, 256)))
+    assert any("sigma_max" in warning for warning in warned(ForwardProcess(EDM(sigma_max=1.0)), flat_images(101, 64)))
+
+
+def test_the_factor_that_is_advised_mends_it():
+    from diffaug import Shifted
+
+    (weak,) = warned(ForwardProcess(LinearBeta()), flat_images(101, 256))
+    factor = float(weak.split("schedule.factor=")[1].split()[0])
+    mended = warned(ForwardProcess(Shifted(LinearBeta(), factor=1.05 * factor)), flat_images(101, 256))
+    assert not any("weak" in warning for warning in mended)
+
+
+def test_values_that_look_wrong():
+    process = ForwardProcess(LinearBeta())
+    dark = torch.randint(0, 2, (50, 1, 64, 64), dtype=torch.uint8)
+    assert "uint8 but go from 0 to 1" in warned(process, dark)[0]
+    half = torch.rand(50, 1, 64, 64)
+    assert "set process.value_range=[0,1]" in warned(process, half)[0]
+    unit = ForwardProcess(LinearBeta(), value_range=(0, 1))
+    assert not any("value_range" in warning for warning in warned(unit, half))
+    assert "nearly one colour" in warned(process, torch.randn(50, 1, 64, 64) * 0.01)[0]
+    edm = ForwardProcess(EDM(), fields=("x_in", "F", "t"), target="F")
+    (data,) = warned(edm, (flat_images(101, 64) * 0.3))
+    assert "standard deviation of 0.175" in data
+    assert "set process.sigma_data=0.17" in data
+
+
+def test_a_preview_says_what_it_saw():
+    images = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8)
+    process = ForwardProcess(LinearBeta(), Uniform(), compile=False)
+    seen = preview(DiffusionDataModule(train=TensorDataset(images), process=process, seed=0, batch_size=8))
+    assert "images           40, each (3, 16, 16), uint8" in seen.text
+    assert f"{images.min()} to {images.max()} as read, of [0, 255]" in seen.text
+    rows = [row for row in seen.picture.rows if row[0] == "unit_time"]
+    assert math.fsum((high - low) * height for _, low, high, height in rows) == pytest.approx(1)
+    pixels = [row for row in seen.picture.rows if row[0] == "pixels"]
+    share = ((process.scaled(images) >= 0.95).double().mean() / 0.05).item()
+    assert pixels[-1][3] == pytest.approx(share, rel=1e-6)
+
+
+def test_the_command(tmp_path, capsys):
+    assert main(["preview", "schedule=cosine", "data.batch_size=512", f"out={tmp_path / 'p.png'}"]) == 0
+    out = capsys.readouterr().out
+    assert "1618, each (1, 8, 8), float32" in out
+    assert "Cosine(" in out
+    assert "images a second" in out
+    assert (tmp_path / "p.png").is_file()
+    assert (tmp_path / "p.csv").is_file()
+    assert main(["preview", "data=image_folder", "data.root=nowhere", f"out={tmp_path / 'q.png'}"]) == 1
+    assert "data.root='nowhere'" in capsys.readouterr().err
