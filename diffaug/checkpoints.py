@@ -46,8 +46,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             free = shutil.disk_usage(place.parent).free if place.parent.is_dir() else 0
             before = "The one before it is whole" if place.is_file() else "There is none before it"
             raise OSError(
-                f"The checkpoint {place} could not be written: {error}. After {written:,} bytes {free:,} are free "
-                f"there. {before}. Make room, or set hydra.run.dir to a folder on another disk, and go on by "
+                f"The checkpoint {place} could not be written: {error}. It got to {written:,} bytes; "
+                f"{free:,} bytes are free there. {before}. Make room, or set hydra.run.dir to a folder on another disk, and go on by "
                 "ckpt_path=last."
             ) from error
 
