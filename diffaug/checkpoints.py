@@ -47,8 +47,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             before = "The one before it is whole" if place.is_file() else "There is none before it"
             raise OSError(
                 f"The checkpoint {place} could not be written: {error}. It got to {written:,} bytes; "
-                f"{free:,} bytes are free there. {before}. Make room, or set hydra.run.dir to a folder on another disk, and go on by "
-                "ckpt_path=last."
+                f"{free:,} bytes are free there. {before}. Make room, or set hydra.run.dir to a folder "
+                "on another disk, and go on by ckpt_path=last."
             ) from error
 
     def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
