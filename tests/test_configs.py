@@ -65,6 +65,7 @@ def test_readme_commands_compose():
     assert len(commands) >= 6
     for command in commands:
         words = [word for word in command.split() if not word.startswith(("hydra", "-m"))]
+        words = [word.split(",")[0] for word in words] if command.startswith("-m") else words
         OmegaConf.to_container(composed(*words), resolve=True)
 
 
