@@ -121,7 +121,7 @@ def _grid(images: Any, titles: Sequence[str] = (), labels: Sequence[str] = (), c
     height, width = images[0][0].shape[-2:]
     rows, columns = len(images), len(images[0])
     below = 0.16 if len(captions) else 0.0
-    figure = new_figure(1.05 * columns + (0.9 if labels else 0), (1.05 * height / width + below) * rows + 0.5)
+    figure = new_figure(1.05 * columns + (1.35 if labels else 0), (1.05 * height / width + below) * rows + 0.5)
     figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)  # pyright: ignore
     panels: Any = figure.subplots(rows, columns, squeeze=False)
     for i in range(rows):
@@ -133,7 +133,7 @@ def _grid(images: Any, titles: Sequence[str] = (), labels: Sequence[str] = (), c
                 panels[i, j].set_ylabel(labels[i], fontsize=8, rotation=0, ha="right", va="center")
             if j and len(captions):
                 level = captions[i * (columns - 1) + j - 1]
-                said = f"{level + 0.0:.1f}" if math.isfinite(level) else r"$\infty$" if level > 0 else r"$-\infty$"
+                said = f"{round(level, 1) + 0.0:.1f}" if math.isfinite(level) else r"$\infty$" if level > 0 else r"$-\infty$"
                 panels[i, j].set_xlabel(f"log-SNR {said}", fontsize=6.5, labelpad=1)
     return figure
 
