@@ -133,7 +133,8 @@ def _grid(images: Any, titles: Sequence[str] = (), labels: Sequence[str] = (), c
                 panels[i, j].set_ylabel(labels[i], fontsize=8, rotation=0, ha="right", va="center")
             if j and len(captions):
                 level = captions[i * (columns - 1) + j - 1]
-                said = f"{round(level, 1) + 0.0:.1f}" if math.isfinite(level) else r"$\infty$" if level > 0 else r"$-\infty$"
+                end = r"$\infty$" if level > 0 else r"$-\infty$"
+                said = f"{round(level, 1) + 0.0:.1f}" if math.isfinite(level) else end
                 panels[i, j].set_xlabel(f"log-SNR {said}", fontsize=6.5, labelpad=1)
     return figure
 
