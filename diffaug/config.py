@@ -87,13 +87,14 @@ def report(folder: str) -> str:
     where = Path(folder)
     summary = json.loads((where / "summary.json").read_text())
     pictures = sorted(path.name for path in where.glob("*.png"))
-    loss = summary["val_loss"]
+    loss, kl = summary["val_loss"], summary["prior_kl_bits_per_dim"]
     return "\n".join(
         [
             "",
             f"{summary['steps']} steps in {summary['seconds']:.0f} s; everything is in {where}",
             f"  pictures         {', '.join(pictures) or 'none'}",
             f"  validation loss  {'not measured' if loss is None else format(loss, '.4f')}",
-            f"  x_T to N(0, I)   {summary['prior_kl_bits_per_dim']:.3g} bits per dimension, with {summary['schedule']}",
+            f"  x_T to N(0, I)   {'not measured' if kl is None else f'{kl:.3g} bits per dimension'}",
+            f"  schedule         {summary['schedule']}",
         ]
     )

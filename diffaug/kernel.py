@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffaug.noise.philox import Keys, Purpose, indices, lanes, normals, points
 
-COMPILE_ELEMENTS = 1024
+COMPILE_ELEMENTS = 512
 """The size of a sample from which compiling pays for itself."""
 
 _PIECE = 2**17  # blocks worked on at a time by the eager path: its intermediates then stay in the cache
@@ -151,7 +151,7 @@ def _compiled(function: Callable[..., list[Tensor]]) -> Callable[..., list[Tenso
     # The four runs of a sample must be written where they lie. Inductor's other way of joining them, its choice on
     # GPUs, works out all four for every element and keeps one.
     names = ("max_pointwise_cat_inputs", "max_complex_pointwise_cat_inputs")
-    options = {name: 0 for name in names if hasattr(config, name)}
+    options: dict[str, Any] = {name: 0 for name in names if hasattr(config, name)}
     return torch.compile(function, dynamic=True, fullgraph=True, options=options)
 
 

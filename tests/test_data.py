@@ -310,3 +310,22 @@ def test_the_backend_is_tried_settled_and_kept(caplog, monkeypatch):
     with caplog.at_level("WARNING", logger="diffaug"):
         broken.load_state_dict({**big.state_dict(), "backend": "cuda, compiled"})
     assert "was on cuda, compiled and goes on on cpu, eager" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"val_times": "grid", "val_repeats": 4}, [125, 375, 625, 875]),
+        ({"val_times": "fixed", "val_at": 0.3}, [300]),
+    ],
+)
+def test_val_times(options, expected):
+    process = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "index"))
+    data = DiffusionDataModule(pictures(), pictures(6), process=process, **options)
+    batches = fit(data, num_sanity_val_steps=0)["val"]
+    t, index = together(batches, "t"), together(batches, "index")
+    assert all(sorted(t[index == i].tolist()) == expected for i in range(6))
+    with pytest.raises(
+        ValueError, match=r"data\.val_times must be one of 'stratified', 'grid', 'fixed', but got 'even'"
+    ):
+        DiffusionDataModule(pictures(), process=process, val_times="even")

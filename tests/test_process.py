@@ -420,8 +420,8 @@ def test_a_failed_compile_is_one_warning_and_the_eager_path(monkeypatch):
 def test_auto_compiles_by_device_and_sample_size_alone():
     process = ForwardProcess(LinearBeta())
     cpu = torch.device("cpu")
-    assert process.compiles(cpu, 1023) is False
-    assert process.compiles(cpu, 1024) is kernel.compiler_for("cpu")
+    assert process.compiles(cpu, 511) is False
+    assert process.compiles(cpu, 512) is kernel.compiler_for("cpu")
     assert process.compiles(torch.device("meta"), 10**6) is False
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
-from diffaug.checks import integer, refuse
+from diffaug.checks import choice, integer, number, refuse
 from diffaug.data.base import NoisingDataModule
 from diffaug.data.sources import Source, are_datasets, called, is_function, listed, prepared, spread
 from diffaug.data.stream import Stream, StreamLoader
@@ -19,6 +19,7 @@ from diffaug.loaders import EpochLoader, EpochSampler, EvaluationSampler
 from diffaug.noise.philox import STAGES, VIEW_BITS
 from diffaug.process import ForwardProcess
 from diffaug.targets import FIELDS
+from diffaug.times import Fixed, Grid, Uniform
 
 if TYPE_CHECKING:
     from diffaug.data.wrapped import WrappedDataModule
@@ -31,7 +32,6 @@ _STAGES_OF_SETUP = {
     "test": ("test",),
     "predict": ("predict",),
 }
-_DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 _LOADER_OPTIONS = (
     "num_workers",
     "pin_memory",
@@ -68,6 +68,9 @@ class DiffusionDataModule(NoisingDataModule):
         image_shape: what every image must have, for example (3, 32, 32), so that a network can be built to it; None
             takes whatever comes.
         views: how many noised copies of each training image a batch holds, side by side; it is decoded once.
+        val_times: which t validation is at: "stratified" (even over unit time, each image at a t of its own), "grid"
+            (every image at the same ``val_repeats`` times) or "fixed" (every image at ``val_at``).
+        val_at: the unit time of val_times="fixed", in [0, 1).
         val_repeats: how many times each validation image is seen, each at another t.
         batch_size: images per process, before ``views``.
         shuffle: whether each training epoch has an order of its own.
@@ -101,6 +104,8 @@ class DiffusionDataModule(NoisingDataModule):
         image_key: str | int | None = None,
         image_shape: Sequence[int] | None = None,
         views: int = 1,
+        val_times: str = "stratified",
+        val_at: float = 0.5,
         val_repeats: int = 1,
         batch_size: int = 32,
         shuffle: bool = True,
@@ -130,6 +135,12 @@ class DiffusionDataModule(NoisingDataModule):
         integer("data.num_workers", loader_options.get("num_workers", 0), 0)
         self.batch_size = integer("data.batch_size", batch_size, 1)
         self.val_repeats = integer("data.val_repeats", val_repeats, 1, 2**VIEW_BITS - 1)
+        number("data.val_at", val_at, 0, 1, open_high=True)
+        choice("data.val_times", val_times, ("stratified", "grid", "fixed"))
+        if val_times == "grid":
+            integer("data.val_repeats", val_repeats, 1, 1024)
+        coverages = {"grid": Grid(min(val_repeats, 1024)), "fixed": Fixed(val_at)}
+        self._val_times = Uniform(coverage=coverages[val_times]) if val_times in coverages else None
         self.transform, self.eval_transform = transform, eval_transform
         self.shuffle, self.sampler, self.drop_last = shuffle, sampler, drop_last
         self.image_shape = None if image_shape is None else tuple(image_shape)
@@ -236,7 +247,14 @@ class DiffusionDataModule(NoisingDataModule):
     def noise(self, batch: Any, *, stage: str = "train", dataset: int = 0) -> Any:
         """What `on_after_batch_transfer` does, for use without a Trainer."""
         key = {"seed": self.seed or 0, "stage": stage, "dataset": dataset, "dtype": self._dtype()}
-        return self._noiser(batch.image, batch.place, batch.extra, first=batch.first, **key)
+        times = self._val_times if stage == "val" else None
+        return self._noiser(batch.image, batch.place, batch.extra, first=batch.first, times=times, **key)
+
+    def plot(self, batch: Any, count: int = 8) -> Any:
+        """A picture of a noised batch, with the x_0 in it: ``data.plot(batch).save("batch.png")``."""
+        from diffaug import plots
+
+        return plots.batch(self.process, batch, count=count)
 
     @classmethod
     def wrap(cls, inner: pl.LightningDataModule, process: ForwardProcess, **options: Any) -> "WrappedDataModule":

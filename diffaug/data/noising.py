@@ -13,6 +13,7 @@ from diffaug.images import Place, check_range
 from diffaug.noise.guard import keyed_random_state
 from diffaug.noise.philox import STAGES, VIEW_BITS, Purpose, keys
 from diffaug.process import ForwardProcess
+from diffaug.times import Times
 
 _log = logging.getLogger("diffaug")
 
@@ -62,6 +63,7 @@ class Noiser:
         stage: str,
         dataset: int,
         dtype: torch.dtype | None = None,
+        times: Times | None = None,
     ) -> Any:
         """The noised batch.
 
@@ -71,6 +73,7 @@ class Noiser:
             extra: further fields by name.
             first: the first sample's place, on the host.
             seed, stage, dataset: the rest of the key.
+            times: instead of those of the stage.
             dtype: the trainer's true precision, if it has one: of the image-shaped fields and of floats in ``extra``.
         """
         train = stage == "train"
@@ -105,6 +108,7 @@ class Noiser:
             position=position,
             extra=extra,
             dtype=dtype,
+            times=times,
         )
 
     def check_once(self, image: Tensor, where: str, what: str) -> bool:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffaug.noise import gaussian
+from diffaug.noise.philox import Keys, Purpose
 from diffaug.schedules import Schedule
 from diffaug.schedules.base import STRAIGHT, VARIANCE_EXPLODING
 
@@ -63,6 +65,19 @@ def step(schedule: Schedule, x_s: Tensor, s: Tensor, t: Tensor, epsilon: Tensor)
     """A draw of q(x_t | x_s); see `ForwardProcess.step`."""
     between = gap(schedule, s, t)
     return _times(between.ratio, x_s) + _times(between.sigma_t * between.fresh.sqrt(), epsilon)
+
+
+def path(schedule: Schedule, x_0: Tensor, times: Tensor, key: Keys) -> Tensor:
+    """One joint path through times that rise; see `ForwardProcess.trajectory`."""
+    elements = (x_0[0].numel() + 3) // 4 * 4
+    x, s = x_0, torch.full((len(x_0),), -1 if schedule.discrete else 0.0, dtype=times.dtype, device=x_0.device)
+    states = []
+    for k, time in enumerate(times):
+        t = time.to(x.device).expand(len(x))
+        x = step(schedule, x, s, t, gaussian(key, tuple(x.shape[1:]), Purpose.TRAJECTORY, k * elements))
+        states.append(x)
+        s = t
+    return torch.stack(states, 1)
 
 
 def posterior(schedule: Schedule, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor | None) -> Posterior:

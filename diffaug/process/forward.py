@@ -53,7 +53,7 @@ class ForwardProcess(nn.Module):
         pair: how an earlier state is drawn, for the fields ``x_s`` and ``s``.
         sigma_data: the standard deviation of the images in [-1, 1], for F, x_in and the EDM weight.
         value_range: the values that float images span, mapped to [-1, 1]; uint8 images span [0, 255].
-        compile: "auto" (compile where there is a compiler and a sample has 1,024 elements or more), True or False. Only
+        compile: "auto" (compile where there is a compiler and a sample has 512 elements or more), True or False. Only
             gaussian noise without a pair is compiled; the rest runs eagerly.
         dtype: of the image-shaped fields; None is float32. All arithmetic on pixels is float32.
 
@@ -287,16 +287,7 @@ class ForwardProcess(nn.Module):
             float32, shape (B, K, *).
         """
         key = keys(index, seed=seed, stage=stage, epoch=epoch, view=view)
-        x = self.scaled(x_0)
-        elements = (x[0].numel() + 3) // 4 * 4
-        before = torch.full((len(x),), -1 if self.schedule.discrete else 0.0, dtype=times.dtype, device=x.device)
-        path = []
-        for k, time in enumerate(times):
-            t = time.to(x.device).expand(len(x))
-            x = self.step(x, before, t, gaussian(key, tuple(x.shape[1:]), Purpose.TRAJECTORY, k * elements))
-            path.append(x)
-            before = t
-        return torch.stack(path, 1)
+        return chain.path(self.schedule, self.scaled(x_0), times, key)
 
     def prior_kl_bits_per_dim(self, x_0: Tensor) -> float:
         """How far x_T is from its prior, KL(q(x_T | x_0) || p(x_T)), in bits per dimension, averaged over images.

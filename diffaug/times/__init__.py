@@ -3,6 +3,8 @@
 from diffaug.times.coverage import Antithetic as Antithetic
 from diffaug.times.coverage import ByIndex as ByIndex
 from diffaug.times.coverage import Coverage as Coverage
+from diffaug.times.coverage import Fixed as Fixed
+from diffaug.times.coverage import Grid as Grid
 from diffaug.times.coverage import Independent as Independent
 from diffaug.times.coverage import PerImage as PerImage
 from diffaug.times.coverage import Sobol as Sobol

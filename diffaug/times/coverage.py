@@ -20,12 +20,14 @@ any number of ranks is one. No coverage knows of batches or ranks. Three need to
 order, ``position``; that is the named exception in what a draw depends on.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from diffaug.checks import integer, number
 from diffaug.noise.philox import EPOCH_BITS, Keys, Purpose, philox, points
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio, rounded to odd, as a signed number
@@ -159,6 +161,40 @@ class ByIndex(Coverage):
 
     def points(self, keys: Keys, position: Tensor | None) -> Tensor:
         return golden(keys.sample, keys.view * _SILVER + keyed_offset(keys))
+
+
+@dataclass(frozen=True)
+class Grid(Coverage):
+    """Every image at the same points, (view + 1/2) / views: with as many views, each image at every one of them.
+
+    Arguments:
+        views: how many points, in [1, 1024].
+    """
+
+    views: int = 1
+
+    def __post_init__(self) -> None:
+        integer("coverage.views", self.views, 1, 1024)
+
+    def points(self, keys: Keys, position: Tensor | None) -> Tensor:
+        return (2 * (keys.view % self.views) + 1) * 2**52 // self.views
+
+
+@dataclass(frozen=True)
+class Fixed(Coverage):
+    """Every image at one and the same point.
+
+    Arguments:
+        at: where in unit time, in [0, 1).
+    """
+
+    at: float = 0.5
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "at", number("coverage.at", self.at, 0, 1, open_high=True))
+
+    def points(self, keys: Keys, position: Tensor | None) -> Tensor:
+        return torch.full_like(keys.low, math.ceil(self.at * 2**53))
 
 
 def golden(position: Tensor, offset: Tensor | int = 0) -> Tensor:
