@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from tqdm import tqdm
 
 from diffaug.checks import choice
 from diffaug.noise import gaussian
@@ -115,6 +116,7 @@ class Denoiser(pl.LightningModule):
         clip: bool = True,
         labels: Tensor | None = None,
         times: Tensor | None = None,
+        progress: bool = False,
     ) -> Tensor:
         """Draw images by deterministic DDIM along the schedule's own alpha and sigma, so for every schedule.
 
@@ -128,6 +130,7 @@ class Denoiser(pl.LightningModule):
             labels: what each image is conditioned on, shape (B,), where the network is conditioned.
             times: native times at which the network is called, falling, shape (K,); instead of ``steps``, which spreads
                 them evenly over unit time.
+            progress: whether to show a progress bar.
 
         Returns:
             float32 images, in [-1, 1] if ``clip``.
@@ -150,7 +153,7 @@ class Denoiser(pl.LightningModule):
         index = torch.arange(shape[0], device=device)
         x = sigmas[0] * gaussian(keys(index, seed=seed, stage="predict"), shape[1:], Purpose.TRAJECTORY)
         x_0 = x
-        for k in range(len(times)):
+        for k in tqdm(range(len(times)), desc="Sampling", disable=not progress, leave=False):
             t = times[k].expand(shape[0])
             x_0, epsilon = self._estimate(x, t, clip, labels)
             if k + 1 < len(times):

@@ -16,7 +16,7 @@ ALLOWED = {
     "kernel": ({"torch"}, CORE),
     "process": ({"torch"}, (*CORE, "kernel")),
 }
-LIGHTNING = {"pytorch_lightning", "lightning_fabric", "torch", "numpy", "PIL", "torchvision"}
+LIGHTNING = {"pytorch_lightning", "tqdm", "lightning_fabric", "torch", "numpy", "PIL", "torchvision"}
 
 
 def imports(path: Path) -> set[str]:

@@ -46,7 +46,7 @@ class Seen(Callback):
         labels = self.labels
         if labels is not None:
             labels = labels[torch.arange(count, device=labels.device) % len(labels)]
-        return model.sample((count, *self.shape), steps=steps, labels=labels)
+        return model.sample((count, *self.shape), steps=steps, labels=labels, progress=True)
 
 
 class Pictures(Seen):
