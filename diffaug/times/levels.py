@@ -4,6 +4,7 @@ All but `Laplace` are stated in sigma, whose log-SNR is -2 ln sigma.
 """
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -122,11 +123,13 @@ class Truncatable(LevelTimes):
         whole = low + q * (high - low)
         return -2 * self._log_sigma(whole.clamp(2.0**-60, 1 - 2.0**-53))
 
+    @abstractmethod
     def _cdf(self, sigma: float) -> float:
-        raise NotImplementedError
+        """The share of the whole density below sigma."""
 
+    @abstractmethod
     def _log_sigma(self, q: Tensor) -> Tensor:
-        raise NotImplementedError
+        """ln sigma at a quantile of the whole density, float64."""
 
 
 @dataclass(frozen=True)
