@@ -40,7 +40,7 @@ def test_ranks_stay_with_their_job_after_jobs_that_failed(tmp_path):
     assert re.search(
         r"^ +1  \+model\.network\.mark=rank1 +failed: .*(SIGKILL|gloo)", lines[2]
     )  # rank 0, by whom it heard first
-    assert re.search(r"^ +2  \+model\.network\.mark=neither +\d\.\d{4}  2\.09e-05  +\d+$", lines[3])
+    assert re.search(r"^ +2  \+model\.network\.mark=neither +\d\.\d{4} +2\.09e-05 +\d+$", lines[3])
     rows = list(csv.DictReader((tmp_path / "sweep" / "results.csv").open()))
     assert [row["outcome"].split(":")[0] for row in rows] == ["failed", "failed", "completed"]
     assert json.loads((tmp_path / "sweep/2/summary.json").read_text())["steps"] == 2
