@@ -38,6 +38,9 @@ def split(item: Any, image_key: str | int | None, where: str, *, batch: bool = F
         ValueError: there is no image, or more than one and no ``image_key`` to say which; or another part has the name
             of a field that diffaug makes.
     """
+    pair = type(item) is tuple and len(item) == 2 and type(item[1]) is int
+    if pair and image_key is None and not batch and is_image(item[0]):
+        return item[0], {"label": item[1]}  # an image and its class, by far the commonest item: spared the search
     if isinstance(item, Mapping):
         parts: dict[Any, Any] = dict(item)
     elif isinstance(item, tuple) and hasattr(item, "_asdict"):

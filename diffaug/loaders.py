@@ -7,6 +7,7 @@ of the order are done, the same number on every rank.
 """
 
 from collections.abc import Iterator, Sized
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -113,8 +114,7 @@ class EpochSampler(DistributedSampler[Any]):
                 views = places // self.length + self.lap * -(-self.total_size // self.length)
             else:
                 index, views = order[before + places], times_before[before + places]
-            for i, view, place in zip(index.tolist(), views.tolist(), (before + places).tolist(), strict=True):
-                yield Place(i, view, place, self.epoch)
+            yield from map(Place, index.tolist(), views.tolist(), (before + places).tolist(), repeat(self.epoch))
 
     def _sampled(self, sampler: Sampler[int]) -> NDArray[np.int64]:
         """The order of the epoch up to the end of this lap."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import TensorDataset
+from torch.utils.data import IterableDataset, TensorDataset
 from torchvision.transforms import v2
 
 from diffaug import Cosine, DiffusionDataModule, ForwardProcess, LinearBeta, NoisyBatch
@@ -310,6 +310,30 @@ def test_the_backend_is_tried_settled_and_kept(caplog, monkeypatch):
     with caplog.at_level("WARNING", logger="diffaug"):
         broken.load_state_dict({**big.state_dict(), "backend": "cuda, compiled"})
     assert "was on cuda, compiled and goes on on cpu, eager" in caplog.text
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([torch.zeros(1, 4, 4)] * 4)
+
+
+@pytest.mark.parametrize("kind", ["wrapped", "stream", "encoder"])
+@pytest.mark.parametrize("works", [True, False])
+def test_the_backend_is_settled_before_the_size_of_what_is_noised_is_known(kind, works, monkeypatch):
+    """Wrapped DataModules, streams and encoders too: at setup, and not at a first batch that not every rank has."""
+    monkeypatch.setattr("diffaug.kernel.compiler_for", lambda _: True)
+    monkeypatch.setattr(ForwardProcess, "can_compile", lambda *_: works)
+    process = ForwardProcess(LinearBeta())
+    if kind == "wrapped":
+        inner = pl.LightningDataModule.from_datasets(pictures(4, 1, 4))
+        data: Any = DiffusionDataModule.wrap(inner, process=process)
+    elif kind == "stream":
+        data = DiffusionDataModule(Stream(), process=process)
+    else:
+        data = DiffusionDataModule(pictures(4, 1, 4), process=process, encoder=lambda x: x.tile(1, 4, 8, 8))
+    data.setup("fit")
+    assert data.backend == ("cpu, compiled where a sample has 512 elements or more" if works else "cpu, eager")
+    assert process.compile_mode == ("auto" if works else False)
 
 
 @pytest.mark.parametrize(

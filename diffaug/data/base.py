@@ -14,6 +14,7 @@ from diffaug.checks import integer, refuse
 from diffaug.data.labels import LabelDropout
 from diffaug.data.noising import Noiser
 from diffaug.data.recipe import check_recipe
+from diffaug.kernel import COMPILE_ELEMENTS
 from diffaug.process import ForwardProcess
 
 _log = logging.getLogger("diffaug")
@@ -65,14 +66,19 @@ class NoisingDataModule(pl.LightningDataModule):
         else:
             _log.info("seed %d", self.seed)
 
-    def _settle_backend(self, example: Tensor) -> None:
-        """Try the compiled pass on an example, and use it on all ranks or on none.
+    def _settle_backend(self, example: Tensor | None) -> None:
+        """Try the compiled pass, and use it on all ranks or on none.
 
-        Compiled and eager noise differ in the last bit, so which it is must not depend on the rank.
+        Compiled and eager noise differ in the last bit, so which it is must not depend on the rank. It is settled
+        before training and not at a first batch, which a rank with too little data never has.
+
+        Arguments:
+            example: one image as the process gets it, (1, *); None where that is not known yet.
         """
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        wanted = self.process.compiles(device, example.numel())
-        works = wanted and self.process.can_compile(example.to(device), self._dtype())
+        image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8) if example is None else example
+        wanted = self.process.compiles(device, image.numel())
+        works = wanted and self.process.can_compile(image.to(device), self._dtype())
         if self.trainer:
             everywhere = self.trainer.strategy.reduce_boolean_decision(works, all=True)
             if works and not everywhere:
@@ -81,6 +87,8 @@ class NoisingDataModule(pl.LightningDataModule):
         if wanted and not works:
             self.process.compile_mode = False
         self.backend = f"{device.type}, {'compiled' if works else 'eager'}"
+        if works and example is None and self.process.compile_mode == "auto":
+            self.backend += f" where a sample has {COMPILE_ELEMENTS} elements or more"
         _log.info("the forward process runs on %s", self.backend)
 
     def _ranks(self) -> dict[str, Any]:

@@ -161,17 +161,17 @@ class DiffusionDataModule(NoisingDataModule):
                     source()
 
     def setup(self, stage: str | None = None) -> None:
-        """Make the datasets of a stage, and look at one item of each: what is wrong with it is said before training.
-
-        (Nothing is taken from a stream before its time.)
-        """
+        """Make the datasets of a stage, and look at one item of each: what is wrong with it is said before training."""
         self._settle_seed()
         for name in _STAGES_OF_SETUP[getattr(stage, "value", stage)]:
             if name not in self._datasets:
                 self._datasets[name] = [self._prepared(name, i) for i in range(len(listed(self._sources[name])))]
-        example = next((e for name in STAGES if self._datasets.get(name) for e in [self.clean_images(name, 1)]), None)
-        if example is not None:
-            self._settle_backend(example)
+        self._settle_backend(None if self._noiser.encoder else self._example())
+
+    def _example(self) -> Tensor | None:
+        """One image of any stage; None where all are streams, from which nothing is taken before its time."""
+        made = (self.clean_images(stage, 1) for stage in STAGES if self._datasets.get(stage))
+        return next((image for image in made if image is not None), None)
 
     def _prepared(self, stage: str, number: int) -> Images:
         train, source = stage == "train", self._sources[stage]

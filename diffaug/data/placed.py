@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
@@ -20,6 +21,13 @@ class Places(NamedTuple):
 
     rows: Tensor
     first: Place
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _sent, (self.rows.numpy(force=True), self.first)  # as bytes: see `ImageBatch`
+
+
+def _sent(rows: NDArray[np.int64], first: Place) -> Places:
+    return Places(torch.from_numpy(rows), first)
 
 
 class Placed:

@@ -116,6 +116,7 @@ class WrappedDataModule(DiffusionDataModule):
     def setup(self, stage: str | None = None) -> None:
         self._settle_seed()
         self.inner.setup(stage)  # pyright: ignore[reportArgumentType]
+        self._settle_backend(None)  # how large its images are is seen at the first batch
 
     def teardown(self, stage: str) -> None:
         self.inner.teardown(stage)

@@ -118,22 +118,21 @@ def keys(
     _within("index", index, INDEX_BITS)
     _within("view", view, VIEW_BITS)
     _within("epoch", epoch, EPOCH_BITS)
-    domain = STAGES[stage] << EPOCH_BITS | dataset << (EPOCH_BITS + 2)
-    if stage == "train":
-        domain = domain + epoch
+    # Few operations on tensors: for a batch of small images they are a good part of the whole call.
+    domain = torch.full_like(index, STAGES[stage] << EPOCH_BITS | dataset << (EPOCH_BITS + 2))
     return Keys(
         torch.full_like(index, seed & _LOW_32),
         torch.full_like(index, seed >> 32),
         index & _LOW_32,
-        (index >> 32) + view * 256,
-        torch.zeros_like(index) + domain,
+        torch.add(index >> 32, view, alpha=256),
+        domain.add_(epoch) if stage == "train" else domain,
     )
 
 
 def _within(name: str, value: int | Tensor, bits: int) -> None:
     if isinstance(value, int):
         integer(name, value, 0, 2**bits - 1)
-    elif value.device.type == "cpu" and value.numel() and not (int(value.min()) >= 0 and int(value.max()) < 2**bits):
+    elif value.device.type == "cpu" and (value >> bits).any():  # a negative one's sign bits stay set
         raise ValueError(f"{name} must lie in [0, 2^{bits}), but its values span [{value.min()}, {value.max()}].")
 
 
