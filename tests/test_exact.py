@@ -121,6 +121,17 @@ def test_draws_do_not_depend_on_the_ranks(ranks, batch_size, reference, tmp_path
 
 
 @pytest.mark.slow
+def test_a_rank_that_cannot_compile_takes_all_to_the_eager_path(reference, tmp_path):
+    """A compiler that really fails, on rank 1: rank 0 has one, and would else draw with other last bits."""
+    done = run(tmp_path, devices=2, batch_size=4, compile=True, no_compiler_on=1)
+    said = done.stdout + done.stderr
+    assert said.count("torch.compile failed") == 1
+    assert "another rank cannot compile the forward process: all ranks take the eager path" in said
+    ours, theirs = triples(tmp_path), triples(reference)  # eager
+    assert all(torch.equal(x, y) for key in theirs for x, y in zip(ours[key], theirs[key], strict=True))
+
+
+@pytest.mark.slow
 def test_spawned_ranks(reference, tmp_path):
     run(tmp_path, devices=2, batch_size=4, strategy="ddp_spawn")
     draws = triples(tmp_path)
