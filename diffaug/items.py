@@ -101,6 +101,8 @@ def as_tensor(image: Any, where: str, value_range: tuple[float, float] = (-1.0, 
     Raises:
         ValueError: it is none of these, its layout is in doubt, or its dtype does not say what its range is.
     """
+    if type(image) is Tensor and image.dtype is torch.uint8 and image.ndim and image.numel():
+        return image
     if isinstance(image, np.ndarray):
         _check_layout(image, where)
         image = _from_array(image, where)

@@ -92,9 +92,9 @@ def check_call(fields: tuple[str, ...], x_0: Tensor, index: Tensor, extra: dict[
     """Refuse images, indices or extra fields that `ForwardProcess.forward` cannot work with."""
     if x_0.ndim < 2 or not (x_0.dtype == torch.uint8 or x_0.is_floating_point()):
         raise refuse("x_0", f"{x_0.dtype} of shape {tuple(x_0.shape)}", "uint8 or float images of shape (B, *)")
-    if len(x_0) and x_0[0].numel() >= ELEMENTS_MAX:
+    if x_0.numel() >= ELEMENTS_MAX * max(x_0.shape[0], 1):
         raise refuse("x_0", tuple(x_0.shape), "of fewer than 2^32 elements a sample")
-    if len(x_0) != len(index):
+    if x_0.shape[0] != len(index):
         raise refuse("index", tuple(index.shape), f"of shape ({len(x_0)},), as there are {len(x_0)} images")
     clash = sorted(set(extra) & set(FIELDS))
     if clash:

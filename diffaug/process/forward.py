@@ -175,7 +175,9 @@ class ForwardProcess(nn.Module):
                 numbers["weight"] = self.weight.of(self.schedule, self.target, t, self.sigma_data)
             if "importance_weight" in self.fields:
                 numbers["importance_weight"] = times.importance_weight(t, self.schedule)
-        values: dict[str, Any] = {**extra, "index": index, "view": key.view, **numbers, **images}
+        if "view" in self.fields:
+            numbers["view"] = key.view
+        values: dict[str, Any] = {**extra, "index": index, **numbers, **images}
         return batch_type(self.fields)(*(values[name] for name in self.fields))
 
     def _drawn(
