@@ -65,6 +65,8 @@ def ramp(values: Any, dtype: str) -> np.ndarray:
 )
 def test_modes(tmp_path: Path, mode: str, colour: Any, name: str, seen: list[int]):
     options = {"lossless": True} if name.endswith("webp") else {}
+    if mode == "YCbCr" and Image.__version__ < "13":
+        pytest.skip("Pillow before 13 cannot read the YCbCr TIFF that it writes")
     assert level(only(tmp_path, Image.new(mode, (12, 9), colour), name, **options)) == seen
 
 
