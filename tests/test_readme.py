@@ -1,9 +1,17 @@
-"""What the documents show works: every Python block of the README and of docs/ is run, in order, one page at a time."""
+"""What the documents show works.
+
+Every Python block of the README and of docs/ is run, in order, one page at a time; every train.py command that needs no
+GPU, no cluster, no download and no earlier run is run for two steps. (Sweeps and resumes have tests of their own.)
+"""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from tiny import OVERRIDES, environment
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -16,3 +24,39 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     names: dict[str, object] = {"__name__": "__page__"}
     for block in blocks:
         exec(compile(block, str(page), "exec"), names)
+
+
+NOT_HERE = re.compile(r"-m |hydra|fsdp|devices=8|data=(fashion_mnist|cifar10)")
+COMMANDS = sorted(
+    {
+        command
+        for page in PAGES
+        for command in re.findall(r"^python train\.py (.*)$", page.read_text(), re.MULTILINE)
+        if not NOT_HERE.search(command)
+    }
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_run_for_two_steps(command, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(16):
+        Image.new("L", (64, 64), 16 * i).save(photos / f"{i}.png")
+    here = [f"data.root={photos}", "data.channels=1"] if "image_folder" in command else []
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *command.split(), *OVERRIDES, *here, f"hydra.run.dir={tmp_path}/run"],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run/checkpoints/last.ckpt").exists()
+    assert (tmp_path / "run/summary.json").exists()
+
+
+def test_there_are_commands_to_run():
+    assert len(COMMANDS) >= 7
