@@ -106,6 +106,12 @@ class Denoiser(pl.LightningModule):
         scheduler = self.make_lr_scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the learning rate follow the length of training that is given now: a run may be made longer."""
+        for state in checkpoint.get("lr_schedulers", ()):
+            for name in ("total_steps", "_schedule_phases"):  # OneCycleLR's
+                state.pop(name, None)
+
     @torch.no_grad()
     def sample(
         self,

@@ -6,7 +6,8 @@ global batch holds the same samples on any number of ranks, and what must be kep
 of the order are done, the same number on every rank.
 """
 
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -190,10 +191,15 @@ class EpochLoader(DataLoader[Any]):
 
     Its state is how many places of which epoch's global order are done: the same on every rank, so that the one
     checkpoint that Lightning writes serves them all, and any number of them.
+
+    Attributes:
+        epoch_over: says whether the epoch is over, where that is not the end of this loader alone: see `side_by_side`.
     """
 
     sampler: EpochSampler  # pyright: ignore[reportIncompatibleVariableOverride]
+    epoch_over: Callable[[], bool] | None = None
     _done = 0
+    _begun: int | None = None  # the epoch that this is of
     _over: tuple[int, int] | None = None  # the epoch and lap that were last gone through to their end
     _resume: dict[str, int] | None = None
 
@@ -205,7 +211,7 @@ class EpochLoader(DataLoader[Any]):
             self._resume = None
         else:
             sampler.lap = self._over[1] + 1 if self._over and self._over[0] == sampler.epoch else 0
-        self._done = sampler.start
+        self._done, self._begun = sampler.start, sampler.epoch
         now = (sampler.epoch, sampler.lap)
         for batch in super().__iter__():
             self._done += (self.batch_size or 1) * sampler.num_replicas
@@ -216,11 +222,35 @@ class EpochLoader(DataLoader[Any]):
         """The epoch, and how many places of its global order have been handed out."""
         if self._resume is not None:
             return dict(self._resume)
-        lap = {"lap": self.sampler.lap} if self.sampler.lap else {}
+        epoch = self.sampler.epoch
+        if self.gone_through() if self.epoch_over is None else self.epoch_over():
+            return {"epoch": epoch + 1, "samples": 0}
+        if self._begun != epoch:
+            return {"epoch": epoch, "samples": 0}
+        return {"epoch": epoch, "samples": self._done, **({"lap": self.sampler.lap} if self.sampler.lap else {})}
+
+    def gone_through(self) -> bool:
+        """Whether the epoch's order has been handed out to its end, once at least."""
         rest = self.sampler.total_size - self._done
-        if rest <= 0 or (self.drop_last and rest < (self.batch_size or 1) * self.sampler.num_replicas):
-            return {"epoch": self.sampler.epoch + 1, "samples": 0}
-        return {"epoch": self.sampler.epoch, "samples": self._done, **lap}
+        short = self.drop_last and rest < (self.batch_size or 1) * self.sampler.num_replicas
+        return self._begun == self.sampler.epoch and (self.sampler.lap > 0 or rest <= 0 or short)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._resume = dict(state)
+
+
+def side_by_side(loaders: Sequence[EpochLoader], mode: str) -> None:
+    """Let loaders that are gone through side by side agree on when an epoch is over.
+
+    A shorter one that is at its end before the others goes on from there after a resume: it begins its next lap, or
+    waits, as Lightning's CombinedLoader has it do.
+
+    Arguments:
+        mode: CombinedLoader's: by "min_size" the shortest ends the epoch, else the longest.
+    """
+    for loader in loaders:
+        loader.epoch_over = partial(_over, list(loaders), any if mode == "min_size" else all)
+
+
+def _over(loaders: Sequence[EpochLoader], rule: Callable[[Iterable[bool]], bool]) -> bool:
+    return rule(loader.gone_through() for loader in loaders)

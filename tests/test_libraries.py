@@ -1,6 +1,7 @@
 """What users really have, each against the real library: transforms on the device, encoders, every shape of data."""
 
 import random
+import sys
 from typing import Any
 
 import numpy as np
@@ -297,6 +298,25 @@ def test_texts_and_vectors_are_dropped_too():
 def test_bad_label_dropout_is_refused_before_any_data_is_read(options, message):
     with pytest.raises(ValueError, match=message):
         DiffusionDataModule(pictures(), process=PROCESS, **options)
+
+
+@pytest.mark.parametrize(("dtype", "null"), [(torch.uint8, 256), (torch.uint8, -1), (torch.bool, 10)])
+def test_a_null_label_beyond_the_labels_dtype_is_refused(dtype, null):
+    """It would become a class in silence: 256 among bytes is 0."""
+    dataset = TensorDataset(torch.zeros(4, 1, 4, 4, dtype=torch.uint8), torch.zeros(4, dtype=dtype))
+    with pytest.raises(ValueError, match=r"data\.null_label=.* cannot stand for a label of the field 'label'"):
+        fit(DiffusionDataModule(dataset, process=PROCESS, label_dropout=0.5, null_label=null))
+
+
+def test_a_device_transform_that_fails_is_named():
+    def floats_only(images: torch.Tensor) -> torch.Tensor:
+        raise TypeError("no bytes")
+
+    with pytest.raises(TypeError, match="no bytes") as caught:
+        seen(device_transform=floats_only)
+    if sys.version_info >= (3, 11):
+        assert "in data.device_transform, of a batch of torch.uint8 of shape" in caught.value.__notes__[0]
+        assert "If it wants floats, convert them" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize("null", ["", 0.5, [1, 2]])

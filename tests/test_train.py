@@ -83,6 +83,10 @@ def test_a_killed_run_goes_on_in_its_folder(tmp_path):
     done = torch.load(last, weights_only=True)["global_step"]
     train(tmp_path, *options, "ckpt_path=last", f"trainer.max_steps={done + 3}")
     assert steps(tmp_path / "run")[-3:] == [done, done + 1, done + 2]
+    train(tmp_path, *options, "ckpt_path=last", f"trainer.max_steps={done + 5}")  # a finished run is made longer
+    assert steps(tmp_path / "run")[-2:] == [done + 3, done + 4]
+    other = train(tmp_path, *options, "ckpt_path=last", "model.target=v", expect=1)
+    assert re.search(r"(?s)another recipe.*target: epsilon -> v", other.stderr)
     refused = train(tmp_path, *options, "ckpt_path=last", "schedule=cosine", expect=1)
     assert re.search(
         r"(?s)another recipe.*schedule: LinearBeta.*-> Cosine.*data\.allow_changed_recipe=true", refused.stderr

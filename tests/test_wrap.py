@@ -2,11 +2,13 @@
 
 import logging
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from test_data import Listener, together, trainer
@@ -248,6 +250,47 @@ def test_several_loaders_have_noise_of_their_own():
     assert len(noise) == len(torch.unique(noise, dim=0)) == 2 * (18 + 10)
     assert torch.equal(together(a, "label"), together(a, "index"))
     assert torch.equal(together(b, "label"), together(b, "index"))
+
+
+@pytest.mark.parametrize("mode", ["max_size_cycle", "max_size", "min_size"])
+def test_several_loaders_go_on_exactly_after_a_resume(mode, tmp_path):
+    """From every step of three epochs: where the shorter has ended, at the epoch's end, and between."""
+
+    def both() -> Any:
+        return CombinedLoader(
+            {"a": DataLoader(pictures(22), 4, shuffle=True), "b": DataLoader(pictures(13), 4, shuffle=True)}, mode
+        )
+
+    class Both(Listener):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            self.seen["train"].append(batch)
+            return self.weight.sum()
+
+    def run(resumed: Path | None = None, **options: Any) -> list[Any]:
+        model = Both()
+        data = DiffusionDataModule.wrap(Inner(train=both), PROCESS, seed=3)
+        pl.Trainer(
+            max_epochs=3,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **(options or {"enable_checkpointing": False}),
+        ).fit(model, data, ckpt_path=resumed)
+        return model.seen["train"]
+
+    every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole = run(callbacks=[every])
+    assert len(whole) == (12 if mode == "min_size" else 18)
+    for step in range(1, len(whole)):
+        rest = run(tmp_path / f"step={step}.ckpt")
+        assert len(rest) == len(whole) - step
+        for theirs, ours in zip(whole[step:], rest, strict=True):
+            for name in ("a", "b"):
+                assert (theirs[name] is None) == (ours[name] is None), (step, name)
+                if ours[name] is not None:
+                    same = [torch.equal(x, y) for x, y in zip(theirs[name], ours[name], strict=True)]
+                    assert all(same), (step, name)
 
 
 def test_validation_loaders_one_after_another_and_together():

@@ -21,6 +21,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -100,7 +101,7 @@ def _speed(data: DiffusionDataModule) -> tuple[float, float]:
     """Images read and noised a second, over some batches or seconds."""
     loader = data.train_dataloader()  # pyright: ignore[reportAttributeAccessIssue]
     count, timed, noising, began = 0, 0, 0.0, time.perf_counter()
-    for batch in loader:
+    for batch in chain(loader, loader):  # so that there is a second, however few the images
         before = time.perf_counter()
         data.noise(batch)
         if count:  # the first may compile
@@ -111,7 +112,7 @@ def _speed(data: DiffusionDataModule) -> tuple[float, float]:
         if count >= 4 * _IMAGES or time.perf_counter() - began > _SECONDS:
             break
     reading = time.perf_counter() - began - noising
-    return count / reading, timed / noising if timed else math.nan
+    return count / reading, timed / noising
 
 
 def warnings(process: ForwardProcess, images: Tensor, t: Tensor) -> list[str]:

@@ -106,12 +106,16 @@ class NoisingDataModule(pl.LightningDataModule):
         return _DTYPES.get(str(self.trainer.precision)) if self.trainer else None
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the draws of this run, in plain types: kept in checkpoints, compared on a resume."""
+        """What this run trains on, in plain types: kept in checkpoints, compared on a resume."""
         return {
             "seed": self.seed or 0,
             "schedule": repr(self.process.schedule),
             "times": repr(self.process.times),
             "noise": repr(self.process.noise),
+            "target": self.process.target,
+            "weight": repr(self.process.weight),
+            "sigma_data": self.process.sigma_data,
+            "value_range": list(self.process.value_range),
             "views": self.views,
             "label_dropout": self._dropout.rate,
         }

@@ -43,11 +43,19 @@ class LabelDropout:
         if not isinstance(label, Tensor):
             return [self.null if drop else own for drop, own in zip(dropped.tolist(), label, strict=True)]
         null = torch.as_tensor(self.null) if not isinstance(self.null, str) else None
-        whole = not label.is_floating_point()
-        if null is None or (whole and null.is_floating_point()) or null.ndim >= max(label.ndim, 1):
+        if null is None or not _fits(null, label):
             raise ValueError(
                 f"data.null_label={self.null!r} cannot stand for a label of the field {self.key!r}: these are "
                 f"{label.dtype}, of shape {tuple(label.shape[1:])} each."
             )
-        null = null.to(label.device, label.dtype)
+        null = null.to(label.dtype).to(label.device)
         return torch.where(dropped.view(-1, *(1,) * (label.ndim - 1)), null, label)
+
+
+def _fits(null: Tensor, label: Tensor) -> bool:
+    """Whether a null can stand among labels; one beyond their dtype's range would become some class in silence."""
+    if null.ndim >= max(label.ndim, 1):
+        return False
+    if label.is_floating_point():
+        return True
+    return not null.is_floating_point() and torch.equal(null.to(label.dtype).to(null.dtype), null)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffaug.checks import integer, refuse
 from diffaug.data.labels import LabelDropout
-from diffaug.images import Place, check_range
+from diffaug.images import Place, check_range, note
 from diffaug.noise.guard import keyed_random_state
 from diffaug.noise.philox import STAGES, VIEW_BITS, Purpose, keys
 from diffaug.process import ForwardProcess
@@ -146,7 +146,14 @@ def on_device(function: Any, image: Tensor, name: str) -> Tensor:
                 image = image.to(parameter.dtype) if image.is_floating_point() else image
         if image.is_inference():
             image = image.clone()
-        out = function(image)
+        try:
+            out = function(image)
+        except Exception as error:
+            cast = (
+                " If it wants floats, convert them in it, to process.value_range." if image.dtype == torch.uint8 else ""
+            )
+            note(error, f"in {name}, of a batch of {image.dtype} of shape {tuple(image.shape)}.{cast}")
+            raise
     if not isinstance(out, Tensor) or out.ndim < 2 or len(out) != len(image):
         came = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What decides the draws of a run: kept in checkpoints, compared on a resume."""
+"""What a run trains on: kept in checkpoints, compared on a resume."""
 
 import logging
 from typing import Any

@@ -18,6 +18,7 @@ from diffaug.data.sources import spread, warn_of_half_range
 from diffaug.data.stream import Stream, StreamLoader
 from diffaug.images import Place, split
 from diffaug.items import described
+from diffaug.loaders import EpochLoader, side_by_side
 from diffaug.noise.guard import keyed_random_state
 from diffaug.noise.philox import STAGES, Purpose
 from diffaug.process import ForwardProcess
@@ -147,6 +148,8 @@ class WrappedDataModule(DiffusionDataModule):
             return new
 
         tree = mapped(one, tree, tree, "")
+        mode = "max_size_cycle" if together is None else together._mode
+        side_by_side([new for new in leaves(tree) if isinstance(new, EpochLoader)], mode)
         # In evaluation Lightning goes through several loaders one after another, unless it is told otherwise.
         apart = stage != "train" and (together is None or together._mode == "sequential")
         self._loaders[stage] = None if apart else tree
