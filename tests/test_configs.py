@@ -58,11 +58,12 @@ def test_every_choice_composes(choice):
         assert instantiate(config.model, process=data.process).process is data.process
 
 
-def test_readme_commands_compose():
-    """Every train.py command of the README, as it stands there."""
-    readme = (CONFIGS.parent / "README.md").read_text()
-    commands = re.findall(r"^python train\.py (.*)$", readme, re.MULTILINE)
-    assert len(commands) >= 6
+def test_documented_commands_compose():
+    """Every train.py command of the README and of docs/, as it stands there."""
+    pages = [CONFIGS.parent / "README.md", *(CONFIGS.parent / "docs").glob("*.md")]
+    text = "\n".join(page.read_text() for page in pages)
+    commands = re.findall(r"^(?:python|torchrun .*) ?train\.py (.*)$", text, re.MULTILINE)
+    assert len(commands) >= 18
     for command in commands:
         words = [word for word in command.split() if not word.startswith(("hydra", "-m"))]
         words = [word.split(",")[0] for word in words] if command.startswith("-m") else words
