@@ -115,7 +115,8 @@ def _part(root: str, image_size: int, channels: int, share: Fraction, validation
         chosen = [index for index in range(len(images)) if index not in held]
     if not chosen:
         raise ValueError(
-            f"data.val_share={float(share):g} leaves no image for training: data.root={root!r} holds {len(images)}."
+            f"data.val_share={float(share):g} leaves no image for training: data.root={root!r} holds {len(images)}. "
+            "Add images, or set data.val_share=0 to train without validation."
         )
     return images.only(chosen)
 

@@ -281,6 +281,12 @@ def test_bad_data_are_refused_before_training(dataset, options, message):
         fit(DiffusionDataModule(dataset, process=PROCESS, **options))
 
 
+def test_a_training_set_without_a_whole_batch_is_said():
+    data = DiffusionDataModule(pictures(6), process=PROCESS, batch_size=8, drop_last=True)
+    with pytest.raises(ValueError, match=r"data\.drop_last=true leaves no batch.*6 images.*data\.batch_size=8"):
+        fit(data)
+
+
 def test_a_field_that_is_not_there_is_said_before_training():
     process = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "lable"))
     with pytest.raises(

@@ -223,6 +223,12 @@ class DiffusionDataModule(NoisingDataModule):
         sampler = EpochSampler(
             len(images), seed=self.seed or 0, shuffle=self.shuffle, sampler=self.sampler, **self._ranks()
         )
+        if self.drop_last and sampler.num_samples < self.batch_size:
+            raise ValueError(
+                f"data.drop_last=true leaves no batch to train on: each of {sampler.num_replicas} processes has "
+                f"{sampler.num_samples} images, fewer than data.batch_size={self.batch_size}. Set a smaller "
+                "data.batch_size, or data.drop_last=false."
+            )
         # A generator of its own: a DataLoader without one moves torch's global state at every epoch.
         generator = torch.Generator()
         return EpochLoader(images, sampler=sampler, drop_last=self.drop_last, generator=generator, **self._options())
