@@ -156,11 +156,13 @@ def on_device(function: Any, image: Tensor, name: str) -> Tensor:
             raise
     if not isinstance(out, Tensor) or out.ndim < 2 or len(out) != len(image):
         came = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        help_ = " Give a function that returns the tensor"
-        help_ += ", of a diffusers VAE lambda x: vae.encode(x).latent_dist.sample()." if name == "data.encoder" else "."
+        remedy = " Give a function that returns the tensor"
+        remedy += (
+            ", of a diffusers VAE lambda x: vae.encode(x).latent_dist.sample()." if name == "data.encoder" else "."
+        )
         raise ValueError(
             f"{name} must return a tensor with as many images as it was given, ({len(image)}, ...), but it returned "
-            f"{came}." + (help_ if not isinstance(out, Tensor) else "")
+            f"{came}." + (remedy if not isinstance(out, Tensor) else "")
         )
     return out if type(out) is Tensor else out.as_subclass(Tensor)
 
