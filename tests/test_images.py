@@ -12,7 +12,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 from torchvision.datasets import FakeData
 from torchvision.transforms import v2
 
-from diffaug.images import Images, Place, collate
+from diffaug.data.placed import PlacedCollate
+from diffaug.images import Images, Keyed, Place, collate
 from diffaug.noise.guard import KeyedCalls, mixed, sample_seed
 
 IMAGE = Image.new("RGB", (6, 4), (1, 2, 3))
@@ -300,3 +301,14 @@ def test_hugging_face_broken_image_names_the_sample():
     with pytest.raises(Exception, match="cannot identify image") as caught:
         Images(data, name="data.val").__getitems__(places(2, 1))
     assert "in reading data.val[2]" in getattr(caught.value, "__notes__", ["in reading data.val[2]"])
+
+
+def test_what_a_collate_draws_in_a_worker_is_not_taken_for_a_draw_of_the_items(monkeypatch):
+    """Else every item of a wrapped loader would be seeded for nothing, at a third of the cost of reading it."""
+    monkeypatch.setattr("diffaug.noise.guard.get_worker_info", lambda: True)
+    monkeypatch.setattr(KeyedCalls, "_left", None)
+    items = Keyed(Items(lambda i: torch.zeros(1, 2, 2)))
+    collate = PlacedCollate(torch.stack, (0,))
+    for start in (0, 4, 8):
+        collate(items.__getitems__(places(*range(start, start + 4))))
+        assert items._keyed.drawn == (False, False, False)

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import or_
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -110,9 +110,10 @@ class KeyedCalls:
     In the main process the states are put back afterwards; in a worker process nothing else draws from them.
     """
 
+    _left: ClassVar[_States | None] = None  # in a worker, how the last call of any of these left them, where known
+
     def __init__(self) -> None:
         self.drawn = (False, False, False)  # whether torch's, numpy's, Python's state has been seen to move
-        self._left: _States | None = None  # in a worker, how the last call left them
 
     def __call__(
         self, function: Callable[[Any], _Result], items: Sequence[Any], seeds: Callable[[], Sequence[int]]
@@ -120,16 +121,17 @@ class KeyedCalls:
         """``[function(item) for item in items]``, each call under the states of its 64-bit seed."""
         in_worker = get_worker_info() is not None
         if in_worker and all(self.drawn):
+            KeyedCalls._left = None
             return self._run(function, items, seeds)
         # To read the states takes 45 microseconds. In a worker they are as the last call left them: nothing else draws
         # there, and if something did, that would only be taken for a draw of the items'.
-        before, untouched = self._left or _states(), False
+        before, untouched = KeyedCalls._left or _states(), False
         try:
             while True:
                 results = self._run(function, items, seeds)
                 after = _states()
                 drawn = tuple(map(or_, self.drawn, _moved(before, after)))
-                self._left = after if in_worker else None
+                KeyedCalls._left = after if in_worker else None
                 if drawn == self.drawn:
                     untouched = not any(drawn)
                     return results
