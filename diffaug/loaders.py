@@ -6,16 +6,16 @@ global batch holds the same samples on any number of ranks, and what must be kep
 of the order are done, the same number on every rank.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from functools import partial
+from collections.abc import Iterator, Sized
 from itertools import repeat
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, DistributedSampler, Sampler
+from torch.utils.data import DataLoader, DistributedSampler, Sampler, SequentialSampler
 
+from diffaug.checks import refuse
 from diffaug.images import Place
 from diffaug.noise.guard import sample_seed, untouched_random_state
 from diffaug.noise.philox import Purpose, keys, words
@@ -149,108 +149,68 @@ def sampled(sampler: Sampler[int], key: tuple[int, ...], lap: int, length: int) 
     return order
 
 
-class EvaluationSampler(DistributedSampler[Any]):
-    """One rank's share of a dataset for evaluation: in order, each sample once, no padding.
+class FixedSampler(EpochSampler, SequentialSampler):
+    """An `EpochSampler` in the dataset's own order, by a name that Lightning's ``overfit_batches`` leaves alone."""
 
-    The ranks' shares differ by one sample at most.
+    def __init__(self, size: int, **options: Any) -> None:
+        super().__init__(size, **{**options, "shuffle": False, "sampler": None})
 
-    Arguments:
-        repeats: how many views of each sample.
-        sampler: the user's own order instead, the same at every evaluation.
-        seed: in [0, 2^64), for a sampler that draws.
-    """
 
-    def __init__(
-        self,
-        size: int,
-        *,
-        rank: int = 0,
-        ranks: int = 1,
-        repeats: int = 1,
-        sampler: Sampler[int] | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(range(size), num_replicas=ranks, rank=rank, shuffle=False, seed=seed)  # pyright: ignore[reportArgumentType]
-        self.length = len(sampler) if isinstance(sampler, Sized) else size
-        self.places = range(rank, self.length * repeats, ranks)
-        self.repeats, self.sampler = repeats, sampler
-
-    def __iter__(self) -> Iterator[Place]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if self.sampler is None:
-            return (Place(place // self.repeats, place % self.repeats, place, 0) for place in self.places)
-        order = np.repeat(sampled(self.sampler, (self.seed, Purpose.ORDER, 0), 0, self.length), self.repeats)
-        times_before = occurrences(order)
-        return (Place(int(order[place]), int(times_before[place]), place, 0) for place in self.places)
-
-    def __len__(self) -> int:
-        return len(self.places)
+def check_order(where: str, in_order: bool) -> None:
+    """Refuse a training loader whose batches come in any order: which of them are done could not be told."""
+    if not in_order:
+        raise refuse(where, in_order, "true: a resume goes on after so many batches of the epoch's order")
 
 
 class EpochLoader(DataLoader[Any]):
-    """A DataLoader over an `EpochSampler` that goes on inside an epoch after a resume.
+    """A DataLoader over an `EpochSampler` that can begin inside an epoch.
 
-    Its state is how many places of which epoch's global order are done: the same on every rank, so that the one
-    checkpoint that Lightning writes serves them all, and any number of them.
+    Its state is the epoch and how many of its batches are done: the same on every rank.
 
     Attributes:
-        epoch_over: says whether the epoch is over, where that is not the end of this loader alone: see `side_by_side`.
+        cycles: whether it is gone through again and again within an epoch, beside a longer loader.
     """
 
     sampler: EpochSampler  # pyright: ignore[reportIncompatibleVariableOverride]
-    epoch_over: Callable[[], bool] | None = None
-    _done = 0
-    _begun: int | None = None  # the epoch that this is of
-    _over: tuple[int, int] | None = None  # the epoch and lap that were last gone through to their end
-    _resume: dict[str, int] | None = None
+    cycles = True
+    _epoch = -1  # the epoch that the last pass was of
+    _done = 0  # batches of that epoch that have been handed out, in all its passes
+    _before = 0  # batches of that epoch before the next pass
+    _resume: tuple[int, int] | None = None
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of a batch, on all ranks together."""
+        return (self.batch_size or 1) * self.sampler.num_replicas
 
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sampler = self.sampler
         if self._resume is not None:
-            sampler.set_epoch(self._resume["epoch"])
-            sampler.start, sampler.lap = self._resume["samples"], self._resume.get("lap", 0)
+            self._epoch, self._before = self._resume
             self._resume = None
-        else:
-            sampler.lap = self._over[1] + 1 if self._over and self._over[0] == sampler.epoch else 0
-        self._done, self._begun = sampler.start, sampler.epoch
-        now = (sampler.epoch, sampler.lap)
+            sampler.set_epoch(self._epoch)
+            if self.cycles and self._before >= len(self):
+                return  # it had come to its end before, and whoever goes through it must know
+        elif self._epoch != sampler.epoch:
+            self._epoch, self._before = sampler.epoch, 0
+        self._done = self._before
+        lap, within = divmod(self._before, len(self)) if self.cycles else (0, min(self._before, len(self)))
+        sampler.lap, sampler.start = lap, within * self.global_batch
         for batch in super().__iter__():
-            self._done += (self.batch_size or 1) * sampler.num_replicas
+            self._done += 1
             yield batch
-        self._over = now
+        self._before = self._done
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many places of its global order have been handed out."""
+        """The epoch, and how many of its batches have been handed out."""
         if self._resume is not None:
-            return dict(self._resume)
-        epoch = self.sampler.epoch
-        if self.gone_through() if self.epoch_over is None else self.epoch_over():
-            return {"epoch": epoch + 1, "samples": 0}
-        if self._begun != epoch:
-            return {"epoch": epoch, "samples": 0}
-        return {"epoch": epoch, "samples": self._done, **({"lap": self.sampler.lap} if self.sampler.lap else {})}
-
-    def gone_through(self) -> bool:
-        """Whether the epoch's order has been handed out to its end, once at least."""
-        rest = self.sampler.total_size - self._done
-        short = self.drop_last and rest < (self.batch_size or 1) * self.sampler.num_replicas
-        return self._begun == self.sampler.epoch and (self.sampler.lap > 0 or rest <= 0 or short)
+            epoch, batches = self._resume
+        elif self._epoch != self.sampler.epoch:
+            epoch, batches = self.sampler.epoch, 0
+        else:
+            epoch, batches = self._epoch, self._done
+        over = batches >= len(self)
+        return {"epoch": epoch + over, "batches": 0 if over else batches}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self._resume = dict(state)
-
-
-def side_by_side(loaders: Sequence[EpochLoader], mode: str) -> None:
-    """Let loaders that are gone through side by side agree on when an epoch is over.
-
-    A shorter one that is at its end before the others goes on from there after a resume: it begins its next lap, or
-    waits, as Lightning's CombinedLoader has it do.
-
-    Arguments:
-        mode: CombinedLoader's: by "min_size" the shortest ends the epoch, else the longest.
-    """
-    for loader in loaders:
-        loader.epoch_over = partial(_over, list(loaders), any if mode == "min_size" else all)
-
-
-def _over(loaders: Sequence[EpochLoader], rule: Callable[[Iterable[bool]], bool]) -> bool:
-    return rule(loader.gone_through() for loader in loaders)
+        self._resume = state["epoch"], state["batches"]

@@ -30,9 +30,9 @@ def images(count: int, seed: int) -> TensorDataset:
 class Recorder(pl.LightningModule):
     """A one-parameter model that keeps what it is shown."""
 
-    def __init__(self, out: str, kill_at: int | None) -> None:
+    def __init__(self, out: str, kill_at: int | None, sync: bool = False) -> None:
         super().__init__()
-        self.out, self.kill_at = out, kill_at
+        self.out, self.kill_at, self.sync = out, kill_at, sync
         self.weight = torch.nn.Parameter(torch.ones(1))
 
     def _write(self, stage: str, batch: Any) -> None:
@@ -51,6 +51,8 @@ class Recorder(pl.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._write(f"val{dataloader_idx}", batch)
+        if self.sync:
+            self.log("mean", batch.x_t.mean(), sync_dist=True, on_step=True, batch_size=len(batch.t))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -63,18 +65,20 @@ def main(out: str, options: dict[str, Any]) -> None:
 
         config.cpp.cxx = (None, "/bin/false")
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{out}/empty"
+    devices = options.get("devices", 1)
+    if "seeds" in options:  # the usual remedy for ranks that draw alike
+        pl.seed_everything(options["seeds"] + int(os.environ.get("LOCAL_RANK", "0")))
     data = DiffusionDataModule(
-        train=images(75, 0),
-        val=[images(10, 1), images(10, 1)],
+        train=images(options.get("train", 75), 0),
+        val=[images(count, 1) for count in options.get("val", [10, 10])],
         process=ForwardProcess(LinearBeta(), fields=FIELDS, compile=options.get("compile", False)),
-        seed=11,
+        seed=None if "seeds" in options else 11,
         batch_size=options.get("batch_size", 8),
         num_workers=options.get("num_workers", 0),
         persistent_workers=options.get("persistent_workers", False),
         views=options.get("views", 1),
         shuffle=options.get("shuffle", True),
     )
-    devices = options.get("devices", 1)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=devices,
@@ -88,7 +92,9 @@ def main(out: str, options: dict[str, Any]) -> None:
         enable_model_summary=False,
         logger=False,
     )
-    trainer.fit(Recorder(out, options.get("kill_at")), data, ckpt_path=options.get("ckpt_path"))
+    trainer.fit(
+        Recorder(out, options.get("kill_at"), options.get("sync", False)), data, ckpt_path=options.get("ckpt_path")
+    )
 
 
 if __name__ == "__main__":

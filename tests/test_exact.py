@@ -172,6 +172,63 @@ def test_a_killed_run_goes_on_exactly(killed, resumed, reference, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "after", "done"),
+    [
+        ({"batch_size": 4}, {"batch_size": 12}, 9),
+        ({"batch_size": 4}, {"devices": 3, "batch_size": 2}, 9),
+        ({"devices": 2, "batch_size": 6}, {"devices": 3, "batch_size": 4}, 9),
+        ({"devices": 3, "batch_size": 4}, {"batch_size": 6}, 9),
+    ],
+    ids=str,
+)
+def test_a_killed_run_goes_on_in_other_batches(before, after, done, reference, tmp_path):
+    """On 1, 2 and 3 ranks, after another batch size: after the same samples, each draw as it was."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(first, expect=None, train=72, kill_at=11, **before)
+    run(second, train=72, ckpt_path=str(first / "last.ckpt"), max_epochs=2, **after)
+    images = done * before["batch_size"] * before.get("devices", 1)
+    earlier = {key: value for key, value in triples(first).items() if key in handed_out(first, done)}
+    assert len(earlier) == images
+    later = triples(second)
+    assert earlier.keys().isdisjoint(later)
+    assert {key[:2] for key in [*earlier, *later]} == {(epoch, i) for epoch in range(2) for i in range(72)}
+    whole = tmp_path / "whole"
+    run(whole, train=72, max_epochs=2)
+    assert same({**earlier, **later}, triples(whole))
+
+
+def handed_out(out: Path, done: int) -> set[tuple[int, ...]]:
+    """The draws of a run's first global batches."""
+    return {(epoch, *draw) for epoch, batch in sequence(out, len(batches(out)))[:done] for draw in batch}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_with_uneven_validation_shares_do_not_wait_for_each_other(ranks, tmp_path):
+    """17 images: a metric that all ranks share at every step of validation needs as many steps on each."""
+    run(tmp_path, devices=ranks, batch_size=4, val=[17], sync=True, max_epochs=1)
+    shares = batches(tmp_path, "val0")
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(int(i) for share in shares for batch in share for i in batch["index"]) == list(range(17))
+
+
+@pytest.mark.slow
+def test_fewer_validation_images_than_ranks_are_refused(tmp_path):
+    done = run(tmp_path, expect=None, devices=2, batch_size=4, val=[1], max_epochs=1)
+    assert "has 1 images for 2 processes" in done.stderr
+
+
+@pytest.mark.slow
+def test_ranks_with_different_seeds_are_refused(tmp_path):
+    """seed_everything(42 + rank): each rank would take its share of another order."""
+    done = run(tmp_path, expect=None, devices=2, batch_size=4, seeds=42, max_epochs=1)
+    assert "The ranks disagree on what they train on" in done.stderr
+    assert "seed: 42 on rank 0, 43 on rank 1" in done.stderr
+    assert not list(tmp_path.glob("train-*"))
+
+
+@pytest.mark.slow
 def test_a_resume_under_another_recipe_is_refused(reference, tmp_path):
     from diffaug import Cosine, DiffusionDataModule, ForwardProcess
 

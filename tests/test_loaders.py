@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from torch.utils.data import RandomSampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import BatchSampler, RandomSampler, TensorDataset, WeightedRandomSampler
 
+from diffaug.data.evaluation import EvaluationBatches, EvaluationSampler
 from diffaug.images import Images, Place, collate
-from diffaug.loaders import EpochLoader, EpochSampler, EvaluationSampler, occurrences, order_keys, permuted
+from diffaug.loaders import EpochLoader, EpochSampler, occurrences, order_keys, permuted
 
 
 def order(size: int, epoch: int = 0, seed: int = 0) -> list[int]:
@@ -192,7 +193,34 @@ def test_a_state_serves_another_number_of_ranks():
         for _ in range(3):
             next(running)
         states.append(half.state_dict())
-    assert states[0] == states[1] == {"epoch": 0, "samples": 12}
+    assert states[0] == states[1] == {"epoch": 0, "batches": 3}
     again = loader(batch_size=4)
     again.load_state_dict(states[0])
     assert [sorted(batch.place.tolist()) for batch in again] == whole[3:]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+@pytest.mark.parametrize("batch_size", [2, 3, 4, 100])
+def test_evaluation_has_equally_many_batches_on_all_ranks(ranks, batch_size):
+    """Of any number of samples: each comes once, no batch is empty or too large, and one rank's are torch's own."""
+    for size in range(ranks, 40):
+        shares = [EvaluationBatches(EvaluationSampler(size, rank=r, ranks=ranks), batch_size) for r in range(ranks)]
+        batches = [list(share) for share in shares]
+        assert len({len(share) for share in batches}) == 1
+        assert [len(share) for share in shares] == [len(share) for share in batches]
+        assert all(1 <= len(batch) <= batch_size for share in batches for batch in share)
+        assert sorted(p.index for share in batches for batch in share for p in batch) == list(range(size))
+        if ranks == 1:
+            assert [len(batch) for batch in batches[0]] == [
+                len(b) for b in BatchSampler(range(size), batch_size, False)
+            ]
+
+
+def test_what_ranks_cannot_share_out():
+    with pytest.raises(ValueError, match=r"data\.val has 3 images for 4 processes: each must have .*data\.val_share"):
+        EvaluationBatches(EvaluationSampler(3, rank=3, ranks=4), 2, "data.val")
+    text = r"data\.val has 5 images, which 2 processes cannot share out in equal numbers of batches of one.*batch_size"
+    for rank in range(2):
+        with pytest.raises(ValueError, match=text):
+            EvaluationBatches(EvaluationSampler(5, rank=rank, ranks=2), 1, "data.val")
+    assert len(EvaluationBatches(EvaluationSampler(6, rank=1, ranks=2), 1)) == 3

@@ -13,7 +13,9 @@ from torch import Tensor
 from diffaug.checks import integer, refuse
 from diffaug.data.labels import LabelDropout
 from diffaug.data.noising import Noiser
-from diffaug.data.recipe import check_recipe
+from diffaug.data.progress import read_progress
+from diffaug.data.recipe import check_ranks, check_recipe, describe
+from diffaug.data.resume import Resume
 from diffaug.kernel import COMPILE_ELEMENTS
 from diffaug.process import ForwardProcess
 
@@ -49,7 +51,8 @@ class NoisingDataModule(pl.LightningDataModule):
         if not isinstance(process, ForwardProcess):
             raise refuse("process", process, "a ForwardProcess")
         self.process = process
-        self.seed = seed if seed is None else integer("data.seed", seed, 0, 2**64 - 1)
+        self._given_seed = seed if seed is None else integer("data.seed", seed, 0, 2**64 - 1)
+        self.seed = self._given_seed
         self._dropout = LabelDropout(label_dropout, null_label, label_key, process.fields)
         self._noiser = Noiser(
             process, device_transform=device_transform, encoder=encoder, views=views, dropout=self._dropout
@@ -57,14 +60,20 @@ class NoisingDataModule(pl.LightningDataModule):
         self.views, self.device_transform, self.image_key = self._noiser.views, device_transform, image_key
         self.allow_changed_recipe = allow_changed_recipe
         self.backend = "not settled"
+        self._resume = Resume(allow_changed_recipe)
 
-    def _settle_seed(self) -> None:
-        if self.seed is None:
+    def _begin_setup(self, stage: str | None) -> None:
+        """Take what is this run's and no earlier one's: the seed, a place to begin, an empty table of losses."""
+        if self._given_seed is None:
             from_lightning = os.environ.get("PL_GLOBAL_SEED")
             self.seed = int(from_lightning or 0)
             _log.info("seed %d, %s", self.seed, "seed_everything's" if from_lightning else "as none was given")
         else:
             _log.info("seed %d", self.seed)
+        if getattr(stage, "value", stage) in (None, "fit"):
+            self._resume.begin_fit()
+            if self.trainer and read_progress(self.trainer) == (0, 0):
+                self.process.times.clear()
 
     def _settle_backend(self, example: Tensor | None) -> None:
         """Try the compiled pass, and use it on all ranks or on none.
@@ -96,6 +105,9 @@ class NoisingDataModule(pl.LightningDataModule):
         shared = self.trainer.distributed_sampler_kwargs if self.trainer else None
         return {"rank": shared["rank"], "ranks": shared["num_replicas"]} if shared else {"rank": 0, "ranks": 1}
 
+    def _end_setup(self) -> None:
+        check_ranks(self.trainer, self.recipe())
+
     def _epoch(self) -> int:
         return self.trainer.current_epoch if self.trainer else 0
 
@@ -116,15 +128,25 @@ class NoisingDataModule(pl.LightningDataModule):
             "weight": repr(self.process.weight),
             "sigma_data": self.process.sigma_data,
             "value_range": list(self.process.value_range),
+            "pair": repr(self.process.pair),
+            "fields": list(self.process.fields),
             "views": self.views,
+            "device_transform": describe(self.device_transform),
+            "encoder": describe(self._noiser.encoder),
             "label_dropout": self._dropout.rate,
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"recipe": self.recipe(), "times": self.process.times.state_dict(), "backend": self.backend}
+        progress = self._resume.state(self.trainer) if self.trainer else None
+        times = self.process.times.state_dict()
+        return {"recipe": self.recipe(), "progress": progress, "times": times, "backend": self.backend}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.trainer and self.trainer.state.fn not in (None, "fit"):
+            return  # its weights are wanted, not its training
         check_recipe(self.recipe(), state_dict.get("recipe", {}), self.allow_changed_recipe)
+        if state_dict.get("progress"):
+            self._resume.load(state_dict["progress"])
         earlier = state_dict.get("backend", self.backend)
         if earlier != self.backend:
             _log.warning(

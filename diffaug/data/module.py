@@ -12,10 +12,12 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from diffaug.checks import choice, integer, number, refuse
 from diffaug.data.base import NoisingDataModule
+from diffaug.data.evaluation import EvaluationSampler, evaluation_loader
+from diffaug.data.recipe import check_ranks, describe, describe_dataset
 from diffaug.data.sources import Source, are_datasets, called, is_function, listed, prepared, spread
-from diffaug.data.stream import Stream, StreamLoader
+from diffaug.data.stream import Stream, StreamLoader, check_overfit
 from diffaug.images import ImageBatch, Images, Place, collate
-from diffaug.loaders import EpochLoader, EpochSampler, EvaluationSampler
+from diffaug.loaders import EpochLoader, EpochSampler, FixedSampler, check_order
 from diffaug.noise.philox import STAGES, VIEW_BITS
 from diffaug.process import ForwardProcess
 from diffaug.targets import FIELDS
@@ -133,6 +135,7 @@ class DiffusionDataModule(NoisingDataModule):
             known = ", ".join(_LOADER_OPTIONS)
             raise ValueError(f"DiffusionDataModule has no options {unknown}. Of DataLoader's own it takes {known}.")
         integer("data.num_workers", loader_options.get("num_workers", 0), 0)
+        check_order("data.in_order", loader_options.get("in_order", True))
         self.batch_size = integer("data.batch_size", batch_size, 1)
         self.val_repeats = integer("data.val_repeats", val_repeats, 1, 2**VIEW_BITS - 1)
         number("data.val_at", val_at, 0, 1, open_high=True)
@@ -162,11 +165,32 @@ class DiffusionDataModule(NoisingDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Make the datasets of a stage, and look at one item of each: what is wrong with it is said before training."""
-        self._settle_seed()
+        seed = self.seed
+        self._begin_setup(stage)
+        if self.seed != seed:
+            self._datasets.clear()  # what their transforms draw is keyed by it
         for name in _STAGES_OF_SETUP[getattr(stage, "value", stage)]:
             if name not in self._datasets:
                 self._datasets[name] = [self._prepared(name, i) for i in range(len(listed(self._sources[name])))]
+        check_ranks(self.trainer, self.recipe())
         self._settle_backend(None if self._noiser.encoder else self._example())
+
+    def recipe(self) -> dict[str, Any]:
+        data = {
+            called(stage, number, are_datasets(self._sources[stage])).removeprefix("data."): describe_dataset(
+                images.dataset
+            )
+            for stage in ("train", "val")
+            for number, images in enumerate(self._datasets.get(stage, []))
+        }
+        return {
+            **super().recipe(),
+            **data,
+            "transform": describe(self.transform),
+            "eval_transform": describe(self.eval_transform),
+            "val_times": repr(self._val_times),
+            "val_repeats": self.val_repeats,
+        }
 
     def _example(self) -> Tensor | None:
         """One image of any stage; None where all are streams, from which nothing is taken before its time."""
@@ -214,13 +238,18 @@ class DiffusionDataModule(NoisingDataModule):
         return {"batch_size": self.batch_size, "collate_fn": collate, "pin_memory": pin, **self.loader_options}
 
     def _train_dataloader(self) -> Any:
-        images = self.images("train")
+        loader = self._train_loader(self.images("train"))
+        self._resume.begin(self.trainer, [loader])
+        return loader
+
+    def _train_loader(self, images: Images) -> EpochLoader | StreamLoader:
+        # A generator of its own: a DataLoader without one moves torch's global state at every epoch.
+        options = {"drop_last": self.drop_last, "generator": torch.Generator(), **self._options()}
+        overfit = bool(self.trainer and self.trainer.overfit_batches)  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(images.dataset, IterableDataset):
-            stream, options = Stream(images, **self._ranks()), self._options()
-            loader = StreamLoader(stream, drop_last=self.drop_last, generator=torch.Generator(), **options)
-            loader.epoch = self._epoch
-            return loader
-        sampler = EpochSampler(
+            check_overfit(overfit, images.name)
+            return StreamLoader(Stream(images, **self._ranks(), epoch=self._epoch), **options)
+        sampler = (FixedSampler if overfit else EpochSampler)(
             len(images), seed=self.seed or 0, shuffle=self.shuffle, sampler=self.sampler, **self._ranks()
         )
         if self.drop_last and sampler.num_samples < self.batch_size:
@@ -229,26 +258,27 @@ class DiffusionDataModule(NoisingDataModule):
                 f"{sampler.num_samples} images, fewer than data.batch_size={self.batch_size}. Set a smaller "
                 "data.batch_size, or data.drop_last=false."
             )
-        # A generator of its own: a DataLoader without one moves torch's global state at every epoch.
-        generator = torch.Generator()
-        return EpochLoader(images, sampler=sampler, drop_last=self.drop_last, generator=generator, **self._options())
+        return EpochLoader(images, sampler=sampler, **options)
 
     def _evaluation_loaders(self, stage: str) -> Any:
         loaders, repeats = [], self.val_repeats if stage == "val" else 1
         for images in self._datasets[stage]:
+            options = {"generator": torch.Generator(), **self._options()}
             if isinstance(images.dataset, IterableDataset):
-                order: dict[str, Any] = {"dataset": Stream(images, **self._ranks(), train=False)}
+                loaders.append(DataLoader(Stream(images, **self._ranks(), train=False), **options))
             else:
                 sampler = EvaluationSampler(len(images), repeats=repeats, **self._ranks())
-                order = {"dataset": images, "sampler": sampler}
-            loaders.append(DataLoader(**order, generator=torch.Generator(), **self._options()))
+                loaders.append(evaluation_loader(images, sampler, stage, images.name, **options))
         return loaders if are_datasets(self._sources[stage]) else loaders[0]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Noise a batch on its device."""
         if not isinstance(batch, ImageBatch):
             raise refuse("the batch", type(batch), "one that diffaug's own loaders made; wrap yours with them")
-        return self.noise(batch, stage=self._stage(), dataset=dataloader_idx)
+        stage = self._stage()
+        if stage == "train":
+            self._resume.begin_batch()
+        return self.noise(batch, stage=stage, dataset=dataloader_idx)
 
     def noise(self, batch: Any, *, stage: str = "train", dataset: int = 0) -> Any:
         """What `on_after_batch_transfer` does, for use without a Trainer."""

@@ -6,6 +6,7 @@ and the user's own sampler runs inside it.
 """
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from diffaug.data.evaluation import EvaluationSampler, evaluation_loader
 from diffaug.data.placed import PlacedCollate
-from diffaug.data.stream import Stream, StreamLoader
+from diffaug.data.stream import Stream, StreamLoader, check_overfit
 from diffaug.images import Keyed
-from diffaug.loaders import EpochLoader, EpochSampler, EvaluationSampler
+from diffaug.loaders import EpochLoader, EpochSampler, FixedSampler, check_order
 from diffaug.noise.philox import STAGES
 
 _log = logging.getLogger("diffaug")
@@ -41,7 +43,18 @@ BY_PLACE = (
 )
 
 
-def rebuilt(loader: Any, *, stage: str, number: int, seed: int, rank: int, ranks: int, name: str) -> Any:
+def rebuilt(
+    loader: Any,
+    *,
+    stage: str,
+    number: int,
+    seed: int,
+    rank: int,
+    ranks: int,
+    name: str,
+    overfit: bool = False,
+    epoch: Callable[[], int] = lambda: 0,
+) -> Any:
     """The loader made again, with places; or itself, where that cannot be done. Which, says the log.
 
     Arguments:
@@ -50,19 +63,24 @@ def rebuilt(loader: Any, *, stage: str, number: int, seed: int, rank: int, ranks
         seed: of its order.
         rank, ranks: this process's number, and how many there are.
         name: how the log and errors call it.
+        overfit: whether Lightning's ``overfit_batches`` is at work.
+        epoch: a function that gives the epoch.
     """
     why_not = _why_not(loader)
     if why_not:
         _log.warning("%s: " + BY_PLACE, name, why_not)
         return loader
     train, domain = stage == "train", (seed, STAGES[stage], number)
+    if train:
+        check_order(f"{name}.in_order", loader.in_order)
     items = Keyed(loader.dataset, name=f"{name}.dataset", domain=domain)
     options = {option: getattr(loader, option) for option in _KEPT}
     if loader.num_workers:
         options["multiprocessing_context"] = loader.multiprocessing_context
     options |= {"collate_fn": PlacedCollate(loader.collate_fn, domain), "generator": torch.Generator()}
     if isinstance(loader.dataset, IterableDataset):
-        stream = Stream(items, rank=rank, ranks=ranks, train=train)
+        check_overfit(overfit, name)
+        stream = Stream(items, rank=rank, ranks=ranks, train=train, epoch=epoch)
         kind = StreamLoader if train else DataLoader
         _log.warning("%s: noise keyed by rank, worker and count, as it is a stream.", name)
         return kind(stream, batch_size=loader.batch_size, drop_last=loader.drop_last, **options)
@@ -72,8 +90,9 @@ def rebuilt(loader: Any, *, stage: str, number: int, seed: int, rank: int, ranks
     _log.info("%s: noise keyed by sample index, order: %s", name, type(own or batches.sampler).__name__)
     size, ours = len(loader.dataset), {"seed": seed, "rank": rank, "ranks": ranks, "sampler": own}
     if train:
-        return EpochLoader(items, sampler=EpochSampler(size, shuffle=shuffle, dataset=number, **ours), **options)
-    return DataLoader(items, sampler=EvaluationSampler(size, **ours), **options)
+        kind = FixedSampler if overfit else EpochSampler
+        return EpochLoader(items, sampler=kind(size, shuffle=shuffle, dataset=number, **ours), **options)
+    return evaluation_loader(items, EvaluationSampler(size, **ours), stage, name, **options)
 
 
 def _why_not(loader: Any) -> str:

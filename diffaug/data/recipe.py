@@ -1,13 +1,24 @@
-"""What a run trains on: kept in checkpoints, compared on a resume."""
+"""What a run trains on, in plain types: kept in checkpoints, compared on a resume and between ranks."""
 
+import hashlib
 import logging
+import re
+from collections.abc import Mapping, Sized
+from functools import partial
 from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 _log = logging.getLogger("diffaug")
 
 
-def check_recipe(ours: dict[str, Any], theirs: dict[str, Any], allow: bool) -> None:
+def check_recipe(ours: Mapping[str, Any], theirs: Mapping[str, Any], allow: bool) -> None:
     """Refuse a checkpoint of another recipe, with the difference; or, where that is allowed, say it in the log."""
+    ours, theirs = _flat(ours), _flat(theirs)
     changed = [f"{key}: {theirs[key]} -> {ours[key]}" for key in ours if key in theirs and theirs[key] != ours[key]]
     if changed and not allow:
         raise ValueError(
@@ -17,3 +28,74 @@ def check_recipe(ours: dict[str, Any], theirs: dict[str, Any], allow: bool) -> N
         )
     if changed:
         _log.warning("going on with a changed recipe: %s", "; ".join(changed))
+
+
+def check_ranks(trainer: pl.Trainer | None, recipe: Mapping[str, Any]) -> None:
+    """Refuse ranks that would train on different recipes: each would take its share of another order.
+
+    Every rank must come here; on every rank the same error is raised.
+    """
+    distributed = torch.distributed
+    if not trainer or trainer.world_size == 1 or not distributed.is_available() or not distributed.is_initialized():
+        return
+    everyone: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(everyone, _flat(recipe))
+    for rank, other in enumerate(everyone):
+        keys = dict.fromkeys([*everyone[0], *other])
+        unlike = [f"{key}: {everyone[0].get(key)} on rank 0, {other.get(key)} on rank {rank}" for key in keys]
+        unlike = [line for line, key in zip(unlike, keys, strict=True) if everyone[0].get(key) != other.get(key)]
+        if unlike:
+            raise ValueError(
+                "The ranks disagree on what they train on:\n  "
+                + "\n  ".join(unlike)
+                + "\nGive all ranks the same: they share one order of the images out among them, and their noise "
+                "differs by itself, as each image has its own (seed_everything(42), not 42 + rank)."
+            )
+
+
+def _flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A recipe's entries, those of its parts by dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in recipe.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def describe(thing: Any) -> str | None:
+    """Say what something of the user's is, alike in every process that makes it; None for None.
+
+    A function by its name, a network by its class and size, anything else by its ``repr`` where that holds no address:
+    what is inside a function, or in a network's weights, goes unseen.
+    """
+    if thing is None:
+        return None
+    if isinstance(thing, partial):
+        return f"partial of {describe(thing.func)}"
+    if isinstance(thing, nn.Module) and any(True for _ in thing.parameters()):
+        return f"{type(thing).__qualname__} of {sum(p.numel() for p in thing.parameters())} parameters"
+    if hasattr(thing, "__qualname__"):
+        return f"{thing.__module__}.{thing.__qualname__}"
+    text = " ".join(repr(thing).split())
+    return re.sub(r"[^\s(\[]*? at 0x[0-9a-f]+", "", text) if len(text) < 1000 else type(thing).__qualname__
+
+
+def describe_dataset(dataset: Any) -> dict[str, Any]:
+    """A dataset's length, and what it says of itself by a method ``recipe`` where it has one."""
+    if isinstance(dataset, IterableDataset):
+        return {}
+    own: Any = getattr(dataset, "recipe", dict)
+    return {"images": len(dataset), **own()}
+
+
+def describe_sampler(sampler: Any) -> str:
+    """A user's sampler by its class, its length, and a digest of the numbers it holds."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in sorted(vars(sampler).items()):
+        if isinstance(value, (bool, int, float, str)):
+            digest.update(f"{name}={value!r};".encode())
+        elif isinstance(value, (Tensor, np.ndarray, list, tuple)):
+            numbers = np.asarray(value)
+            if numbers.dtype != object:
+                digest.update(f"{name}=".encode() + numbers.tobytes())
+    length = f" of {len(sampler)}" if isinstance(sampler, Sized) else ""
+    return f"{type(sampler).__qualname__}{length}, {digest.hexdigest()}"

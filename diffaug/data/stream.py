@@ -6,6 +6,7 @@ batch size does not matter. Which rank and which worker reads what is the datase
 ``get_worker_info``, Hugging Face's ``split_dataset_by_node``).
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from diffaug.images import Keyed, Place, note
 from diffaug.noise.guard import sample_seed, untouched_random_state
 
+_log = logging.getLogger("diffaug")
 _END = object()
 
 
@@ -27,15 +29,27 @@ class Stream(IterableDataset[Any]):
         items: what becomes of the dataset's items.
         rank, ranks: this process's number, and how many there are.
         train: whether the epoch counts: a dataset with a ``set_epoch`` is told it.
+        epoch: a function that gives the epoch; where there is none, each pass is one more lap of epoch 0.
     """
 
-    def __init__(self, items: Keyed, *, rank: int = 0, ranks: int = 1, train: bool = True) -> None:
-        self.items, self.rank, self.ranks, self.train = items, rank, ranks, train
+    def __init__(
+        self,
+        items: Keyed,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+        train: bool = True,
+        epoch: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.items, self.rank, self.ranks, self.train, self.epoch = items, rank, ranks, train, epoch
         self._now = torch.zeros(2, dtype=torch.int64).share_memory_()  # workers that outlive an epoch see it change
 
     def begin(self, epoch: int, lap: int) -> None:
         """Say which epoch comes, and how often it has gone through the stream before."""
         self._now.copy_(torch.tensor([epoch, lap]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "epoch": None}  # a worker is told by `begin`; it need not have the DataModule
 
     def __len__(self) -> int:
         return len(self.items.dataset)
@@ -66,20 +80,61 @@ class Stream(IterableDataset[Any]):
             count += 1
 
 
+def check_overfit(overfit: bool, name: str) -> None:
+    """Refuse a stream under Lightning's ``overfit_batches``, which puts another sampler in its place."""
+    if overfit:
+        raise ValueError(
+            f"trainer.overfit_batches cannot be used with {name}, a stream: it has no order to take the first batches "
+            "of. Set trainer.limit_train_batches and trainer.limit_val_batches instead."
+        )
+
+
 class StreamLoader(DataLoader[Any]):
-    """A DataLoader over a `Stream` that tells it the epoch.
+    """A DataLoader over a `Stream` that tells it the epoch, and can begin inside one.
+
+    A stream has no index: to begin after some batches it is read again from its beginning, and these are left out. So
+    it goes on exactly with the same ranks, workers and batch size, at the cost of reading.
 
     Attributes:
-        epoch: a function that gives the epoch; where there is none, each pass is one more lap of epoch 0.
+        cycles: whether it is gone through again and again within an epoch, beside a longer loader.
     """
 
     dataset: Stream  # pyright: ignore[reportIncompatibleVariableOverride]
-    epoch: Callable[[], int] | None = None
-    _over: tuple[int, int] | None = None
+    cycles = True
+    _epoch = -1  # the epoch that the last pass was of
+    _lap = -1  # which pass of that epoch the last whole one was
+    _done = 0  # batches of that epoch that have been read, in all its passes
+    _left_out = 0  # how many of these were only read again
+    _resume: tuple[int, int] | None = None
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of a batch, on all ranks together."""
+        return (self.batch_size or 1) * self.dataset.ranks
 
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        epoch = self.epoch() if self.epoch is not None else 0
-        lap = self._over[1] + 1 if self._over and self._over[0] == epoch else 0
-        self.dataset.begin(epoch, lap)
-        yield from super().__iter__()
-        self._over = (epoch, lap)
+        resumed, self._resume = self._resume, None
+        epoch, left_out = resumed or (self.dataset.epoch(), 0)
+        if resumed or epoch != self._epoch:
+            self._epoch, self._lap, self._done, self._left_out = epoch, -1, 0, left_out
+        if left_out:
+            _log.info("%s: %d batches are read again, to go on after them", self.dataset.items.name, left_out)
+        while True:
+            self.dataset.begin(epoch, self._lap + 1)
+            before = self._done
+            for batch in super().__iter__():
+                self._done += 1
+                if self._done > self._left_out:
+                    yield batch
+            self._lap += 1
+            # Resumed in a later lap: whoever goes through it must first know that it has come to its end before.
+            if resumed or self._done > self._left_out or self._done == before:
+                return
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and how many of its batches have been handed out."""
+        epoch, batches = self._resume or (max(self._epoch, 0), self._done)
+        return {"epoch": epoch, "batches": batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._resume = state["epoch"], state["batches"]

@@ -14,11 +14,11 @@ from diffaug.checks import refuse
 from diffaug.data.module import DiffusionDataModule
 from diffaug.data.placed import Placed, Places, batch_place, device_of, leaves, mapped, rows_from
 from diffaug.data.rebuilt import rebuilt
+from diffaug.data.recipe import check_ranks
 from diffaug.data.sources import spread, warn_of_half_range
-from diffaug.data.stream import Stream, StreamLoader
+from diffaug.data.stream import Stream
 from diffaug.images import Place, split
 from diffaug.items import described
-from diffaug.loaders import EpochLoader, side_by_side
 from diffaug.noise.guard import keyed_random_state
 from diffaug.noise.philox import STAGES, Purpose
 from diffaug.process import ForwardProcess
@@ -115,7 +115,8 @@ class WrappedDataModule(DiffusionDataModule):
         self.inner.prepare_data()
 
     def setup(self, stage: str | None = None) -> None:
-        self._settle_seed()
+        self._begin_setup(stage)
+        check_ranks(self.trainer, self.recipe())
         self.inner.setup(stage)  # pyright: ignore[reportArgumentType]
         self._settle_backend(None)  # how large its images are is seen at the first batch
 
@@ -139,17 +140,17 @@ class WrappedDataModule(DiffusionDataModule):
         numbers = iter(range(len(leaves(tree))))
         several = len(leaves(tree)) > 1
 
+        overfit = bool(self.trainer and self.trainer.overfit_batches)
+
         def one(loader: Any) -> Any:
             number = next(numbers)
             name = f"{type(self.inner).__name__}.{stage}_dataloader()" + (f", loader {number}" if several else "")
-            new = rebuilt(loader, stage=stage, number=number, seed=self.seed or 0, name=name, **self._ranks())
-            if isinstance(new, StreamLoader):
-                new.epoch = self._epoch
-            return new
+            place = {"stage": stage, "number": number, "seed": self.seed or 0, "name": name, **self._ranks()}
+            return rebuilt(loader, **place, overfit=overfit, epoch=self._epoch)
 
         tree = mapped(one, tree, tree, "")
-        mode = "max_size_cycle" if together is None else together._mode
-        side_by_side([new for new in leaves(tree) if isinstance(new, EpochLoader)], mode)
+        if stage == "train":
+            self._resume.begin(self.trainer, leaves(tree), "max_size_cycle" if together is None else together._mode)
         # In evaluation Lightning goes through several loaders one after another, unless it is told otherwise.
         apart = stage != "train" and (together is None or together._mode == "sequential")
         self._loaders[stage] = None if apart else tree
@@ -177,7 +178,10 @@ class WrappedDataModule(DiffusionDataModule):
         return bare, [part.places[0] if isinstance(part, Placed) else None for part in parts]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return self.noise(batch, stage=self._stage(), dataset=dataloader_idx)
+        stage = self._stage()
+        if stage == "train":
+            self._resume.begin_batch()
+        return self.noise(batch, stage=stage, dataset=dataloader_idx)
 
     def noise(self, batch: Any, *, stage: str = "train", dataset: int = 0) -> Any:
         """What is done on the device, for use without a Trainer: the inner DataModule's hook, then the noise."""

@@ -81,6 +81,9 @@ class Times(ABC):
         """
         return torch.ones(t.shape, dtype=torch.float32, device=t.device)
 
+    def clear(self) -> None:  # noqa: B027 - most keep nothing
+        """Forget what was learned in an earlier run."""
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep: nothing, unless the density learns."""
         return {}

@@ -149,6 +149,9 @@ class Importance(Times):
         shares = self._shares(schedule, t.device)
         return (shares.sum().double() / (schedule.timesteps * shares[t].double())).float()
 
+    def clear(self) -> None:
+        self.table.clear()
+
     def state_dict(self) -> dict[str, Any]:
         """The table, as two tensors."""
         return {"losses": self.table.losses.clone(), "counts": self.table.counts.clone()}

@@ -1,0 +1,120 @@
+"""Evaluation: each sample of a dataset once, in order, shared out over the ranks in equal numbers of batches."""
+
+from collections.abc import Iterator, Sized
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, DistributedSampler, Sampler, SequentialSampler
+
+from diffaug.images import Place
+from diffaug.loaders import occurrences, sampled
+from diffaug.noise.philox import Purpose
+
+
+class EvaluationSampler(DistributedSampler[Any], SequentialSampler):
+    """One rank's share of a dataset for evaluation: in order, each sample once, no padding.
+
+    The ranks' shares differ by one sample at most. (To Lightning it is a DistributedSampler and a sequential one, so
+    that it is left alone.)
+
+    Arguments:
+        repeats: how many views of each sample.
+        sampler: the user's own order instead, the same at every evaluation.
+        seed: in [0, 2^64), for a sampler that draws.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+        repeats: int = 1,
+        sampler: Sampler[int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(range(size), num_replicas=ranks, rank=rank, shuffle=False, seed=seed)  # pyright: ignore[reportArgumentType]
+        self.length = len(sampler) if isinstance(sampler, Sized) else size
+        self.places = range(rank, self.length * repeats, ranks)
+        self.repeats, self.sampler = repeats, sampler
+
+    def __iter__(self) -> Iterator[Place]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if self.sampler is None:
+            return (Place(place // self.repeats, place % self.repeats, place, 0) for place in self.places)
+        order = np.repeat(sampled(self.sampler, (self.seed, Purpose.ORDER, 0), 0, self.length), self.repeats)
+        times_before = occurrences(order)
+        return (Place(int(order[place]), int(times_before[place]), place, 0) for place in self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+class EvaluationBatches(Sampler[list[Place]]):
+    """The batches of an `EvaluationSampler`: as many on every rank, though the shares may differ by one sample.
+
+    Whatever waits for all ranks in a validation step (a metric that is reduced, a sharded network's forward) would
+    wait for ever on a rank with a batch more. Nothing is padded and no sample counts twice: a rank that would be a
+    batch short splits its last.
+
+    Arguments:
+        sampler: this rank's share.
+        batch_size: the most samples of a batch.
+        name: how errors call the dataset.
+
+    Raises:
+        ValueError: there are fewer samples than ranks, or batches of one sample that the ranks cannot share out.
+    """
+
+    def __init__(self, sampler: EvaluationSampler, batch_size: int, name: str = "the dataset") -> None:
+        self.sampler, self.batch_size = sampler, batch_size
+        total, ranks = sampler.length * sampler.repeats, sampler.num_replicas
+        most, least = -(-total // ranks), total // ranks
+        self.count = -(-most // batch_size)
+        if least < min(self.count, 1):
+            raise ValueError(
+                f"{name} has {total} images for {ranks} processes: each must have one at least, as they wait for each "
+                "other. Hold out more images (data.val_share for data=image_folder), or use fewer devices."
+            )
+        if least < self.count:
+            raise ValueError(
+                f"{name} has {total} images, which {ranks} processes cannot share out in equal numbers of batches of "
+                "one image, and they wait for each other at each batch. Set data.batch_size (that of the wrapped "
+                "loader) to 2 or more."
+            )
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        places, left = iter(self.sampler), len(self.sampler)
+        for later in reversed(range(self.count)):
+            size = min(self.batch_size, left - later)
+            left -= size
+            yield list(islice(places, size))
+
+    def __len__(self) -> int:
+        return self.count
+
+
+class EvaluationLoader(DataLoader[Any]):
+    """A DataLoader over an `EvaluationSampler`, in `EvaluationBatches`."""
+
+    sampler: EvaluationSampler  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(self, *args: Any, name: str = "the dataset", **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._batches = EvaluationBatches(self.sampler, self.batch_size or 1, name)
+
+    @property
+    def _index_sampler(self) -> EvaluationBatches:  # where torch's DataLoader looks for its batches
+        return self._batches
+
+
+def evaluation_loader(
+    dataset: Any, sampler: EvaluationSampler, stage: str, name: str, **options: Any
+) -> DataLoader[Any]:
+    """A loader for evaluation: with equal numbers of batches on all ranks in validation and test.
+
+    In prediction, where nothing is shared between ranks, it is torch's own, of which Lightning makes another.
+    """
+    if stage == "predict":
+        return DataLoader(dataset, sampler=sampler, **options)
+    return EvaluationLoader(dataset, sampler=sampler, name=name, **options)

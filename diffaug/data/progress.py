@@ -1,0 +1,100 @@
+"""How far a run is in its training data, by the Trainer's own counters; and the counters set to go on from there.
+
+A run's place is one pair of numbers: the epoch, and how many of its batches are done. A batch is done once its step has
+been taken: one that was handed out and failed comes again. An epoch is over when its last batch is done; one that was
+cut off by ``max_steps``, a callback or a time limit is not, though Lightning then counts it as over.
+
+Lightning has many states between two batches, each with its own way of going on, and not all of them go on with the
+next batch. So whatever the hook that a checkpoint was saved in, the counters are set to one of two: those of a
+checkpoint saved at a batch's end, or those of an epoch that has not begun. All use of Lightning's private names for
+this is in this module.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+from pytorch_lightning.loops.loop import _Loop
+
+
+class EpochProgress(NamedTuple):
+    """The epoch, and how many of its batches are done."""
+
+    epoch: int
+    batches: int
+
+
+def read_progress(trainer: pl.Trainer) -> EpochProgress:
+    """How far the training is, in any hook, during an exception, between two fits."""
+    epoch, batch = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress
+    if epoch.ready > epoch.started or epoch.ready == 0:  # pyright: ignore[reportAttributeAccessIssue]
+        return EpochProgress(epoch.processed, 0)  # pyright: ignore[reportAttributeAccessIssue]
+    number: int = epoch.started - 1  # pyright: ignore[reportAttributeAccessIssue]
+    done: int = batch.current.processed  # pyright: ignore[reportAttributeAccessIssue]
+    over = done >= trainer.num_training_batches or (batch.is_last_batch and done == batch.current.ready)
+    return EpochProgress(number + 1, 0) if over else EpochProgress(number, done)
+
+
+def read_stepped(trainer: pl.Trainer) -> int:
+    """How many batches stepped the optimizer, as Lightning counts them for its loggers."""
+    loop = trainer.fit_loop.epoch_loop
+    current = loop.batch_progress.current
+    # It counts a batch only after the validation that follows it.
+    waits = current.completed < current.processed or (trainer.validating and trainer.state.fn == "fit")  # pyright: ignore[reportAttributeAccessIssue]
+    return loop._batches_that_stepped + (waits and not loop._should_accumulate())
+
+
+def set_progress(trainer: pl.Trainer, progress: EpochProgress, stepped: int) -> None:
+    """Set the counters of the training, so that it goes on with the batch after those that are done.
+
+    Arguments:
+        progress: where the training goes on.
+        stepped: as `read_stepped` gave it there.
+    """
+    fit, (epoch, batches) = trainer.fit_loop, progress
+    states = fit._combined_loader_states_to_load
+    state = fit.state_dict()
+    inside = int(batches > 0)
+    epochs, steps = state["epoch_progress"], state["epoch_loop.batch_progress"]
+    before = epochs["total"]["started"] - epochs["current"]["started"]  # epochs of fits before the one counted
+    validation = "epoch_loop.val_loop.batch_progress"
+    state |= {
+        "epoch_progress": _counters(
+            epoch + inside, before + epoch + inside, {"processed": inside, "completed": inside}
+        ),
+        "epoch_loop.batch_progress": {
+            **_counters(batches, steps["total"]["processed"], {"completed": inside}),
+            "is_last_batch": False,
+        },
+        validation: {**_counters(0, state[validation]["total"]["processed"], {}), "is_last_batch": False},
+        # Going on from a batch's end, Lightning counts that batch as one that stepped.
+        "epoch_loop.state_dict": {
+            "_batches_that_stepped": stepped - (inside and batches % trainer.accumulate_grad_batches == 0)
+        },
+    }
+    fit.load_state_dict(state)
+    fit._combined_loader_states_to_load = states
+    if not inside:  # it begins an epoch, and is within nothing that could be begun again
+        _Loop.restarting.fset(fit, False)  # pyright: ignore[reportOptionalCall]
+
+
+def _counters(current: int, total: int, unfinished: dict[str, int]) -> dict[str, Any]:
+    """Lightning's counters of something, with how far some of its stages are behind."""
+
+    def stages(count: int) -> dict[str, int]:
+        return {name: count - unfinished.get(name, 0) for name in ("ready", "started", "processed", "completed")}
+
+    return {"total": stages(total), "current": stages(current)}
+
+
+def replace_states(trainer: pl.Trainer, loaders: Sequence[Any], ours: type | tuple[type, ...], state: Any) -> None:
+    """Put ``state`` in the place of what a checkpoint holds for each of our loaders; other loaders keep theirs.
+
+    Arguments:
+        loaders: all loaders of the training that Lightning gives a state, in its order.
+    """
+    states = trainer.fit_loop._combined_loader_states_to_load
+    if len(states) == len(loaders):
+        trainer.fit_loop._combined_loader_states_to_load = [
+            state if isinstance(loader, ours) else its for loader, its in zip(loaders, states, strict=True)
+        ]

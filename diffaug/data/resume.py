@@ -1,0 +1,204 @@
+"""Training that goes on from a checkpoint: its loaders begin where the run was, or it is refused.
+
+What a checkpoint holds of the data is one pair of numbers, the epoch and how many batches of it are done, with what a
+batch and an epoch then were. All else is a function of these. A run that goes on in another shape (batch size, ranks)
+goes on after the same samples where these are a whole number of its own batches.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+from lightning_fabric.utilities.data import sized_len
+
+from diffaug.data.progress import (
+    EpochProgress,
+    read_progress,
+    read_stepped,
+    replace_states,
+    set_progress,
+)
+from diffaug.data.recipe import check_ranks, check_recipe, describe_sampler
+from diffaug.data.stream import StreamLoader
+from diffaug.loaders import EpochLoader
+
+_log = logging.getLogger("diffaug")
+_OURS = (EpochLoader, StreamLoader)
+
+
+class Resume:
+    """How far the training is in its data, for the checkpoints; and how the loaders are made to go on from there.
+
+    Arguments:
+        allow: whether a checkpoint of another recipe may be gone on from, as nearly as can be.
+    """
+
+    def __init__(self, allow: bool) -> None:
+        self.allow = allow
+        self._loaders: list[Any] = []
+        self._loaded: dict[str, Any] | None = None  # a checkpoint's, until loaders are made to begin there
+        self._waiting: dict[str, Any] | None = None  # likewise, until their first batch has come
+        self._new = True  # whether no loaders have been made in this fit
+
+    def begin_fit(self) -> None:
+        """A fit begins; a checkpoint's state, if any, comes after this."""
+        self._loaded, self._waiting, self._new = None, None, True
+
+    def begin_batch(self) -> None:
+        """A training batch has come, and the Trainer's counters are right."""
+        self._waiting = None
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take a checkpoint's state."""
+        self._loaded = state
+
+    def state(self, trainer: pl.Trainer) -> dict[str, Any]:
+        """How far the training is: plain numbers and texts."""
+        if self._loaded or self._waiting:
+            return self._loaded or self._waiting or {}
+        epoch, batches = read_progress(trainer)
+        return {
+            "epoch": epoch,
+            "batches": batches,
+            "stepped": read_stepped(trainer),
+            "loaders": [describe_loader(loader) for loader in self._loaders],
+            "batch": [getattr(loader, "global_batch", None) for loader in self._loaders],
+            "epoch_images": self._epoch_images(trainer.num_training_batches),
+        }
+
+    def begin(self, trainer: pl.Trainer | None, loaders: Sequence[Any], mode: str = "max_size_cycle") -> None:
+        """Let new training loaders begin where the run is.
+
+        Arguments:
+            loaders: all that the training goes through side by side.
+            mode: that of Lightning's CombinedLoader.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        earlier = self.state(trainer) if trainer else {}  # of the loaders before these
+        self._loaders = list(loaders)
+        for loader in loaders:
+            if isinstance(loader, _OURS):
+                loader.cycles = mode == "max_size_cycle"
+        if trainer is None or trainer.state.fn != "fit":
+            return
+        check_ranks(trainer, _numbered([describe_loader(loader) for loader in loaders]))
+        loaded, self._loaded, new, self._new = self._loaded, None, self._new, False
+        now = read_progress(trainer)
+        if loaded is None:
+            if new and trainer.ckpt_path is not None and now != (0, 0):
+                self._refuse(
+                    f"The checkpoint {trainer.ckpt_path} does not say where its training was in its data: it was saved "
+                    "without this DataModule, or with one of another class. Resume with the DataModule it was made with"
+                )
+            if now.batches == 0 or not new:
+                return  # the beginning of an epoch, where Lightning is right
+            loaded = earlier  # a fit of this Trainer was cut off here
+        batches = _batches([*loaders], mode, trainer.limit_train_batches)
+        progress = self._converted(loaded, self._epoch_images(batches), batches)
+        set_progress(trainer, progress, loaded["stepped"])
+        for loader in loaders:
+            if isinstance(loader, _OURS):
+                loader.load_state_dict(progress._asdict())
+        replace_states(trainer, [x for x in loaders if hasattr(x, "load_state_dict")], _OURS, progress._asdict())
+        self._waiting = {**self.state(trainer), **progress._asdict(), "stepped": loaded["stepped"]}
+        self._waiting["epoch_images"] = self._epoch_images(batches)
+
+    def _converted(self, loaded: dict[str, Any], epoch_images: list[int | None], count: float) -> EpochProgress:
+        """A checkpoint's place in batches of the loaders of now, of which an epoch has ``count``."""
+        epoch, done = loaded["epoch"], loaded["batches"]
+        if not loaded["loaders"]:
+            return EpochProgress(epoch, done)
+        if len(loaded["loaders"]) != len(self._loaders):
+            raise ValueError(
+                f"The checkpoint is of {len(loaded['loaders'])} training loaders side by side, but now there are "
+                f"{len(self._loaders)}: resume with as many."
+            )
+        ours = [describe_loader(loader) for loader in self._loaders]
+        check_recipe(_numbered(ours), _numbered(loaded["loaders"]), self.allow)
+        for before, now in zip(loaded["epoch_images"], epoch_images, strict=True):
+            if before != now:
+                self._refuse(
+                    f"An epoch of this run goes through {before} images, but now it would go through {now}. Set "
+                    "trainer.limit_train_batches, data.drop_last and the batch size so that it is as it was"
+                )
+        places = {
+            self._place(loader, done, before) for loader, before in zip(self._loaders, loaded["batch"], strict=True)
+        }
+        if len(places) > 1:
+            self._refuse(
+                "The batch sizes of loaders side by side have changed by different factors since the checkpoint was "
+                "saved inside an epoch. Change all by one factor"
+            )
+        place = min(places)
+        return EpochProgress(epoch + 1, 0) if place >= count else EpochProgress(epoch, place)
+
+    def _place(self, loader: Any, done: int, before: int | None) -> int:
+        """How many of a loader's batches are those that were done, of ``before`` images each."""
+        if not done:
+            return 0
+        if not isinstance(loader, _OURS) or before is None:
+            if not hasattr(loader, "load_state_dict"):
+                self._refuse(
+                    f"The checkpoint was saved after {done} batches of an epoch, but a {type(loader).__qualname__} can "
+                    "only be begun at its beginning: some of its batches would come twice and others never. Resume "
+                    "from a checkpoint of an epoch's end, or give a loader with state_dict and load_state_dict"
+                )
+            return done
+        whole, rest = divmod(done * before, loader.global_batch)
+        if rest or (isinstance(loader, StreamLoader) and before != loader.global_batch):
+            self._refuse(
+                f"The checkpoint was saved inside an epoch, after {done} batches of {before} images on all ranks "
+                f"together. A batch is now one of {loader.global_batch}, "
+                + (
+                    "and a stream goes on exactly only in the same batches"
+                    if isinstance(loader, StreamLoader)
+                    else f"of which {done * before} images are no whole number"
+                )
+                + f". Set data.batch_size times the number of devices to {before} again"
+            )
+        return whole
+
+    def _epoch_images(self, batches: float) -> list[int | None]:
+        """How many different images of each loader an epoch of so many batches goes through; None where unknown."""
+        return [
+            int(min(batches * loader.global_batch, loader.sampler.length, len(loader) * loader.global_batch))
+            if isinstance(loader, EpochLoader)
+            else None
+            for loader in self._loaders
+        ]
+
+    def _refuse(self, why: str) -> None:
+        if not self.allow:
+            raise ValueError(f"{why}, or set data.allow_changed_recipe=true to go on as nearly as can be.")
+        _log.warning("%s; going on as nearly as can be.", why)
+
+
+def describe_loader(loader: Any) -> dict[str, Any]:
+    """What the sequence of a training loader's batches is made of, in plain types, but for the size of a batch."""
+    if isinstance(loader, EpochLoader):
+        sampler = loader.sampler
+        own = "shuffled" if sampler.shuffle else "the dataset's"
+        order = own if sampler.sampler is None else describe_sampler(sampler.sampler)
+        return {"images": sampler.size, "order": order}
+    if isinstance(loader, StreamLoader):
+        return {"order": "the stream's", "ranks": loader.dataset.ranks, "workers": loader.num_workers}
+    return {"order": f"that of a {type(loader).__qualname__}"}
+
+
+def _numbered(loaders: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    if len(loaders) == 1:
+        return {"train": loaders[0]}
+    return {f"train[{number}]": loader for number, loader in enumerate(loaders)}
+
+
+def _batches(loaders: Sequence[Any], mode: str, limit: float) -> float:
+    """How many batches an epoch has."""
+    lengths = [float("inf") if (length := sized_len(loader)) is None else length for loader in loaders]
+    if isinstance(limit, int):
+        counts = [min(length, limit) for length in lengths]
+    else:
+        counts = [length if length == float("inf") else int(length * limit) for length in lengths]
+    return min(counts) if mode == "min_size" else max(counts)
