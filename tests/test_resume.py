@@ -23,6 +23,7 @@ from pytorch_lightning.callbacks import (
     StochasticWeightAveraging,
     Timer,
 )
+from pytorch_lightning.tuner import Tuner
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset, WeightedRandomSampler
 
@@ -720,3 +721,42 @@ def test_a_fit_begins_without_the_losses_of_another():
     first, _ = fit(data, model=Learns())
     again, _ = fit(data, model=Learns())
     assert again.seen == first.seen
+
+
+def test_a_search_for_a_batch_size_leaves_no_trace(tmp_path):
+    """Lightning's scaler tries sizes for some batches each; the run after it is that of the size it found."""
+    data, model = own(batch_size=2), Model()
+    trainer = pl.Trainer(
+        max_epochs=3, accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False
+    )
+    found = Tuner(trainer).scale_batch_size(model, datamodule=data, max_trials=2, steps_per_trial=3, init_val=2)
+    assert found == data.batch_size == 4
+    model.seen.clear()
+    trainer.fit(model, datamodule=data)
+    whole, _ = fit(own(batch_size=4))
+    assert model.seen == whole.seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [own, wrapped])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_change_nothing(make, persistent):
+    options = {"num_workers": 2, "persistent_workers": persistent}
+    memory = Memory()
+    plain, _ = fit(make())
+
+    def with_workers() -> Any:
+        return own(**options) if make is own else wrapped(lambda: DataLoader(images(), 4, shuffle=True, **options))
+
+    whole, _ = fit(with_workers(), memory, callbacks=(Saver(("on_train_batch_end", "on_train_epoch_end")),))
+    assert whole.seen == plain.seen
+    memory.done = {path: done for path, done in memory.done.items() if done in (2, 5, 9, 15)}
+    wrong = differences(with_workers, memory, whole.seen)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_trial_run_leaves_no_state(tmp_path):
+    data = own()
+    trial, _ = fit(data, fast_dev_run=2)
+    whole, _ = fit(data)
+    assert trial.seen == whole.seen[:2]

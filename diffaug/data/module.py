@@ -53,7 +53,7 @@ class DiffusionDataModule(NoisingDataModule):
         train: a dataset, or a function without arguments that makes one. A function is called once on rank 0 before
             the others (there it may download), then on every rank. An iterable dataset, a stream, has no indices: its
             draws are keyed by the sample's place in it, which includes rank and worker, and repeat exactly only with
-            the same numbers of both; an interrupted epoch of a stream begins again.
+            the same numbers of both; after an interruption it is read again up to where it was.
         val, test, predict: likewise, or a list of them.
         process: what is done to a batch.
         seed: of all draws, in [0, 2^64). None takes that of Lightning's ``seed_everything``, or else 0.
