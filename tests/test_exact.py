@@ -132,8 +132,9 @@ def test_a_rank_that_cannot_compile_takes_all_to_the_eager_path(reference, tmp_p
 
 
 @pytest.mark.slow
-def test_spawned_ranks(reference, tmp_path):
-    run(tmp_path, devices=2, batch_size=4, strategy="ddp_spawn")
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
+def test_ranks_that_are_not_commands(strategy, reference, tmp_path):
+    run(tmp_path, devices=2, batch_size=4, strategy=strategy)
     draws = triples(tmp_path)
     assert same({key: value for key, value in draws.items() if key[2] == 0}, triples(reference))
 
