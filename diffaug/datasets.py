@@ -4,11 +4,10 @@ Functions, not classes: what is particular to a dataset is where it lies and how
 `DiffusionDataModule`'s, whose options they hand on. Nothing is read before Lightning's ``setup``.
 """
 
-from collections.abc import Callable
-from fractions import Fraction
+import hashlib
+from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import signature
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +89,8 @@ def image_folder(
         root: the folder; the first level of subfolders, where there is one, gives the labels.
         image_size: the side of the squares, in pixels.
         channels: 3 for RGB, 1 for grey.
-        val_share: the share of the images that is for validation, in [0, 1): spread evenly over the sorted files, the
-            same every time, rounded up to a whole number of images.
+        val_share: the share of the images that is for validation, in [0, 1), one image at least where it is not 0:
+            chosen by a hash of each file's path within the folder, so that none of them moves when others come or go.
         options: `DiffusionDataModule`'s.
 
     Raises:
@@ -100,27 +99,38 @@ def image_folder(
     """
     integer("data.image_size", image_size, 1)
     choice("data.channels", channels, (1, 3))
-    share = Fraction(str(number("data.val_share", val_share, 0, 1, open_high=True)))  # of the decimal, not the float
+    share = number("data.val_share", val_share, 0, 1, open_high=True)
     part = partial(_part, root, image_size, channels, share)
     return DiffusionDataModule(train=partial(part, False), val=partial(part, True) if share else None, **options)
 
 
-def _part(root: str, image_size: int, channels: int, share: Fraction, validation: bool) -> Dataset[Any]:
+def _part(root: str, image_size: int, channels: int, share: float, validation: bool) -> Dataset[Any]:
     from diffaug.folder import ImageFolder
 
     images = ImageFolder(root, image_size, channels=channels)
-    chosen = held_out(len(images), share)
+    chosen = held_out(images.names, share)
     if not validation:
         held = set(chosen)
         chosen = [index for index in range(len(images)) if index not in held]
     if not chosen:
         raise ValueError(
-            f"data.val_share={float(share):g} leaves no image for training: data.root={root!r} holds {len(images)}. "
+            f"data.val_share={share:g} leaves no image for training: data.root={root!r} holds {len(images)}. "
             "Add images, or set data.val_share=0 to train without validation."
         )
     return images.only(chosen)
 
 
-def held_out(size: int, share: Fraction) -> list[int]:
-    """A share of the indices below ``size``, spread evenly: of the first n, for every n, ceil(n share) are in it."""
-    return [place * share.denominator // share.numerator for place in range(ceil(size * share))]
+def held_out(names: Sequence[str], share: float) -> list[int]:
+    """Which of the files are for validation: those whose name's hash lies in the lowest share of all hashes.
+
+    Where none does and the share is not 0, the one with the lowest hash. So whether a file is one of them depends on
+    its own name, however many others there are.
+    """
+    if not share:
+        return []
+    hashes = [
+        int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest(), "big")
+        for name in names
+    ]
+    held = [index for index, number_ in enumerate(hashes) if number_ < share * 2**64]
+    return held or [hashes.index(min(hashes))]

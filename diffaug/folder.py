@@ -14,6 +14,7 @@ EXIF orientation                applied
 Nothing is clipped: a value outside these ranges is an error, as is a file that cannot be read in full.
 """
 
+import hashlib
 import logging
 import os
 from collections import Counter
@@ -47,8 +48,9 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
     """The images under a folder, sorted by path, each with the number of its top subfolder as label.
 
     Items are (image, label): uint8, shape (channels, image_size, image_size), in [0, 255], and an int; files that lie
-    in the folder itself have a class of their own, the first. The largest square in the middle is cut out and resized
-    (bicubic, antialiased), up as well as down. Hidden files and folders are left out; links are followed.
+    in the folder itself have a class of their own, the last, so that they move no other label. The largest square in
+    the middle is cut out and resized (bicubic, antialiased), up as well as down. Hidden files and folders are left out;
+    links are followed.
 
     Arguments:
         root: the folder.
@@ -57,8 +59,9 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
 
     Attributes:
         paths: the files, str.
+        names: their paths within the folder, with slashes.
         labels: the class of each.
-        classes: the names of the top subfolders, sorted; "" for the folder itself.
+        classes: the names of the top subfolders, sorted; last, "" for the folder itself where files lie in it.
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in it.
@@ -85,8 +88,9 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
             left_out = ", ".join(f"{n} {ending}" for ending, n in others.items())
             _say_once(f"{root}: {len(found)} images; files of other kinds are left out: {left_out}")
         self.paths = [str(folder.joinpath(*parts)) for parts in found]
+        self.names = ["/".join(parts) for parts in found]
         tops = [parts[0] if len(parts) > 1 else "" for parts in found]
-        self.classes = sorted(set(tops))
+        self.classes = sorted(set(tops), key=lambda top: (not top, top))
         numbers = {name: number for number, name in enumerate(self.classes)}
         self.labels = [numbers[top] for top in tops]
 
@@ -94,8 +98,14 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         """The same with these images only, numbered anew; the classes stay."""
         part = copy(self)
         part.paths = [self.paths[index] for index in indices]
+        part.names = [self.names[index] for index in indices]
         part.labels = [self.labels[index] for index in indices]
         return part
+
+    def recipe(self) -> dict[str, Any]:
+        """What a resume compares: the names of the files, as a digest, and the classes."""
+        names = "\n".join(self.names).encode(errors="surrogateescape")
+        return {"files": hashlib.blake2b(names, digest_size=16).hexdigest(), "classes": self.classes}
 
     def __len__(self) -> int:
         return len(self.paths)

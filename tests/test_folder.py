@@ -293,11 +293,12 @@ def test_labels_are_the_top_folders(tmp_path: Path):
     dataset = ImageFolder(str(tmp_path), SIZE)
     found = [os.path.relpath(path, tmp_path).replace(os.sep, "/") for path in dataset.paths]
     assert found == ["a/y.JPG", "b/deep/er/a.png", "b/z.png", "top.png"]
-    assert dataset.classes == ["", "a", "b"]
-    assert dataset.labels == [1, 2, 2, 0]
+    assert dataset.classes == ["a", "b", ""]
+    assert dataset.labels == [0, 1, 1, 2]
     assert [label for _, label in (dataset[i] for i in range(4))] == dataset.labels
     part = dataset.only([3, 1])
-    assert (part.labels, part.classes, len(part)) == ([0, 2], ["", "a", "b"], 2)
+    assert (part.labels, part.classes, len(part)) == ([2, 1], ["a", "b", ""], 2)
+    assert dataset.recipe() != part.recipe() == dataset.only([3, 1]).recipe()
     assert part.paths == [dataset.paths[3], dataset.paths[1]]
     assert len(dataset) == 4
 
