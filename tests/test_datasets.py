@@ -218,7 +218,7 @@ def test_photos():
     data.setup("fit")
     assert (len(data.images("train")), len(data.images("val"))) == (359, 41)
     assert data.images("train").dataset.classes == ["animals", "food", "objects", "plants", "scenery"]
-    (batch,) = data.val_dataloader()
+    batch = next(iter(data.val_dataloader()))
     assert batch.image.shape == (40, 3, 64, 64)
     assert 90 < batch.image.double().mean() < 140
     assert (batch.image.double().flatten(1).std(1) > 10).all()
