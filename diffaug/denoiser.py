@@ -35,6 +35,12 @@ class Denoiser(pl.LightningModule):
     Both steps return what callbacks may want of each sample, beside the ``loss``: ``t``; ``errors``, its mean squared
     error, unweighted; ``weights``, what that counts in training; each of shape (B,). See
     `diffaug.callbacks.LossByLevel`. Where times are drawn by importance, the errors also go to ``process.times``.
+
+    A loss that is not finite ends the run, on all ranks: at the latest ``trainer.log_every_n_steps`` batches later, and
+    before any checkpoint. Until then the device keeps watch, so that no step waits for it.
+
+    Raises:
+        FloatingPointError: a loss is nan or infinite; says of which step, and what to try.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class Denoiser(pl.LightningModule):
         if missing:
             raise ValueError(f"The model needs {missing} in process.fields, which is {list(process.fields)}.")
         self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
+        self._watched: tuple[Tensor, Tensor] | None = None  # the last loss and its step, until one is not finite
 
     def forward(self, x: Tensor, time: Tensor, labels: Any = None) -> Tensor:
         out = self.network(x, time) if labels is None else self.network(x, time, class_labels=labels)
@@ -88,6 +95,7 @@ class Denoiser(pl.LightningModule):
         if isinstance(self.process.times, Importance):
             self.process.times.update(batch.t, errors)
         loss = (weights * errors).mean()
+        self._watch(loss)
         self.log("train_loss", loss, prog_bar=True)
         return {"loss": loss, "t": batch.t, "errors": errors.detach(), "weights": weights}
 
@@ -96,8 +104,49 @@ class Denoiser(pl.LightningModule):
         options = {"prog_bar": True, "sync_dist": True, "batch_size": len(batch.t), "add_dataloader_idx": False}
         errors = self._errors(batch)
         loss = errors.mean()
+        self._watch(loss)
         self.log(name, loss, **options)
         return {"loss": loss, "t": batch.t, "errors": errors, "weights": self._weights(batch.t)}
+
+    def _watch(self, loss: Tensor) -> None:
+        loss, step = loss.detach(), torch.full((), self.global_step, device=loss.device)
+        if self._watched is not None:
+            before, its_step = self._watched
+            fine = before.isfinite()
+            loss, step = torch.where(fine, loss, before), torch.where(fine, step, its_step)
+        self._watched = loss, step
+
+    def _check_finite(self, name: str) -> None:
+        """Raise if a loss since the last call was not finite on any rank; all ranks must come here together."""
+        loss, step = self._watched or (torch.zeros((), device=self.device),) * 2
+        self._watched = None
+        bad = ~loss.isfinite()
+        if not self.trainer.strategy.reduce(bad.float(), reduce_op="sum"):
+            return
+        where = f"{loss.item()} at step {step.item()}" if bad else "not finite on another rank"
+        raise FloatingPointError(
+            f"{name} is {where}, so the run ends; its checkpoints are from before. If it was finite at first, lower "
+            "model.optimizer.lr or trainer.gradient_clip_val, or take trainer.precision=bf16-mixed in place of "
+            "16-mixed; if it never was, look at the images (python -m diffaug preview) and at the network. "
+            "trainer=debug names the operation in which it begins."
+        )
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        if every and (batch_idx + 1) % every == 0:
+            self._check_finite("train_loss")
+
+    def on_train_epoch_end(self) -> None:
+        self._check_finite("train_loss")
+
+    def on_validation_start(self) -> None:
+        self._check_finite("train_loss")
+
+    def on_validation_epoch_end(self) -> None:
+        self._check_finite("val_loss")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check_finite("train_loss")  # so that a checkpoint is never of weights that are lost
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.parameters())

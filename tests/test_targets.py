@@ -259,6 +259,27 @@ def test_the_impossible_is_refused():
         converted(LinearBeta(), "x_t", "x_0", torch.zeros(1, 2), torch.zeros(1, 2), last)
 
 
+@pytest.mark.parametrize("under", [LinearBeta(timesteps=15_500), LinearBeta(timesteps=20_000)], ids=["small", "tiny"])
+def test_what_is_possible_is_decided_after_the_cast(under):
+    """An alpha that float64 can divide by and float32 cannot is as bad as 0."""
+    t = torch.arange(under.timesteps)
+    assert under.alpha_sigma(t, torch.float64)[0].min() > 0
+    x = torch.full((under.timesteps, 2), 1e4)
+    able = convertible(under, "epsilon", "x_0", t)
+    assert 14_000 < int(able.sum()) < under.timesteps
+    assert convertible(under, "epsilon", "x_0", t, dtype=torch.float64).all()
+    assert converted(under, "epsilon", "x_0", -x[able], x[able], t[able]).isfinite().all()
+    assert converted(under, "epsilon", "x_0", x.double(), x.double(), t).isfinite().all()
+    last = t[-1:]
+    with pytest.raises(ValueError, match=r"x_0 cannot be had from epsilon at t in \[\d+\].*too small for float32"):
+        converted(under, "epsilon", "x_0", x[:1], x[:1], last)
+    with pytest.raises(ValueError, match=r"model\.target=epsilon cannot be trained.*alpha is \d\.?\d*e-\d+ at t = \d+"):
+        check_target(under, "epsilon")
+    for target in ("v", "x_0", "F"):
+        check_target(under, target)
+        assert convertible(under, target, "x_0", t).all()
+
+
 def test_conversions_keep_to_float32_or_wider():
     t = torch.tensor([5, 7])
     for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):

@@ -9,6 +9,9 @@ other field is a x_t + b source, with numbers a and b that depend on t alone. Wr
 epsilon and -sigma for x_0. Where source holds only noise (p = 0) or only image (q = 0) the common factor is cancelled
 by hand, so that epsilon and score turn into each other where alpha = 0 too. What remains is impossible, not unstable:
 x_t and epsilon are the same thing where alpha = 0 and say nothing about x_0; so are x_t and x_0 where sigma = 0.
+
+a and b are computed in float64, but images are multiplied in float32: an alpha that is not 0 but too small for that
+(`LinearBeta` from some 15,000 timesteps on) is as bad as 0. So what counts as possible is decided after the cast.
 """
 
 import torch
@@ -18,6 +21,9 @@ from diffaug.checks import choice
 from diffaug.schedules import Schedule
 from diffaug.targets.fields import IMAGE_FIELDS, INPUTS, TARGETS
 from diffaug.targets.level import SIGMA_DATA, Level, Mix
+
+_ROOM = 2.0**-16
+"""The share of a dtype's greatest number that a or b may have: values up to 65,536 times it do not overflow."""
 
 
 def converted(
@@ -46,21 +52,38 @@ def converted(
             values halts an accelerator: ask `convertible` there.
     """
     a, b = _solved(schedule, source, target, t, sigma_data)
-    if t.device.type == "cpu" and not bool((a.isfinite() & b.isfinite()).all()):
-        at = t[~(a.isfinite() & b.isfinite())].unique().tolist()[:5]
-        raise ValueError(
-            f"{target} cannot be had from {source} at t in {at} of {schedule!r}: alpha or sigma is 0 there, where x_t "
-            f"and {source} say the same thing. Predict v, flow, velocity or F, or keep away from that end."
-        )
     dtype = torch.promote_types(torch.promote_types(x_t.dtype, prediction.dtype), torch.float32)
+    possible = _possible(a, b, dtype)
+    if t.device.type == "cpu" and not bool(possible.all()):
+        at = t[~possible].unique().tolist()[:5]
+        raise ValueError(
+            f"{target} cannot be had from {source} at t in {at} of {schedule!r}: alpha or sigma is 0 there, or too "
+            f"small for {str(dtype).removeprefix('torch.')}, so that x_t and {source} say the same thing. Predict v, "
+            "flow, velocity or F, or keep away from that end."
+        )
     a, b = (c.to(dtype).to(x_t.device).view(_shape(x_t)) for c in (a, b))
     return a * x_t + b * prediction
 
 
-def convertible(schedule: Schedule, source: str, target: str, t: Tensor, sigma_data: float = SIGMA_DATA) -> Tensor:
-    """At which of these times x_t and the source determine the target: bool, of t's shape and device."""
-    a, b = _solved(schedule, source, target, t, sigma_data)
-    return (a.isfinite() & b.isfinite()).to(t.device)
+def convertible(
+    schedule: Schedule,
+    source: str,
+    target: str,
+    t: Tensor,
+    sigma_data: float = SIGMA_DATA,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """At which of these times x_t and the source determine the target: bool, of t's shape and device.
+
+    Arguments:
+        dtype: of the images: what `converted` multiplies in.
+    """
+    return _possible(*_solved(schedule, source, target, t, sigma_data), dtype).to(t.device)
+
+
+def _possible(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    most = torch.finfo(dtype).max * _ROOM
+    return (a.abs() <= most) & (b.abs() <= most)  # false for what is not a number
 
 
 def recovered(
@@ -90,7 +113,7 @@ def as_input(schedule: Schedule, name: str, x_t: Tensor, t: Tensor, sigma_data: 
 
 
 def check_target(schedule: Schedule, target: str) -> None:
-    """Refuse a target that cannot be sampled from: epsilon or score where a step of the schedule has no signal left.
+    """Refuse a target that cannot be sampled from: epsilon or score where a step has no signal left for float32.
 
     Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed", section 3.2. The end of a
     continuous schedule is a single point, never drawn: there the target is allowed.
@@ -98,9 +121,11 @@ def check_target(schedule: Schedule, target: str) -> None:
     choice("model.target", target, TARGETS)
     _, end = schedule.ends
     if schedule.discrete and not bool(convertible(schedule, target, "x_0", end[None])):
+        alpha = schedule.alpha_sigma(end, torch.float64)[0].item()
         raise ValueError(
-            f"model.target={target} cannot be trained with {schedule!r}: alpha is 0 at t = {end.item()}, where "
-            f"x_t is all noise and {target} says nothing about the image. Set model.target to v, x_0, flow or F."
+            f"model.target={target} cannot be trained with {schedule!r}: alpha is {alpha:.3g} at t = {end.item()}, "
+            f"where x_t is all noise and {target} says nothing about the image. Set model.target to v, x_0, flow or F"
+            + ("." if alpha == 0 else ", or the schedule so that it keeps more signal.")
         )
 
 

@@ -27,6 +27,7 @@ schedule and device, so a batch costs one look-up.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -68,22 +69,35 @@ INPUTS = ("x_t", "x_in")
 TARGETS = tuple(name for name in IMAGE_FIELDS if name not in INPUTS)
 """The image fields that a network can be asked for."""
 
+LOG_SNR_TOLD = 48 * math.log(2)
+"""The greatest log-SNR, either way, that a batch tells: 33.27, where sigma / alpha is 2^-24 or 2^24.
+
+Beyond it float32 tells no levels apart: the weaker of signal and noise, if both are of size 1, is lost in the rounding
+of x_t. It is also where `Rectified`'s float32 time ends, 1 - 2^-24. `Schedule.log_snr` itself is infinite where alpha
+or sigma is 0; a network that is told infinity answers nan.
+"""
+
+
+def _told_log_snr(schedule: Schedule, t: Tensor) -> Tensor:
+    return schedule.log_snr(t).clamp(-LOG_SNR_TOLD, LOG_SNR_TOLD)
+
+
 NUMBER_FIELDS: dict[str, Callable[[Schedule, Tensor], Tensor]] = {
     "t": lambda schedule, t: t,
     "t_embed": lambda schedule, t: (
         t * (1000.0 / schedule.timesteps) if schedule.discrete else 1000.0 * schedule.to_unit(t)
     ),
     "unit": lambda schedule, t: schedule.to_unit(t),
-    "log_snr": lambda schedule, t: schedule.log_snr(t),
-    "c_noise": lambda schedule, t: schedule.log_snr(t) * -0.125,
+    "log_snr": _told_log_snr,
+    "c_noise": lambda schedule, t: _told_log_snr(schedule, t) * -0.125,
     "alpha": lambda schedule, t: schedule.alpha_sigma(t)[0],
     "sigma": lambda schedule, t: schedule.alpha_sigma(t)[1],
 }
 """Fields of one number a sample: name -> its value at t, shape (B,).
 
 ``t_embed`` is the time in the range that embeddings of time expect, whatever T: t 1000 / T if discrete (so t itself
-at T = 1000, as diffusers passes it), 1000 times unit time if continuous. ``c_noise`` is ln(sigma / alpha) / 4
-(Karras et al. 2022, table 1).
+at T = 1000, as diffusers passes it), 1000 times unit time if continuous. ``log_snr`` is held within `LOG_SNR_TOLD`,
+and so is ``c_noise``, ln(sigma / alpha) / 4 (Karras et al. 2022, table 1): within 4.16.
 """
 
 WEIGHT_FIELDS = ("weight", "importance_weight")

@@ -1,0 +1,177 @@
+"""Denoiser: what it tells its network is finite, and a loss that is not ends the run."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from test_targets import composed, schedule  # noqa: F401 - a fixture: every schedule YAML
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from diffaug import VPSDE, DiffusionDataModule, ForwardProcess, LinearBeta, Rectified, Trigonometric, Uniform
+from diffaug.checkpoints import LastCheckpoint
+from diffaug.denoiser import Denoiser
+from diffaug.targets import NUMBER_FIELDS
+from diffaug.times import Fixed
+
+
+class Net(nn.Module):
+    """A scale times the image, plus what it is told of time; nan from its call number ``fails`` on.
+
+    Arguments:
+        fails: None never fails.
+        value: in place of nan.
+    """
+
+    def __init__(self, fails: int | None = None, value: float = math.nan) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+        self.fails, self.value, self.calls = fails, value, 0
+
+    def forward(self, x, time):
+        self.calls += 1
+        out = self.scale * x + 0.01 * time.view(-1, 1, 1, 1)
+        return out + self.value if self.fails is not None and self.calls > self.fails else out
+
+
+def data(under=LinearBeta(), target="epsilon", count=40, **options):  # noqa: B008 - frozen
+    images = torch.randint(0, 256, (count, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    process = ForwardProcess(under, fields=("x_t", target, "t"), target=target, compile=False, **options)
+    dataset = TensorDataset(images)
+    return DiffusionDataModule(train=dataset, val=dataset, process=process, seed=0, batch_size=4)
+
+
+def trainer(folder, *callbacks, **options):
+    defaults = {"accelerator": "cpu", "max_steps": 12, "val_check_interval": 6, "check_val_every_n_epoch": None}
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return pl.Trainer(default_root_dir=folder, callbacks=list(callbacks), **{**defaults, **quiet, **options})
+
+
+def test_every_number_that_a_network_is_told_is_finite(schedule):  # noqa: F811
+    """At every time that may be drawn, at both ends, and beside them."""
+    if schedule.discrete:
+        t = torch.arange(schedule.timesteps)
+    else:
+        low, high = schedule.range
+        inside = schedule.from_unit(torch.linspace(0, 1, 101, dtype=torch.float64)).float()
+        tiny = torch.tensor([1e-45, 1e-38, 1e-20, 1e-10]) + low
+        t = torch.cat([torch.tensor([low, high]).float(), inside, tiny]).clamp(low, high)
+    for name, field in NUMBER_FIELDS.items():
+        assert field(schedule, t).isfinite().all(), name
+
+
+def test_levels_beyond_what_float32_tells_apart_are_held():
+    zero, t = composed("zero_terminal_snr"), torch.tensor([997, 998, 999])
+    assert zero.log_snr(t)[2] == -math.inf  # the schedule itself says what is so
+    told = NUMBER_FIELDS["log_snr"](zero, t)
+    assert torch.equal(told[:2], zero.log_snr(t[:2]))
+    assert told[2].item() == pytest.approx(-48 * math.log(2))
+    c_noise = NUMBER_FIELDS["c_noise"](zero, t).tolist()
+    assert c_noise == sorted(set(c_noise))  # the last step has a number of its own
+    assert c_noise[2] == pytest.approx(6 * math.log(2))
+    # The bound is where the signal is lost in the rounding of x_t, and where Rectified's float32 time ends.
+    last = torch.nextafter(torch.ones(1), torch.zeros(1))
+    assert Rectified().log_snr(last, torch.float64).item() == pytest.approx(-48 * math.log(2), rel=1e-7)
+    x_t = torch.tensor(1.0) + torch.tensor(2.0**-24)
+    assert x_t == 1
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+@pytest.mark.parametrize("time", ["c_noise", "log_snr"])
+@pytest.mark.parametrize("under", [Rectified(), Trigonometric(), composed("zero_terminal_snr")], ids=repr)
+def test_training_and_sampling_stay_finite_where_alpha_is_0(under, time):
+    process = ForwardProcess(under, fields=("x_t", "v", "t"), target="v", compile=False)
+    model = Denoiser(Net(), process, time=time, target="v")
+    end = Uniform(coverage=Fixed(at=1 - 2.0**-53))
+    batch = process(torch.zeros(2, 1, 4, 4), torch.arange(2), times=end)
+    assert batch.t[0] >= 0.999 * under.range[1]
+    assert model.training_step(batch, 0)["loss"].isfinite()
+    assert model.sample((2, 1, 4, 4), steps=7, clip=False).isfinite().all()
+
+
+def test_sampling_skips_times_that_float32_cannot_divide_by():
+    """alpha is 3.6e-44 at the end of this schedule: no 0, but 1 / alpha is infinite in float32."""
+    under = VPSDE(0.1, 400.0)
+    assert 0 < under.alpha_sigma(torch.ones(1))[0] < 1e-40
+    model = Denoiser(Net(), data(under).process)
+    assert model.sample((2, 1, 4, 4), steps=50).isfinite().all()
+    assert 0 < model.network.calls < 50
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_the_run(value, tmp_path):
+    """It says which step, at the next look; and no checkpoint is written after it."""
+    model = Denoiser(Net(fails=3, value=value), (module := data()).process)
+    saved = ModelCheckpoint(tmp_path, save_top_k=-1, every_n_train_steps=1, filename="{step}")
+    message = rf"train_loss is {value} at step 3, so the run ends.*model\.optimizer\.lr.*bf16-mixed.*preview.*debug"
+    with pytest.raises(FloatingPointError, match=message):
+        trainer(tmp_path, saved, log_every_n_steps=50, num_sanity_val_steps=0).fit(model, module)
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["step=1.ckpt", "step=2.ckpt", "step=3.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "calls"),
+    [
+        ({"log_every_n_steps": 4}, 4),  # at an interval of logging
+        ({"log_every_n_steps": 0}, 6),  # before a validation
+        ({"log_every_n_steps": 0, "limit_val_batches": 0}, 10),  # at an epoch's end
+    ],
+)
+def test_it_is_looked_at_now_and_then(options, calls, tmp_path):
+    model = Denoiser(Net(fails=2), (module := data()).process)
+    with pytest.raises(FloatingPointError, match="train_loss is nan at step 2"):
+        trainer(tmp_path, num_sanity_val_steps=0, enable_checkpointing=False, **options).fit(model, module)
+    assert model.network.calls == calls
+
+
+def test_a_validation_loss_that_is_not_finite_ends_the_run_too(tmp_path):
+    model = Denoiser(Net(fails=6), (module := data()).process)
+    last = LastCheckpoint(str(tmp_path))
+    with pytest.raises(FloatingPointError, match="val_loss is nan at step 6"):
+        trainer(tmp_path, last, num_sanity_val_steps=0).fit(model, module)
+    assert not (tmp_path / "last.ckpt").exists()
+    model = Denoiser(Net(fails=0), module.process)
+    with pytest.raises(FloatingPointError, match="val_loss is nan at step 0"):
+        trainer(tmp_path, enable_checkpointing=False).fit(model, module)
+    assert model.network.calls == 2  # within the sanity check, before any training
+
+
+def test_no_step_waits_for_the_watch(tmp_path, monkeypatch):
+    """Between two looks nothing of the loss is brought to the host."""
+    model = Denoiser(Net(), (module := data()).process)
+    looked = []
+    check = model._check_finite
+    monkeypatch.setattr(model, "_check_finite", lambda name: looked.append(model.network.calls) or check(name))
+    options = {"log_every_n_steps": 5, "limit_val_batches": 0, "max_steps": 10, "enable_checkpointing": False}
+    trainer(tmp_path, **options).fit(model, module)
+    assert looked == [5, 10, 10]
+
+
+RANKS = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch, test_denoiser as own
+class Odd(own.Net):
+    def forward(self, x, time):
+        out = super().forward(x, time)
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        return out + float("nan") if rank == 1 and self.calls == 3 else out
+module = own.data()
+options = dict(devices=2, strategy="ddp", log_every_n_steps=3, num_sanity_val_steps=0, enable_checkpointing=False)
+own.trainer({folder!r}, **options).fit(own.Denoiser(Odd(), module.process), module)
+"""
+
+
+@pytest.mark.slow
+def test_all_ranks_end_where_one_has_no_finite_loss(tmp_path):
+    job = tmp_path / "ranks.py"
+    job.write_text(RANKS.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    done = subprocess.run([sys.executable, str(job)], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode != 0
+    assert "train_loss is not finite on another rank" in done.stderr
+    assert "train_loss is nan at step 2" in done.stderr
