@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from scipy import stats
 
 import diffaug.times as T
+from diffaug import ForwardProcess
 from diffaug.config import config_dir
 from diffaug.noise.philox import keys
 from diffaug.schedules import EDM, VE, LinearBeta, Rectified, Schedule, ZeroTerminalSNR
@@ -273,6 +274,36 @@ def test_a_density_that_misses_the_schedule_is_refused_with_the_reason() -> None
     with pytest.raises(ValueError, match=r"T = 1000 timesteps.* got 3"):
         T.Weights((1, 2, 3)).check(LinearBeta())
     T.Weights((1, 2, 3)).check(Rectified())
+
+
+NEVER = [name for name in LEVELS if name in NAMES] + ["logit_normal"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_last_step_without_signal_that_is_not_drawn_is_warned_of_once(name: str, caplog) -> None:
+    schedule = ZeroTerminalSNR(LinearBeta(timesteps=500 + 2 * NAMES.index(name)))  # warned of in no other test
+    times, last = configured(name), schedule.timesteps - 1
+    for _ in range(2):
+        ForwardProcess(schedule, times, target="v")
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (name in NEVER)
+    many = torch.linspace(0, 2**53 - 1, 100_001, dtype=torch.float64).long()[1:-1]
+    assert (int(times.of_points(many, schedule).max()) < last) == (name in NEVER)
+    for message in said:
+        assert message.startswith(f"times={times!r} hardly ever draws t = {last} of {schedule!r}, where no signal")
+        assert f"less than once in {1000 * schedule.timesteps} draws, and else no t above " in message
+        assert message.endswith("such as times=uniform, or sample from an earlier t.")
+
+
+def test_other_schedules_are_not_warned_of(caplog) -> None:
+    for schedule in (LinearBeta(), Rectified(), EDM(), VE()):
+        for name in NAMES:
+            if name != "importance" or schedule.discrete:
+                configured(name).check(schedule)
+    T.Weights((1, 1)).check(ZeroTerminalSNR(LinearBeta(900)))
+    assert not caplog.records
+    T.Weights((1, 1, 0)).check(ZeroTerminalSNR(LinearBeta(900)))
+    assert "no t above 599" in caplog.text
 
 
 def test_weights_come_from_files(tmp_path) -> None:

@@ -10,7 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from test_targets import composed, schedule, times  # noqa: F401 - a fixture: every schedule YAML
 
-from diffaug.schedules import Cosine, LinearBeta, Rectified
+from diffaug import ForwardProcess
+from diffaug.schedules import Cosine, LinearBeta, Rectified, ZeroTerminalSNR
 from diffaug.targets import (
     IMAGE_FIELDS,
     P2,
@@ -136,19 +137,24 @@ def test_no_nan_anywhere(schedule, name):  # noqa: F811
 
 
 def test_limits_where_snr_is_0_or_infinite():
-    """min(SNR, gamma) / SNR is 0/0 at SNR 0; its limit is 1. The straight path reaches both ends."""
+    """min(SNR, gamma) / SNR is 0/0 at SNR 0; its limit is 1. The straight path reaches both ends.
+
+    Of min-SNR and its kin the weight at SNR 0 is 1 on every target, not the limit.
+    """
     ends = torch.tensor([0.0, 1.0])
     expected = {
         (MinSNR(), "epsilon"): [0, 1],
-        (MinSNR(), "x_0"): [5, 0],
-        (MinSNR(), "v"): [0, 0],
+        (MinSNR(), "x_0"): [5, 1],
+        (MinSNR(), "v"): [0, 1],
         (Debiased(), "epsilon"): [0, float("inf")],
         (TruncatedSNR(), "v"): [1, 1],
         (EDMWeight(), "F"): [1, 1],
         (EDMWeight(), "v"): [1, 4],
         (CosMap(), "flow"): [2 / torch.pi, 2 / torch.pi],
         (SigmoidWeight(), "epsilon"): [0, 1],
-        (SoftMinSNR(), "x_0"): [4, 0],
+        (SigmoidWeight(), "v"): [0, 0],
+        (SoftMinSNR(), "x_0"): [4, 1],
+        (P2(), "v"): [0, 0],
     }
     for (weight, target), values in expected.items():
         found = weight.of(Rectified(), target, ends)
@@ -156,7 +162,41 @@ def test_limits_where_snr_is_0_or_infinite():
     zero = composed("zero_terminal_snr")
     last = torch.tensor([999])
     assert MinSNR().of(zero, "epsilon", last).item() == 1
-    assert MinSNR().of(zero, "v", last).item() == 0
+
+
+@pytest.mark.parametrize("name", ["min_snr", "soft_min_snr", "snr"])
+def test_the_step_without_signal_is_learned_as_the_min_snr_authors_have_it(name):
+    """Their code sets the weight to 1 where SNR is 0, whatever is predicted; every other step keeps its own."""
+    zero, t = composed("zero_terminal_snr"), torch.arange(1000)
+    for target in ("v", "x_0", "flow", "F"):
+        weights = of_yaml(name).of(zero, target, t)
+        assert weights[999] == 1
+        assert 0 < weights[998] < 1e-6
+    snr = zero.log_snr(t[:999], torch.float64).exp()
+    expected = snr.clamp_max(5) / (snr + 1)
+    torch.testing.assert_close(MinSNR().of(zero, "v", t[:999]).double(), expected, rtol=2e-7, atol=0)
+
+
+@pytest.mark.parametrize("weight", [P2(), SigmoidWeight(), Debiased()], ids=repr)
+def test_a_weight_that_leaves_the_last_step_unlearned_is_warned_of_once(weight, caplog):
+    zero = ZeroTerminalSNR(Cosine(timesteps=200 + len(repr(weight))))  # not one that another test has warned of
+    last = zero.timesteps - 1
+    for _ in range(2):
+        ForwardProcess(zero, weight=weight, target="v")
+    (record,) = (r for r in caplog.records if r.name == "diffaug")
+    assert f"weight={weight!r} on the loss of v is 0 at t = {last} of {zero!r}, where SNR is 0" in record.getMessage()
+    assert "Set weight to min_snr, soft_min_snr or snr" in record.getMessage()
+
+
+def test_other_weights_are_not_warned_of(caplog):
+    zero = composed("zero_terminal_snr")
+    for name in NAMES:
+        if name not in ("p2", "sigmoid", "debiased"):
+            of_yaml(name).check(zero, "v")
+        of_yaml(name).check(Cosine(), "v")
+        of_yaml(name).check(Rectified(), "v")
+    P2().check(zero, "epsilon")
+    assert not caplog.records
 
 
 def test_an_infinite_weight_is_refused():

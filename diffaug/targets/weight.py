@@ -11,9 +11,15 @@ function of log_snr alone (the EDM one also of sigma_data), so it means the same
 
 All is computed in float64 on `Level` with its ``limit``: where SNR is 0 or infinite a weight is its limit there, and
 a limit that is infinite (SNR^-1/2 on epsilon at SNR 0) is inf; `Weight.check` refuses it where it would be met.
+
+The other way round, a limit of 0 at the last step of a zero-terminal schedule means that the step at which sampling
+starts is never learned. The code of Hang et al. 2023 sets the weight there to 1, whatever the target, for min-SNR and
+for plain SNR alike: ``without_signal`` follows it for these and for soft-min-SNR, which is min-SNR but for its corner.
+The other weights keep to their papers, which say nothing of it, and `Weight.check` warns.
 """
 
 import functools
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,6 +32,8 @@ from diffaug.schedules import Schedule
 from diffaug.targets.fields import IMAGE_FIELDS, TARGETS
 from diffaug.targets.level import SIGMA_DATA, Level
 
+_log = logging.getLogger("diffaug")
+
 
 @dataclass(frozen=True)
 class Weight(ABC):
@@ -33,9 +41,11 @@ class Weight(ABC):
 
     Attributes:
         stated_on: the target on whose loss the paper states the weight; None: on whichever target is trained.
+        without_signal: the weight where SNR is exactly 0, on the loss of any target; None: the limit there.
     """
 
     stated_on: ClassVar[str | None] = None
+    without_signal: ClassVar[float | None] = None
 
     @abstractmethod
     def at(self, level: Level) -> Tensor:
@@ -55,11 +65,15 @@ class Weight(ABC):
         return _converted(self, schedule, target, t, sigma_data)
 
     def check(self, schedule: Schedule, target: str, sigma_data: float = SIGMA_DATA) -> None:
-        """Refuse a weight that is infinite at a step of the schedule. The ends of a continuous one are never drawn."""
+        """Refuse a weight that is infinite at a step of the schedule; warn, once, of one that is 0 at its last.
+
+        The ends of a continuous schedule are never drawn.
+        """
         if not schedule.discrete:
             return
         times = torch.arange(schedule.timesteps)
-        bad = times[~self.of(schedule, target, times, sigma_data).isfinite()]
+        weights = self.of(schedule, target, times, sigma_data)
+        bad = times[~weights.isfinite()]
         if len(bad):
             snr = schedule.log_snr(bad[:1]).exp().item()
             raise ValueError(
@@ -67,6 +81,20 @@ class Weight(ABC):
                 f"SNR is {snr:g}. Set model.target to v, x_0, flow or F, or weight to one that is bounded there, such "
                 "as min_snr."
             )
+        if weights[-1] == 0 and schedule.log_snr(times[-1:]).isneginf():
+            _warn_of_no_weight(self, schedule, target)
+
+
+@functools.lru_cache(maxsize=64)
+def _warn_of_no_weight(weight: Weight, schedule: Schedule, target: str) -> None:
+    _log.warning(
+        "weight=%r on the loss of %s is 0 at t = %d of %r, where SNR is 0: the step at which sampling starts is never "
+        "learned. Set weight to min_snr, soft_min_snr or snr, which are 1 there, or to none.",
+        weight,
+        target,
+        schedule.timesteps - 1,
+        schedule,
+    )
 
 
 def _converted(weight: Weight, schedule: Schedule, target: str, t: Tensor, sigma_data: float) -> Tensor:
@@ -74,6 +102,8 @@ def _converted(weight: Weight, schedule: Schedule, target: str, t: Tensor, sigma
     value = weight.at(level)
     if weight.stated_on not in (None, target):
         value = value * (_determinant(level, weight.stated_on) / _determinant(level, target)).square()
+    if weight.without_signal is not None:
+        value = torch.where(schedule.log_snr(level.t, torch.float64).isneginf(), weight.without_signal, value)
     return value.float().to(t.device)
 
 

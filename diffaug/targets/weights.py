@@ -22,9 +22,10 @@ class Unweighted(Weight):
 
 @dataclass(frozen=True)
 class MinSNR(Weight):
-    """min(SNR, gamma) on x_0, so min(1, gamma / SNR) on epsilon.
+    """min(SNR, gamma) on x_0, so min(1, gamma / SNR) on epsilon and min(SNR, gamma) / (SNR + 1) on v; 1 where SNR is 0.
 
-    Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", section 3.4.
+    Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", section 3.4; where SNR is 0, their
+    code.
 
     Arguments:
         gamma: > 0.
@@ -32,6 +33,7 @@ class MinSNR(Weight):
 
     gamma: float = 5.0
     stated_on: ClassVar[str | None] = "x_0"
+    without_signal: ClassVar[float | None] = 1.0
 
     def __post_init__(self) -> None:
         _positive(self, "gamma")
@@ -42,7 +44,7 @@ class MinSNR(Weight):
 
 @dataclass(frozen=True)
 class SoftMinSNR(Weight):
-    """1 / (1 / SNR + 1 / gamma) on x_0: min-SNR without its corner.
+    """1 / (1 / SNR + 1 / gamma) on x_0: min-SNR without its corner; as there, 1 where SNR is 0.
 
     Crowson et al. 2024, "Scalable High-Resolution Pixel-Space Image Synthesis with Hourglass Diffusion Transformers",
     section 4.4. With gamma = 1 / sigma_data^2 it is (sigma s)^2 / (sigma^2 + s^2)^2 on F, as their code has it.
@@ -53,6 +55,7 @@ class SoftMinSNR(Weight):
 
     gamma: float = 4.0
     stated_on: ClassVar[str | None] = "x_0"
+    without_signal: ClassVar[float | None] = 1.0
 
     def __post_init__(self) -> None:
         _positive(self, "gamma")
@@ -65,7 +68,9 @@ class SoftMinSNR(Weight):
 class P2(Weight):
     """(k + SNR)^-gamma on epsilon; with k = gamma = 1 it is sigma^2 of a variance preserving schedule.
 
-    Choi et al. 2022, "Perception Prioritized Training of Diffusion Models", equation 8.
+    Choi et al. 2022, "Perception Prioritized Training of Diffusion Models", equation 8. On v, variance preserving, it
+    is SNR / (SNR + 1) times that, by the definition. (Trainers that add 1 to SNR for v, (k + 1 + SNR)^-gamma, weigh
+    otherwise: theirs does not fall to 0 with SNR.)
 
     Arguments:
         k: > 0.
@@ -86,9 +91,10 @@ class P2(Weight):
 
 @dataclass(frozen=True)
 class SNRWeight(Weight):
-    """SNR on x_0, so 1 on epsilon: DDPM's loss for any target (Salimans and Ho 2022, section 4)."""
+    """SNR on x_0, so 1 on epsilon: DDPM's loss for any target (Salimans and Ho 2022, section 4); 1 where SNR is 0."""
 
     stated_on: ClassVar[str | None] = "x_0"
+    without_signal: ClassVar[float | None] = 1.0
 
     def at(self, level: Level) -> Tensor:
         return level.log_snr.exp()
@@ -147,7 +153,8 @@ class SigmoidWeight(Weight):
 class SigmaSqrt(Weight):
     """u^-2 on x_0, where u = sigma / (alpha + sigma) is the time of the straight path at the same SNR: so 1 on flow.
 
-    Esser et al. 2024, "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", whose sigma is u.
+    The word is that of diffusers' training scripts for SD3, whose sigma is u; they apply it to the error of x_0. The
+    paper (Esser et al. 2024) has none: it trains flow with weight 1, which is the same.
     """
 
     stated_on: ClassVar[str | None] = "x_0"
@@ -160,8 +167,9 @@ class SigmaSqrt(Weight):
 class CosMap(Weight):
     """2 / (pi (1 - 2u + 2u^2)) on flow, where u = sigma / (alpha + sigma).
 
-    Esser et al. 2024, section 3.1: it gives the straight path the log-SNR density of the cosine schedule. (diffusers'
-    scripts apply it to x_0 unless told otherwise; the paper's loss is that of flow.)
+    Esser et al. 2024, "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", section 3.1, where it
+    is a density of u, equation 22: it gives the straight path the log-SNRs of the cosine schedule. Uniform times with
+    this weight have the same expected loss. (diffusers' scripts use it as a weight, and on x_0 unless told otherwise.)
     """
 
     stated_on: ClassVar[str | None] = "flow"
@@ -175,7 +183,9 @@ class CosMap(Weight):
 class Debiased(Weight):
     """SNR^-1/2 on epsilon.
 
-    Yu et al. 2024, "Unmasking Bias in Diffusion Model Training", equation 11. Infinite on epsilon where SNR is 0.
+    Yu et al. 2024, "Unmasking Bias in Diffusion Model Training", equation 11. Infinite on epsilon where SNR is 0. On
+    v, variance preserving, it is SNR^1/2 / (SNR + 1), by the definition. (Trainers differ there: 1 / (SNR + 1) and
+    (SNR + 1)^-1/2 are in use.)
     """
 
     stated_on: ClassVar[str | None] = "epsilon"

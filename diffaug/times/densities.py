@@ -13,6 +13,7 @@ noise level  `LevelTimes` (`diffaug.times.levels`)    the same distribution of l
 """
 
 import functools
+import logging
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -25,6 +26,10 @@ from diffaug.checks import integer, number, refuse
 from diffaug.noise.philox import Keys, indices, uniforms
 from diffaug.schedules import Schedule
 from diffaug.times.coverage import Coverage, Independent
+
+_log = logging.getLogger("diffaug")
+_SELDOM = 1e-3
+"""A timestep that has less than this share of a uniform density's draws counts as never drawn."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,17 @@ class Times(ABC):
             Native times of the schedule, int64 if it is discrete, float64 if continuous, of q's shape.
         """
 
-    def check(self, schedule: Schedule) -> None:  # noqa: B027 - most go with any
-        """Refuse a schedule on which this density makes no sense.
+    def check(self, schedule: Schedule) -> None:
+        """Refuse a schedule on which this density makes no sense; warn, once, of a last step that it never draws.
+
+        That is, where the schedule ends without signal (zero terminal SNR): sampling starts there, so it must be
+        trained on. A density over noise levels cannot draw it, its log-SNR being -inf; one over unit time may hardly
+        ever do.
 
         Raises:
             ValueError: with the reason, and what to do instead.
         """
+        _warn_if_the_end_is_not_drawn(self, schedule)
 
     def of_points(self, points: Tensor, schedule: Schedule) -> Tensor:
         """The time at each point in [0, 2^53): int64, or float32 strictly inside the schedule's range."""
@@ -140,12 +150,13 @@ class LevelTimes(Times):
         """The log-SNR above which a share q of all draws lies: float64 in (0, 1) to finite float64, falling in q."""
 
     def quantile(self, q: Tensor, schedule: Schedule) -> Tensor:
-        self.check(schedule)
+        _check_overlap(self, schedule)
         t = schedule.t_of_log_snr(self.log_snr(q))
         return (t + 0.5).long() if schedule.discrete else t
 
     def check(self, schedule: Schedule) -> None:
         _check_overlap(self, schedule)
+        super().check(schedule)
 
 
 @dataclass(frozen=True)
@@ -181,4 +192,23 @@ def _check_overlap(times: LevelTimes, schedule: Schedule) -> None:
             f"{schedule!r} has none of them: its log-SNR goes from {least:.3g} to {most:.3g}, and every draw would "
             "fall on one end. Move the density (its fields are in sigma(t) / alpha(t), and log-SNR is "
             "-2 ln sigma; `laplace` is in log-SNR itself), or use one over unit time, such as times=uniform."
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _warn_if_the_end_is_not_drawn(times: Times, schedule: Schedule) -> None:
+    if not schedule.discrete or not schedule.log_snr(schedule.ends[1]).isneginf():
+        return
+    last = schedule.timesteps - 1
+    t = int(times.quantile(torch.tensor([1 - _SELDOM / schedule.timesteps], dtype=torch.float64), schedule))
+    if t < last:
+        _log.warning(
+            "times=%r hardly ever draws t = %d of %r, where no signal is left and sampling starts: less than once in "
+            "%d draws, and else no t above %d. So that step is not learned. Use a density over unit time that reaches "
+            "it, such as times=uniform, or sample from an earlier t.",
+            times,
+            last,
+            schedule,
+            schedule.timesteps / _SELDOM,
+            t,
         )

@@ -145,6 +145,10 @@ class Weights(UnitTimes):
         object.__setattr__(self, "weights", weights)
 
     def check(self, schedule: Schedule) -> None:
+        self._check_number(schedule)
+        super().check(schedule)
+
+    def _check_number(self, schedule: Schedule) -> None:
         if schedule.timesteps % len(self.weights):
             raise ValueError(
                 f"times.weights must be one for each of T = {schedule.timesteps} timesteps, or a number that divides "
@@ -163,7 +167,7 @@ class Weights(UnitTimes):
         return (part + into) / len(self.weights)
 
     def quantile(self, q: Tensor, schedule: Schedule) -> Tensor:
-        self.check(schedule)
+        self._check_number(schedule)
         if not schedule.discrete:
             return super().quantile(q, schedule)
         # In whole timesteps: a rounding error cannot reach over an edge to a t of weight 0.
