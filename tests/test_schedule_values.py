@@ -235,7 +235,7 @@ def exact_table(name: str) -> list | None:
             "tabulated": lambda: products([mpf(x) for x in (1e-4, 0.001, 0.01, 0.05, 0.2, 0.5)]),
             "zero_terminal_snr": lambda: zero_terminal(linear),
             "shifted": lambda: linear,  # image 64, base_image 64
-            "interpolated_shift": lambda: interpolated(clipped(cosine), 512, 32, 256),
+            "interpolated_shift": lambda: interpolated(clipped(cosine), 512, 256, 32),
             "respaced": lambda: linear[19::20],
             "truncated": lambda: linear[:200],
             "discretised": lambda: [vp_sde(mpf(t + 1) / T) for t in range(T)],
@@ -387,12 +387,22 @@ def test_a_larger_image_gets_more_noise():
 
 def test_the_interpolated_shift_goes_from_its_start_to_its_end():
     base = LinearLogSNR()
-    schedule = InterpolatedShift(base, 512, 32, 256)
+    schedule = InterpolatedShift(base, 512, 256, 32)
     shift = schedule.log_snr(torch.tensor([0.0, 0.5, 1.0])) - base.log_snr(torch.tensor([0.0, 0.5, 1.0]))
-    wanted = [2 * math.log(32 / 512), math.log(32 / 512) + math.log(256 / 512), 2 * math.log(256 / 512)]
+    wanted = [2 * math.log(256 / 512), math.log(32 / 512) + math.log(256 / 512), 2 * math.log(32 / 512)]
     assert shift.tolist() == pytest.approx(wanted, abs=1e-6)
     t = schedule.t_of_log_snr(schedule.log_snr(torch.tensor([0.25, 0.75], dtype=torch.float64), torch.float64))
     assert t.tolist() == pytest.approx([0.25, 0.75], abs=1e-12)
+
+
+def test_the_interpolated_shift_gives_time_back_to_fine_details():
+    """The share of unit time with SNR above 1 at 512 pixels: under the constant shift, by default, and as printed."""
+    base, zero = Trigonometric(), torch.zeros((), dtype=torch.float64)
+    default = InterpolatedShift(base, 512)
+    assert default == InterpolatedShift(base, 512, base_image_least_noise=256, base_image_most_noise=32)
+    as_printed = InterpolatedShift(base, 512, base_image_least_noise=32, base_image_most_noise=256)
+    shares = [s.t_of_log_snr(zero).item() for s in (Shifted(base, image=512, base_image=64), default, as_printed)]
+    assert shares == pytest.approx([0.079, 0.202, 0.043], abs=5e-4)
 
 
 def test_simple_diffusion_is_a_truncated_cosine():

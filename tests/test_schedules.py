@@ -323,8 +323,8 @@ def test_other_bases_that_do_not_fit_are_refused():
         schedules.ZeroTerminalSNR(schedules.LinearBeta(1))
     with pytest.raises(ValueError, match=r"schedule\.factor.*schedule\.image"):
         schedules.Shifted(schedules.Cosine())
-    with pytest.raises(ValueError, match=r"schedule\.base_image_end.*would rise"):
-        schedules.InterpolatedShift(schedules.LinearLogSNR(3.0, -3.0), base_image_start=8, base_image_end=256)
+    with pytest.raises(ValueError, match=r"schedule\.base_image_most_noise.*would rise"):
+        schedules.InterpolatedShift(schedules.LinearLogSNR(3.0, -3.0), 512, 8, 256)
     with pytest.raises(ValueError, match=r"schedule\.low must be a whole number in \[0, 999\]"):
         schedules.Truncated(schedules.Cosine(), low=0.5)
     with pytest.raises(ValueError, match=r"schedule\.low must be less than schedule\.high, 0\.2"):
