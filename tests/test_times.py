@@ -96,7 +96,8 @@ LEVELS = {
     "log_uniform": (T.LogUniform(), stats.loguniform(0.002, 80).cdf),
     "log_logistic": (T.LogLogistic(), stats.fisk(2, scale=0.5).cdf),
     "log_logistic, cut": (T.LogLogistic(0.1, 3.0, 0.7, 1.5), cut(stats.fisk(1 / 1.5, scale=0.7).cdf, 0.1, 3)),
-    "v_diffusion": (T.VDiffusion(), stats.halfcauchy(scale=0.5).cdf),
+    "v_diffusion": (T.VDiffusion(), cut(stats.halfcauchy(scale=0.5).cdf, 1e-3, 1e3)),
+    "v_diffusion, uncut": (T.VDiffusion(0.0, None), stats.halfcauchy(scale=0.5).cdf),
     "v_diffusion, cut": (T.VDiffusion(0.05, 20.0, 1.0), cut(stats.halfcauchy(scale=1).cdf, 0.05, 20)),
     "laplace": (T.Laplace(), lambda sigma: stats.laplace(0, 0.5).sf(-2 * np.log(sigma))),
     "laplace, moved": (T.Laplace(-1.0, 2.0), lambda sigma: stats.laplace(-1, 2).sf(-2 * np.log(sigma))),
@@ -171,9 +172,18 @@ def test_known_values() -> None:
         [0.00014575126072091583, 622.416251089319], rel=1e-6
     )
     assert at(T.Beta(), Rectified(), 1e-6, 0.3) == pytest.approx([1e-6**1.25, 0.3**1.25], rel=1e-9)
-    assert at(T.VDiffusion(), EDM(), 1e-9, 0.75) == pytest.approx([0.5 * math.pi / 2 * 1e-9, 1.2071067811865475])
+    assert at(T.VDiffusion(0.0, None), EDM(), 1e-9, 0.75) == pytest.approx(
+        [0.5 * math.pi / 2 * 1e-9, 1.2071067811865475]
+    )
     assert at(T.Cubic(), LinearBeta(), 0.1001, 0.89) == [271, 998]
     assert at(T.Weights((0, 0, 1, 1)), LinearBeta(timesteps=4), 1e-12, 0.4999, 0.5001, 1 - 1e-12) == [2, 2, 3, 3]
+
+
+def test_v_diffusion_ends_where_k_diffusion_ends_it() -> None:
+    q = torch.tensor([2.0**-54, 1 - 2.0**-53], dtype=torch.float64)
+    assert T.VDiffusion().quantile(q, EDM()).tolist() == pytest.approx([1e-3, 1e3], rel=1e-9)
+    uncut = T.VDiffusion(0.0, None).quantile(torch.tensor([1 - 1 / 200_000], dtype=torch.float64), EDM())
+    assert uncut.item() == pytest.approx(65_504, rel=0.03)  # float16's greatest number
 
 
 SCHEDULES = [LinearBeta(), ZeroTerminalSNR(LinearBeta()), Rectified(), EDM(), VE()]

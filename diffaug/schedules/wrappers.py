@@ -152,8 +152,8 @@ class InterpolatedShift(Wrapper):
     exceeds 1 in 20.2 % of unit time, in place of 7.9 % under the constant shift from 64. This is the direction of
     k-diffusion and of lucidrains' denoising-diffusion-pytorch, with which models were trained. The paper's equation, as
     printed, has the two sizes exchanged (32 at u = 0, 256 at u = 1), which takes more of that time: 4.3 % is left. For
-    that, exchange them here.
-    (k-diffusion holds the ends of the log-SNR in place while it shifts; here they move, as in the paper.)
+    that, exchange them here. (k-diffusion holds the ends of the log-SNR where they were; here, as in lucidrains' code,
+    they are shifted too.)
 
     Arguments:
         base: any schedule whose log-SNR falls fast enough that it still falls, or stays, after the interpolation.

@@ -162,12 +162,16 @@ class VDiffusion(Truncatable):
     """sigma = sigma_data tan(pi q / 2): the angle of v-diffusion, atan(sigma / sigma_data), is uniform.
 
     Salimans and Ho 2022, "Progressive Distillation", section 4 (the cosine schedule in angle); as a density over
-    sigma, cut off at both sides, Crowson, k-diffusion.
+    sigma, cut off at both sides, Crowson, k-diffusion, whose bounds are the default. Untruncated (sigma_min=0,
+    sigma_max=None), it draws a sigma above float16's 65,504 once in 200,000 times.
 
     Arguments:
+        sigma_min, sigma_max: where it begins and ends, as above.
         sigma_data: the median, > 0.
     """
 
+    sigma_min: float = 1e-3
+    sigma_max: float | None = 1e3
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
@@ -188,7 +192,7 @@ class VDiffusion(Truncatable):
 class Laplace(LevelTimes):
     """log-SNR ~ Laplace(mean, scale): most draws where signal and noise are alike.
 
-    Hang and Gu 2024, "Improved Noise Schedule for Diffusion Training".
+    Hang and Gu 2024, "Improved Noise Schedule for Diffusion Training", as the schedule `diffaug.schedules.Laplace`.
 
     Arguments:
         mean: of log-SNR (their mu).
