@@ -98,7 +98,7 @@ def test_mean_and_variance_of_an_element(name):
     x = kind.draw(*some())[:, 0, 0, 0].double()
     variance = {"offset": 1.01, "pyramid": None}.get(name, 1.0)
     if variance is None:
-        return  # test_pyramid_is_its_levels: its variance depends on the pixel
+        return  # its variance depends on the pixel: test_pyramid_is_its_levels
     kurtosis = 3 + (6 / (10 - 4) if name == "student_t" else 0)
     mean_is(x, 0, math.sqrt(variance))
     mean_is(x.square(), variance, variance * math.sqrt(kurtosis - 1))
@@ -167,37 +167,79 @@ def test_student_t_elements_are_uncorrelated_but_large_together():
 # --- pyramid ----------------------------------------------------------------------------------------------------
 
 
-def test_pyramid_has_unit_deviation_in_every_sample():
-    x = Pyramid().draw(*some(256)).double().flatten(1)
-    torch.testing.assert_close(x.std(1, correction=0), torch.ones(256, dtype=torch.float64), rtol=1e-6, atol=0)
+def interpolated(x, size):
+    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[x.ndim]
+    return torch.nn.functional.interpolate(x, size=size, mode=mode, align_corners=False)
 
 
-def test_pyramid_is_its_levels():
-    """The unnormalised sum has the covariance of its bilinear levels: the ratio of two elements' covariances shows it.
+@pytest.mark.parametrize("shape", [(1, 16, 16), (2, 9, 20), (1, 33), (1, 4, 12, 7)])
+def test_pyramid_is_its_levels(shape):
+    """Each sample by itself, from the numbers it is made of, by torch's own interpolation; and divided by the root of
+    the mean variance of its elements, from the matrices that enlarge its levels."""
+    kind, (key, x_0) = Pyramid(0.8), some(20, shape)
+    found = kind.draw(key, x_0).double()
+    channels, *full = shape
+    sizes = kind.sizes(key, full)
+    assert sizes[:, 0].tolist() == [full] * 20
+    for i in range(20):
+        own = part(key, slice(i, i + 1))
+        total = math.sqrt(2) * gaussian(own, shape).double()
+        variance, first, most = 2.0, 128, full
+        for level in range(1, 10):
+            most = [max(1, side // 2**level) for side in most]
+            coarse = gaussian(own, (channels, *most), Purpose.PYRAMID, first)
+            first += -(-math.prod((channels, *most)) // 4) * 4
+            size = sizes[i, level].tolist()
+            assert all(a <= b for a, b in zip(size, most, strict=True))
+            corner = coarse[(slice(None), slice(None), *map(slice, size))].double()
+            total = total + 0.8**level * interpolated(corner, full)
+            cells = math.prod(size)
+            basis = interpolated(torch.eye(cells, dtype=torch.float64).view(cells, 1, *size), full)
+            variance += 0.8 ** (2 * level) * basis.square().sum(0).mean().item()
+            if min(size) == 1:
+                break
+        torch.testing.assert_close(found[i], total[0] / math.sqrt(variance), rtol=0, atol=1e-5)
 
-    Enlarging 4x4, 2x2 and 1x1 to 8x8 is linear: with U_i its matrix, the covariance is I + sum_i discount^2i U_i U_i^T.
-    """
-    covariance = torch.eye(64, dtype=torch.float64)
-    for level, side in ((1, 4), (2, 2), (3, 1)):
-        basis = torch.eye(side**2, dtype=torch.float64).view(side**2, 1, side, side)
-        enlarged = torch.nn.functional.interpolate(basis, size=(8, 8), mode="bilinear").view(side**2, 64)
-        covariance += 0.9 ** (2 * level) * enlarged.T @ enlarged
-    key, x_0 = some(COUNT, (1, 8, 8))
-    x = Pyramid().draw(key, x_0).double().view(COUNT, 64)
-    # The sample's own deviation is divided out: bring it back through the fine level, which is known.
-    fine = gaussian(key, (1, 8, 8)).double().view(COUNT, 64)
-    coarse = [
-        gaussian(key, (1, side, side), Purpose.PYRAMID, first).view(COUNT, 1, side, side)
-        for side, first in ((4, 0), (2, 16), (1, 20))
-    ]
-    total = fine + sum(
-        0.9 ** (i + 1) * torch.nn.functional.interpolate(c, size=(8, 8), mode="bilinear").double().view(COUNT, 64)
-        for i, c in enumerate(coarse)
-    )
-    torch.testing.assert_close(x, total / total.std(1, correction=0, keepdim=True), rtol=0, atol=2e-5)
-    for a, b in ((0, 0), (27, 27), (0, 1), (27, 36), (0, 63)):
-        deviation = math.sqrt(covariance[a, a] * covariance[b, b] + covariance[a, b] ** 2)
-        mean_is(total[:, a] * total[:, b], covariance[a, b].item(), deviation)
+
+def test_pyramid_shrinks_as_its_source_does():
+    """Each side is the one before, over r^i, r uniform in [2, 4)."""
+    sizes = Pyramid(levels=4).sizes(some()[0], [4096, 64]).double()
+    assert sizes.shape == (COUNT, 4, 2)
+    r = 4096 / sizes[:, 1, 0]
+    assert stats.kstest(r.numpy(), stats.uniform(2, 2).cdf).pvalue > 1e-6
+    r_2 = (sizes[:, 1, 0] / (sizes[:, 2, 0] + 0.5)).sqrt()  # of whole numbers, so to some hundredths
+    assert stats.kstest(r_2.numpy(), stats.uniform(2, 2).cdf).statistic < 0.05
+    assert abs(torch.corrcoef(torch.stack([r, r_2]))[0, 1]) < Z / math.sqrt(COUNT)
+    assert torch.equal(sizes[:, 1, 1], (64 / r).floor())  # one r for all sides, but for its last digits
+    assert sizes.min() == 1
+
+
+def of_the_source(generator, shape, discount):
+    """A batch as Whitaker's code makes it: one r a level for all, divided by the batch's own standard deviation."""
+    total, (h, w) = torch.randn(shape, generator=generator), shape[2:]
+    for i in range(10):
+        r = 2 + 2 * torch.rand((), generator=generator).item()
+        h, w = max(1, int(h / r**i)), max(1, int(w / r**i))
+        coarse = torch.randn(*shape[:2], h, w, generator=generator)
+        total = total + discount**i * interpolated(coarse, shape[2:])
+        if min(h, w) == 1:
+            break
+    return total / total.std()
+
+
+def test_pyramid_has_the_power_of_its_source():
+    """At each wave number, over batches of the source's own procedure: the mean square of some Fourier coefficients."""
+    generator, side = torch.Generator().manual_seed(7), 16
+    theirs = torch.cat([of_the_source(generator, (16, 1, side, side), 0.9) for _ in range(500)])
+    ours = Pyramid().draw(*some(8000, (1, side, side)))
+    powers = [torch.fft.fft2(x.double())[:, 0].abs().square() / side**2 for x in (theirs, ours)]
+    for wave in ((0, 0), (0, 1), (1, 1), (2, 0), (3, 5), (8, 8)):
+        a, b = (power[:, wave[0], wave[1]] for power in powers)
+        a = a.view(500, 16).mean(1)  # samples of one batch share their sizes
+        off = math.sqrt(a.var() / 500 + b.var() / 8000)
+        assert abs(a.mean() - b.mean()) < Z * off, wave
+    assert powers[1][:, 0, 0].mean() > 20  # of white noise it is 1
+    assert ours.var().item() == pytest.approx(1, abs=0.03)
 
 
 @pytest.mark.parametrize("shape", [(2, 16), (1, 4, 8, 4), (3, 2, 9)])
@@ -205,6 +247,8 @@ def test_pyramid_of_other_shapes(shape):
     x = Pyramid(levels=2).draw(*some(5, shape))
     assert x.shape == (5, *shape)
     assert x.isfinite().all()
+    key, x_0 = some(5, shape)
+    torch.testing.assert_close(Pyramid(levels=1).draw(key, x_0), gaussian(key, shape), rtol=1e-6, atol=0)
 
 
 # --- immiscible -------------------------------------------------------------------------------------------------
