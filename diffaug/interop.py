@@ -16,6 +16,11 @@ EDM; VE                             EDMEuler, EDMDPMSolverMultistep, with    eps
 diffusers keeps its tables in float32: its alpha_bar agrees with ours to 2e-5 of its value, and its 1 - alpha_bar to
 1e-6 absolutely: of a sigma below 0.01 few digits are left. A discrete t means the same on both sides: zero-based, least
 noise at 0.
+
+How t is drawn is not part of a scheduler. Whoever brings it along from diffusers' training scripts for SD3: these use
+their draw as an index into timesteps that fall, so ``--logit_mean`` is -mean of `diffaug.times.LogitNormal`;
+``--mode_scale`` is s of `diffaug.times.Mode`, which is symmetric. ``--weighting_scheme`` sigma_sqrt and cosmap are
+weights there, on the error of x_0 by default: see `diffaug.targets.weights`.
 """
 
 import inspect

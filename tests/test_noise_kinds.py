@@ -274,6 +274,13 @@ def test_immiscible_looks_at_the_image():
     assert (x_0 - near).square().mean() < (x_0 - far).square().mean()
 
 
+def test_immiscible_noise_has_less_variance_than_1_as_it_says():
+    for side, count, variance in ((8, 4000, 0.92), (32, 500, 0.98)):
+        epsilon = Immiscible(4).draw(*some(count, (3, side, side))).double()
+        assert epsilon.var().item() == pytest.approx(variance, abs=0.005)
+        assert f"{variance:.2f} at 3 x {side} x {side}" in " ".join(Immiscible.__doc__.split())
+
+
 # --- input perturbation -----------------------------------------------------------------------------------------
 
 

@@ -435,6 +435,18 @@ def test_spacings_as_numpy_and_guided_diffusion_make_them(total, steps):
         torch.testing.assert_close(respaced.alpha_bars, base.alpha_bars[torch.from_numpy(t)], rtol=1e-12, atol=0)
 
 
+def test_a_step_halfway_between_two_is_rounded_exactly():
+    """A stride that is added up in floating point misses the half: guided-diffusion keeps 499 here."""
+    at, added = 0.0, []
+    for _ in range(999):
+        added.append(round(at))
+        at += 999 / 998
+    kept = Respaced(LinearBeta(), 999, "linspace").kept.tolist()
+    assert kept == np.linspace(0, 999, 999).round().tolist()
+    differing = [(a, b) for a, b in zip(added, kept, strict=True) if a != b]
+    assert differing == [(499, 500)]
+
+
 def test_sections_of_a_respacing():
     # The example of guided-diffusion's documentation: 10, 15 and 20 steps of the three parts of 300.
     kept = Respaced(LinearBeta(300), (10, 15, 20), "linspace").kept

@@ -179,6 +179,14 @@ def test_known_values() -> None:
     assert at(T.Weights((0, 0, 1, 1)), LinearBeta(timesteps=4), 1e-12, 0.4999, 0.5001, 1 - 1e-12) == [2, 2, 3, 3]
 
 
+def test_a_positive_mean_leans_to_noise_as_in_the_paper() -> None:
+    """diffusers' scripts for SD3, which index timesteps that fall, have the median of the other sign."""
+    half = torch.tensor([0.5], dtype=torch.float64)
+    for mean, median in ((1.0, 0.731), (-1.0, 0.269)):
+        u = T.LogitNormal(mean).quantile(half, Rectified())
+        assert u.item() == Rectified().alpha_sigma(u, torch.float64)[1].item() == pytest.approx(median, abs=5e-4)
+
+
 def test_v_diffusion_ends_where_k_diffusion_ends_it() -> None:
     q = torch.tensor([2.0**-54, 1 - 2.0**-53], dtype=torch.float64)
     assert T.VDiffusion().quantile(q, EDM()).tolist() == pytest.approx([1e-3, 1e3], rel=1e-9)

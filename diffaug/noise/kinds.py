@@ -148,6 +148,10 @@ class Immiscible(Noise):
     The nearest-neighbour form (2025, arXiv 2505.18521) of Li et al. 2024, "Immiscible Diffusion": noise is assigned to
     images so that their paths mix less. Each image chooses among draws of its own, so the choice needs no other image.
 
+    What is chosen is no longer N(0, I): it leans toward its image, and the nearest is also one of the shorter, so each
+    element's variance is below 1. Of images with values uniform in [-1, 1] and 4 candidates it is 0.92 at 3 x 8 x 8,
+    0.98 at 3 x 32 x 32; the more elements, the nearer to 1. Sampling starts from noise of variance 1 all the same.
+
     Arguments:
         candidates: k, in [2, 1024]. The work is k times that of gaussian noise.
     """

@@ -169,7 +169,8 @@ class SigmoidAlphaBar(BetaSchedule):
 class Inverse(BetaSchedule):
     """beta_t = 1 / (T - t): each step erases the same share of the signal, alpha_bar_t = 1 - (t + 1) / T.
 
-    Sohl-Dickstein et al. 2015, "Deep Unsupervised Learning using Nonequilibrium Thermodynamics", section 2.4.1. The
+    Sohl-Dickstein et al. 2015, "Deep Unsupervised Learning using Nonequilibrium Thermodynamics", section 2.4.1, state
+    it for binomial diffusion; for Gaussian noise it is the schedule "jsd" in the code of Ho, Jain and Abbeel 2020. The
     last beta is 1: x_T is exactly N(0, I), so train on x_0 or v there, not on epsilon.
 
     Arguments:
@@ -184,7 +185,7 @@ class Inverse(BetaSchedule):
 class Laplace(BetaSchedule):
     """The log-SNR has a Laplace distribution: log_snr(u) = mu - b sgn(1/2 - u) ln(1 - 2 |1/2 - u|) at u = (t + 1) / T.
 
-    Hang et al. 2024, "Improved Noise Schedule for Diffusion Training", table 1. The last beta, which would be 1, is
+    Hang and Gu 2024, "Improved Noise Schedule for Diffusion Training", table 1. The last beta, which would be 1, is
     clipped at ``max_beta``.
 
     Arguments:

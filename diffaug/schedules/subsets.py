@@ -25,7 +25,9 @@ class Respaced(Wrapper):
     - leading: 0, 100, ..., 900: multiples of T // K (guided-diffusion's "ddim10"; diffusers' leading, offset 0);
     - trailing: 99, 199, ..., 999: multiples of T / K from the last down, rounded (diffusers' trailing).
 
-    The new t counts the kept steps, from 0 to K - 1; ``kept`` says which t of the base each is.
+    The new t counts the kept steps, from 0 to K - 1; ``kept`` says which t of the base each is. Places are exact, and a
+    half is rounded to even. guided-diffusion adds up a stride in floating point, so for some K one step is the
+    neighbour of that kept here (499 in place of 500 for 999 of 1000).
 
     Arguments:
         base: discrete.

@@ -17,10 +17,12 @@ from diffaug.times.files import read_numbers
 class LogitNormal(UnitTimes):
     """logit(u) ~ N(mean, std^2): the middle of the path more often than its ends.
 
-    Esser et al. 2024, "Scaling Rectified Flow Transformers", equation 19 (their m and s).
+    Esser et al. 2024, "Scaling Rectified Flow Transformers", equation 19 (their m and s). diffusers' training scripts
+    for SD3 use the draw as an index into timesteps that fall, so there ``logit_mean`` has the other sign: its 1 is -1
+    here, with a median u of 0.269, where the paper's 1 has 0.731.
 
     Arguments:
-        mean: of logit(u); above 0 leans to more noise.
+        mean: of logit(u); above 0 leans to more noise, as in the paper.
         std: of logit(u), > 0.
     """
 
