@@ -31,6 +31,7 @@ from diffaug.interop import from_diffusers, target_of, to_diffusers
 from diffaug.noise import gaussian
 from diffaug.noise.philox import Purpose, keys
 from diffaug.schedules.base import VARIANCE_PRESERVING
+from diffaug.times import LogitNormal
 
 diffusers = pytest.importorskip("diffusers")
 ROOT = Path(__file__).resolve().parents[1]
@@ -216,6 +217,15 @@ def test_our_sampler_and_diffusers_edm_euler_agree():
             scaled = theirs.scale_model_input(x, t)
             x = theirs.step(model.network(scaled, t.expand(3)), t, x).prev_sample
     torch.testing.assert_close(model.sample((3, 1, 8, 8), steps=12, clip=False), x, rtol=1e-3, atol=1e-3)
+
+
+def test_an_index_into_diffusers_timesteps_turns_the_sign_of_logit_mean():
+    """Its scripts for SD3 look sigma up at the index u T of timesteps that fall: the paper's 0.731 becomes 0.269."""
+    u = torch.sigmoid(torch.tensor(1.0)).item()
+    sigma = to_diffusers(Rectified(), "flow").sigmas[int(u * 1000)].item()
+    ours = LogitNormal(-1.0).quantile(torch.tensor([0.5], dtype=torch.float64), Rectified()).item()
+    assert sigma == pytest.approx(ours, abs=1e-3)
+    assert ours == pytest.approx(0.269, abs=5e-4)
 
 
 def test_our_sampler_and_diffusers_flow_euler_agree():

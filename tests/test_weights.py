@@ -96,6 +96,16 @@ def test_identities():
     torch.testing.assert_close(soft, 3 / (snr + 3), rtol=2e-7, atol=0)
 
 
+def test_weights_on_v_follow_from_their_definition():
+    """Not the forms that trainers have for v: 1 / (SNR + 1) or (SNR + 1)^-1/2, and (k + 1 + SNR)^-gamma."""
+    t = torch.arange(1000)
+    snr = LinearBeta().log_snr(t, torch.float64).exp()
+    close = {"rtol": 2e-7, "atol": 0}
+    torch.testing.assert_close(Debiased().of(LinearBeta(), "v", t).double(), snr.sqrt() / (snr + 1), **close)
+    p2 = P2(k=2.0, gamma=0.5).of(LinearBeta(), "v", t).double()
+    torch.testing.assert_close(p2, (2 + snr).rsqrt() * snr / (snr + 1), **close)
+
+
 def test_edm_takes_the_process_s_sigma_data():
     sigma = torch.tensor([0.1, 2.0], dtype=torch.float64)
     found = EDMWeight().of(composed("edm"), "x_0", sigma, sigma_data=0.25).double()
