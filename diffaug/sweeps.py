@@ -57,20 +57,31 @@ def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 def run_alone() -> None:
     """Run the job that Hydra is at as a process of its own, and wait for it.
 
+    Told to end by SIGTERM or SIGINT (Ctrl-C), it tells the job, waits until that has kept what it has done, and ends
+    the sweep; told again, it ends both at once.
+
     Raises:
         JobFailed: it ended with an error.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    told = [signal.SIGTERM, *([signal.SIGINT] if callable(signal.getsignal(signal.SIGINT)) else [])]  # nohup's is not
+    before = {number: signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in told}
     process = subprocess.Popen(command(), cwd=get_original_cwd())
     try:
         status = process.wait()
-    except BaseException:  # told to end: so is the job, which keeps what it has done
+    except BaseException:
         process.terminate()
-        process.wait()
+        try:
+            process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        sweep = HydraConfig.get().sweep.dir
+        print(f"The sweep ends here. The same command with hydra.sweep.dir={sweep} goes on.", file=sys.stderr)
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if status:
         said = outcome(folder)
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"

@@ -1,11 +1,20 @@
-"""The smallest network that trains, for the tests that start processes: what they test is not the network."""
+"""What the tests share that start processes: the smallest network that trains, a job, and a checkpoint."""
 
+import atexit
+import csv
+import json
 import os
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from diffaug.checkpoints import AtomicCheckpointIO
 
 ROOT = Path(__file__).resolve().parents[1]
 OVERRIDES = (
@@ -21,6 +30,8 @@ OVERRIDES = (
 )
 TWO = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy.timeout.minutes=0.5")
 
+LONG = ("trainer.max_steps=100000", "trainer.val_check_interval=100000", "+model.network.seconds=0.02")
+
 
 def environment(folder: Path) -> dict[str, str]:
     """The variables of a process that imports this module and leaves its marks in a folder."""
@@ -29,6 +40,8 @@ def environment(folder: Path) -> dict[str, str]:
 
 class Tiny(nn.Module):
     """One convolution, and t as a number; leaves a file MARK-RANK-of-WORLD in TINY_FOLDER when it is first called.
+
+    While it is evaluated it leaves a file "validates" there.
 
     Arguments:
         mark: says which job this is: one that fails "before" it fits, on "rank1" alone in its first step, or not.
@@ -50,6 +63,88 @@ class Tiny(nn.Module):
             Path(os.environ["TINY_FOLDER"], f"{self.mark}-{rank}-of-{world}").write_text(str(os.getpid()))
             if self.mark == f"rank{rank}":
                 raise ValueError(f"this job fails on rank {rank}")
-        self.called = True
+            self.called = True
+        if not self.training:
+            Path(os.environ["TINY_FOLDER"], "validates").touch()
         time.sleep(self.seconds)
         return self.convolution(x) + self.weight * t.reshape(-1, 1, 1, 1) / 1000
+
+
+class Run:
+    """A job in the background, in the folder ``run``."""
+
+    def __init__(self, folder: Path, *overrides: str) -> None:
+        self.folder, self.run = folder, folder / "run"
+        self.last = self.run / "checkpoints" / "last.ckpt"
+        self.log = folder / "log"
+        words = [sys.executable, str(ROOT / "train.py"), *OVERRIDES, "hydra.run.dir=run", *overrides]
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                words, cwd=folder, env=environment(folder), stdout=log, stderr=log, start_new_session=True
+            )
+        atexit.register(self.process.kill)  # an interrupt of the tests does not reach it
+
+    def until(self, ready: Callable[[], object], seconds: float = 90) -> None:
+        for _ in range(int(seconds * 20)):
+            if ready():
+                return
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            time.sleep(0.05)
+        self.process.kill()
+        raise AssertionError(f"not within {seconds} s: {self.log.read_text()[-3000:]}")
+
+    def pid(self, rank: int, world: int) -> int:
+        """The process that is this rank, once it trains."""
+        mark = self.folder / f"-{rank}-of-{world}"
+        self.until(lambda: mark.is_file() and mark.read_text())
+        return int(mark.read_text())
+
+    def end(self, seconds: float = 60) -> int:
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError(f"it hangs: {self.log.read_text()[-3000:]}") from None
+
+
+def step_of(path: Path) -> int:
+    return torch.load(path, weights_only=True)["global_step"]
+
+
+def gone(pid: int, seconds: float = 45) -> bool:
+    for _ in range(int(seconds * 20)):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        if Path(f"/proc/{pid}/stat").exists() and ") Z " in Path(f"/proc/{pid}/stat").read_text():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def goes_on(folder: Path, *overrides: str) -> int:
+    """Go on with the run to two steps more, and say where it went on from."""
+    began = step_of(folder / "run/checkpoints/last.ckpt")
+    run = Run(folder, f"trainer.max_steps={began + 2}", *overrides)
+    assert run.end() == 0, run.log.read_text()[-3000:]
+    assert step_of(run.last) == began + 2
+    assert json.loads((run.run / "summary.json").read_text())["steps"] == began + 2
+    with (run.run / "metrics.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row["train_loss"]]
+    assert steps[-2:] == [began, began + 1]
+    return began
+
+
+def checkpoint(step: int = 1, size: int = 1000) -> dict[str, Any]:
+    """Like one of Lightning's; all of its weights are the step."""
+    weights = {
+        "a.weight": torch.full((size,), float(step)),
+        "a.bias": torch.arange(3),
+        "b": torch.ones(2, 3).bfloat16(),
+    }
+    return {"global_step": step, "pytorch-lightning_version": "2.6.0", "state_dict": weights, "name": "x/y", "lr": 1e-3}
+
+
+def load(path: Path) -> dict[str, Any]:
+    return AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
