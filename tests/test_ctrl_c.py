@@ -30,9 +30,11 @@ def catches(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_from_a_terminal_all_are_told_and_the_run_saves_and_goes_on(tmp_path):
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_from_a_terminal_all_are_told_and_the_run_saves_and_goes_on(start, tmp_path):
     """Also where it comes twice, as from `timeout`; and the worker still brings the batches up to the next step."""
-    run = Run(tmp_path, *LONG, WORKER, "trainer.accumulate_grad_batches=30")
+    slow_step = "trainer.accumulate_grad_batches=30"
+    run = Run(tmp_path, *LONG, slow_step, WORKER, f"+data.multiprocessing_context={start}")
     run.pid(0, 1)
     for _ in range(2):
         os.killpg(run.process.pid, signal.SIGINT)
@@ -43,7 +45,7 @@ def test_from_a_terminal_all_are_told_and_the_run_saves_and_goes_on(tmp_path):
     )
     assert [int(step) for step in said] == [step_of(run.last)]
     assert not re.search(r"Traceback|Error|DataLoader worker", text(run)), text(run)
-    assert goes_on(tmp_path, WORKER, "trainer.accumulate_grad_batches=30") > 0
+    assert goes_on(tmp_path, slow_step) > 0
 
 
 @pytest.mark.slow

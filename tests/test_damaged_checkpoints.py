@@ -15,6 +15,7 @@ from tiny import checkpoint, load
 
 from diffaug.checkpoints import AtomicCheckpointIO
 from diffaug.checkpoints.files import damage
+from diffaug.commands.export import load_weights
 from diffaug.config import composed
 
 
@@ -151,3 +152,11 @@ def test_the_way_back_is_the_newest_other_that_is_whole_in_words_for_the_command
     newer.write_bytes(newer.read_bytes()[:-1])
     with pytest.raises(RuntimeError, match=rf"Go on from best\.ckpt, of .*, by ckpt_path={best}\.$"):
         load(path)
+
+
+def test_an_export_of_a_damaged_one_is_refused(tmp_path):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint(checkpoint(), path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"^ckpt=\S*last\.ckpt is damaged: its end is missing, so it was cut short\.$"):
+        load_weights(torch.nn.Linear(1, 1), path)

@@ -90,6 +90,42 @@ def test_a_worker_that_dies_ends_the_run_in_an_error(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", [(), TWO], ids=["one", "two ranks"])
+def test_a_second_run_in_the_folder_is_refused_as_long_as_the_first_lives(options, tmp_path):
+    first = Run(tmp_path, *LONG, "data.num_workers=1", "callbacks.last.minutes=0.001")
+    main = first.pid(0, 1)
+    first.until(first.last.is_file)
+    second = Run(tmp_path, *options)
+    assert second.end() == 1
+    said = re.findall(rf"Another run is writing its checkpoints to .*: process {main} on ", second.log.read_text())
+    assert len(said) == 1, second.log.read_text()[-3000:]
+    assert not (tmp_path / "-0-of-2").exists(), "it trained"
+    began = step_of(first.last)
+    first.until(lambda: step_of(first.last) > began)
+    first.process.kill()
+    first.process.wait()
+    goes_on(tmp_path, *options)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_refused_with_the_words_that_go_on(tmp_path):
+    run = Run(tmp_path)
+    assert run.end() == 0
+    whole = run.last.read_bytes()
+    run.last.write_bytes(whole[:-100])
+    again = Run(tmp_path, "trainer.max_steps=4")
+    assert again.end() == 1
+    said = re.search(
+        r"(?s)last\.ckpt is damaged: its end is missing.*Go on from best\.ckpt, .* by (ckpt_path=\S+)\.",
+        again.log.read_text(),
+    )
+    assert said is not None, again.log.read_text()[-3000:]
+    more = Run(tmp_path, "trainer.max_steps=4", said[1])
+    assert more.end() == 0, more.log.read_text()[-3000:]
+    assert step_of(run.last) == 4
+
+
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
     """A real one: a file system of so few bytes that one checkpoint fits, and not a second beside it."""
     small = tmp_path / "run"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from tiny import OVERRIDES, ROOT, TWO, environment
+from tiny import OVERRIDES, ROOT, TWO, environment, gone
 
 from diffaug.sweeps import command, export_ranks, options, port_of, results, table
 
@@ -62,24 +62,56 @@ def test_two_schedules_on_two_ranks(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_told_to_end_ends_its_job_which_keeps_what_it_did(tmp_path):
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+def test_a_sweep_that_is_told_to_end_ends_its_job_which_keeps_what_it_did(told, tmp_path):
+    """By SIGTERM to the sweep alone, or by SIGINT to all of it, as from a terminal."""
     words = [sys.executable, str(ROOT / "train.py"), "-m", *OVERRIDES, "hydra.sweep.dir=sweep", "seed=1,2"]
     words += ["trainer.max_steps=100000", "+model.network.seconds=0.05", "trainer.val_check_interval=100000"]
     log = (tmp_path / "log").open("w")
-    process = subprocess.Popen(words, cwd=tmp_path, env=environment(tmp_path), stdout=log, stderr=log)
+    env = environment(tmp_path)
+    process = subprocess.Popen(words, cwd=tmp_path, env=env, stdout=log, stderr=log, start_new_session=True)
     for _ in range(600):
         if marks(tmp_path):
             break
         time.sleep(0.1)
     time.sleep(0.5)
     job = int(next(tmp_path.glob("*-of-*")).read_text())
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 128 + signal.SIGTERM
+    if told == signal.SIGINT:
+        os.killpg(process.pid, told)
+    else:
+        process.send_signal(told)
+    assert process.wait(60) == 128 + told
     with pytest.raises(ProcessLookupError):
         os.kill(job, 0)
+    said = (tmp_path / "log").read_text()
     assert (tmp_path / "sweep/0/checkpoints/last.ckpt").is_file()
     assert not (tmp_path / "sweep/1").exists(), "the sweep went on"
-    assert re.search(r"^ +0 .* unfinished", (tmp_path / "log").read_text(), re.MULTILINE)
+    assert re.search(r"^ +0 .* unfinished", said, re.MULTILINE)
+    assert f"{told.name}: saved step" in said
+    assert "The sweep ends here. The same command with hydra.sweep.dir=sweep goes on." in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_told_twice_ends_at_once(tmp_path):
+    words = [sys.executable, str(ROOT / "train.py"), "-m", *OVERRIDES, "hydra.sweep.dir=sweep", "seed=1,2"]
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen(
+        [*words, "+model.network.seconds=300"], cwd=tmp_path, env=environment(tmp_path), stdout=log, stderr=log
+    )
+    for _ in range(600):
+        if marks(tmp_path):
+            break
+        time.sleep(0.1)
+    job = int(next(tmp_path.glob("*-of-*")).read_text())
+    deadline = time.monotonic() + 60
+    while process.poll() is None:  # a signal that comes while the first is taken counts with it
+        assert time.monotonic() < deadline
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    assert process.returncode in (128 + signal.SIGINT, -signal.SIGINT)  # the latter if one more came while it ended
+    assert gone(job)
+    assert not (tmp_path / "sweep/1").exists(), "the sweep went on"
 
 
 def launched_locally(folder: Path, tasks: int, *overrides: str) -> subprocess.Popen[bytes]:

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 from multiprocessing.util import register_after_fork
 from pathlib import Path
 from typing import IO, Any
@@ -11,6 +12,8 @@ from typing import IO, Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 
 from diffaug.checkpoints.files import claim
 from diffaug.checks import integer, number
@@ -66,11 +69,12 @@ class LastCheckpoint(Checkpoint):
         if refusal is not None:  # all ranks end; an error of another would end rank 0 before it has said why
             raise RuntimeError(refusal) if trainer.is_global_zero else SystemExit(0)
         self._fits, self._speaks = True, trainer.is_global_zero
-        register_after_fork(self, LastCheckpoint._keep_worker)
+        register_after_fork(self, LastCheckpoint._keep_forked)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._fits:
             return
+        self._keep_spawned(trainer)
         self._told = set()
         self._ending, self._when, self._seen, self._saved = None, time.monotonic(), trainer.global_step, -1
         for number_ in _SIGNALS:
@@ -79,6 +83,10 @@ class LastCheckpoint(Checkpoint):
                     self._before[number_] = signal.signal(number_, self._hear)
                 except ValueError:  # not the main thread, where no signal arrives
                     break
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._fits:
+            self._keep_spawned(trainer)  # its loaders may be new ones
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -134,10 +142,16 @@ class LastCheckpoint(Checkpoint):
             if self._speaks:
                 os.write(2, _HEARD)  # a log may be in the middle of a line here
 
-    def _keep_worker(self) -> None:
+    def _keep_forked(self) -> None:
         """In a process forked from this one, such as a loader's worker: live on when a terminal tells all of SIGINT."""
         if self._fits:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def _keep_spawned(self, trainer: pl.Trainer) -> None:
+        """The same for workers that are not forked."""
+        for loader in tree_leaves([trainer.train_dataloader, trainer.val_dataloaders]):
+            if isinstance(loader, DataLoader) and not isinstance(loader.worker_init_fn, _LiveOn):
+                loader.worker_init_fn = _LiveOn(loader.worker_init_fn)
 
     def _agree(self, trainer: pl.Trainer, due: bool = False) -> bool:
         """Whether there is something to save for: on any rank it is due, or a signal came since this was last asked."""
@@ -189,3 +203,15 @@ class LastCheckpoint(Checkpoint):
         if self._claim is not None:
             self._claim.close()
             self._claim = None
+
+
+class _LiveOn:
+    """A loader's worker_init_fn, after which the worker lives on when a terminal tells all of SIGINT."""
+
+    def __init__(self, inner: Callable[[int], object] | None) -> None:
+        self.inner = inner
+
+    def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if self.inner is not None:
+            self.inner(worker)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffaug.checkpoints.files import damage
 from diffaug.checks import refuse
 from diffaug.denoiser import Denoiser
 from diffaug.interop import to_diffusers
@@ -58,8 +59,11 @@ def load_weights(model: nn.Module, file: Path) -> None:
     """Put a checkpoint's weights into a model; of a run with EMA these are the averaged ones.
 
     Raises:
-        ValueError: they are of another network.
+        ValueError: the file is damaged, or they are of another network.
     """
+    fault = damage(file)
+    if fault:
+        raise ValueError(f"ckpt={file} is damaged: {fault}.")
     state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
     try:
         model.load_state_dict(state)
