@@ -112,12 +112,12 @@ class TestWriters:
 
         with beside(lambda: write(1)), beside(lambda: write(2)):
             until(path.is_file)
-            seen = set()
-            for _ in range(300):
+            seen: list[int] = []
+            while len(seen) < 200 or len(set(seen)) < 2:
                 found = load(path)
                 assert set(found["state_dict"]["a.weight"].tolist()) == {float(found["global_step"])}
-                seen.add(found["global_step"])
-            assert seen == {1, 2}
+                seen.append(found["global_step"])
+                assert len(seen) < 20000
 
     def test_the_part_of_a_writer_that_is_gone_goes_and_that_of_one_at_work_stays(self, tmp_path, monkeypatch):
         path, io = tmp_path / "epoch=1.ckpt", AtomicCheckpointIO()
