@@ -45,6 +45,11 @@ def until(ready: Callable[[], object]) -> None:
     raise AssertionError("it did not come to it within 10 s")
 
 
+class Unsaveable:
+    def __reduce__(self) -> Any:
+        raise RuntimeError("CUDA error")
+
+
 class TestWriting:
     @pytest.mark.parametrize("where", ["fsync", "replace"])
     def test_a_full_disk_leaves_what_was_there(self, where, tmp_path, monkeypatch):
@@ -86,6 +91,11 @@ class TestWriting:
         with pytest.raises(OSError, match=r"could not be written.*(?:Not a directory|File exists)") as raised:
             AtomicCheckpointIO().save_checkpoint(checkpoint(), tmp_path / "file" / "last.ckpt")
         assert not re.search(r"free there|Make room", str(raised.value))
+        try:
+            raise FileNotFoundError("what ended the run, and has a callback save")
+        except FileNotFoundError:
+            with pytest.raises(RuntimeError, match=r"^CUDA error"):
+                AtomicCheckpointIO().save_checkpoint({"no": Unsaveable()}, tmp_path / "last.ckpt")
         with pytest.raises((pickle.PicklingError, AttributeError), match="pickle"):
             AtomicCheckpointIO().save_checkpoint({"no": lambda: 1}, tmp_path / "last.ckpt")
         assert [file.name for file in tmp_path.iterdir()] == ["file"], "a part stayed"
@@ -185,8 +195,8 @@ class TestClaim:
         for _ in range(2):
             assert not isinstance(claim(tmp_path), str)
         old, new = (tmp_path / f".last.ckpt.1-0000000{n}.part" for n in range(2))
-        old.touch()
-        new.touch()
+        old.write_bytes(b"half")
+        new.write_bytes(b"half")
         os.utime(old, (0, 0))
         AtomicCheckpointIO().save_checkpoint(checkpoint(), tmp_path / "last.ckpt")
         assert sorted(file.name for file in tmp_path.iterdir()) == [new.name, ".lock", "last.ckpt"]

@@ -8,6 +8,7 @@ import secrets
 import shlex
 import shutil
 import socket
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -40,7 +41,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        place, written = Path(path), 0
+        place, written, handled = Path(path), 0, sys.exc_info()[1]
         part = place.with_name(f".{place.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
         _WRITING.add(part.name)
         try:
@@ -54,7 +55,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                     os.fsync(file.fileno())
                     os.replace(part, place)
                 except RuntimeError as error:  # torch's word for a write that failed, after the error that says why
-                    raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+                    why = error.__context__
+                    if isinstance(why, OSError) and why is not handled:
+                        raise why from None
+                    raise
                 finally:
                     written = os.fstat(file.fileno()).st_size
                     part.unlink(missing_ok=True)
@@ -149,8 +153,9 @@ def _remove_abandoned(folder: Path) -> None:
             continue
         try:
             with part.open("r+b") as file:
-                free = lock(file)
-                if free or (free is None and time.time() - part.stat().st_mtime > _ABANDONED):
+                free, state = lock(file), part.stat()
+                old = free or (free is None and time.time() - state.st_mtime > _ABANDONED)
+                if old and state.st_size:  # an empty one may be just begun, and not yet locked
                     part.unlink()
         except OSError:  # its writer has just renamed it, or it is another user's
             pass
