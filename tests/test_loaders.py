@@ -1,5 +1,6 @@
 """The order of an epoch, how ranks share it, and the loader that resumes inside it."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -11,13 +12,22 @@ from torch.utils.data import BatchSampler, RandomSampler, TensorDataset, Weighte
 from diffaug.data.evaluation import EvaluationBatches, EvaluationSampler
 from diffaug.images import Images, Place, collate
 from diffaug.loaders import EpochLoader, EpochSampler, occurrences, order_keys, permuted
+from diffaug.noise.philox import Purpose, keys, words
 
 
 def order(size: int, epoch: int = 0, seed: int = 0) -> list[int]:
     return permuted(np.arange(size, dtype=np.uint64), size, order_keys(seed, epoch)).tolist()
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 10, 100, 1797, 65536, 65537])
+def keys_of_laps(count: int) -> np.ndarray:
+    """The round keys of so many laps of an epoch, made at once."""
+    w_0, w_1, _, _ = words(keys(torch.arange(count), seed=1), Purpose.ORDER, torch.arange(8))
+    round_keys = ((w_0 << 32) | w_1).numpy().view(np.uint64)
+    assert np.array_equal(round_keys[7], order_keys(1, 0, lap=7))
+    return round_keys
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 10, 63, 64, 65, 100, 1797, 65536, 65537])
 def test_an_order_is_a_permutation(size):
     assert sorted(order(size)) == list(range(size))
 
@@ -28,14 +38,53 @@ def test_an_order_is_the_same_whichever_places_are_asked_for():
     assert permuted(places, 1000, order_keys(0, 0)).tolist() == [whole[999], whole[0], whole[500]]
 
 
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 6])
+def test_a_small_order_is_any_permutation_alike(size):
+    """By chi-square over all of them; the false-alarm chance of all five together is 1e-6."""
+    places = np.arange(size, dtype=np.uint64)
+    seen = Counter(tuple(permuted(places, size, key).tolist()) for key in keys_of_laps(30_000))
+    assert set(seen) <= set(itertools.permutations(range(size)))
+    counts = [seen[order] for order in itertools.permutations(range(size))]
+    assert stats.chisquare(counts).pvalue > 1e-6 / 5
+
+
+def test_a_small_order_is_the_same_whichever_places_are_asked_for():
+    whole = order(64)
+    places = np.array([63, 0, 31, 0], dtype=np.uint64)
+    assert permuted(places, 64, order_keys(0, 0)).tolist() == [whole[63], whole[0], whole[31], whole[0]]
+    assert permuted(places[:0], 64, order_keys(0, 0)).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("size", "first"),
+    [
+        (6, [3, 2, 1, 0, 4, 5]),
+        (64, [26, 7, 10, 46, 15, 52, 31, 63]),
+        (65, [37, 44, 2, 20, 48, 14, 56, 32]),
+        (100, [37, 94, 2, 20, 48, 86, 56, 32]),
+        (1000, [281, 697, 123, 512, 990, 869, 686, 801]),
+        (65536, [56924, 54409, 8952, 21309, 33962, 9309, 30642, 19506]),
+        (10**9, [788209744, 911635910, 636561984, 125699711, 716675924, 47671882, 824718274, 821707312]),
+    ],
+)
+def test_an_order_stays_what_it_is(size, first):
+    """A change of these numbers changes the run of everyone who goes on from a checkpoint."""
+    places = np.arange(len(first), dtype=np.uint64)
+    assert permuted(places, size, order_keys(5, 3)).tolist() == first
+
+
 def test_orders_are_as_good_as_random():
-    """Each place gets each index equally often, places are independent, and epochs and seeds differ."""
-    epochs, size = 4000, 12
-    orders = np.array([order(size, epoch) for epoch in range(epochs)])
-    for place in range(size):
-        assert stats.chisquare(np.bincount(orders[:, place], minlength=size)).pvalue > 1e-6 / size
-    pairs = Counter(zip(orders[:, 0].tolist(), orders[:, 1].tolist(), strict=True))
-    assert stats.chisquare([pairs[i, j] for i in range(size) for j in range(size) if i != j]).pvalue > 1e-6
+    """Each place gets each index equally often, two places are independent, and epochs and seeds differ."""
+    size, block = 250, 50
+    places = np.array([0, 1, 2, 127, 249], dtype=np.uint64)
+    orders = np.array([permuted(places, size, key) for key in keys_of_laps(4000)]).astype(int)
+    for column in orders.T:
+        assert stats.chisquare(np.bincount(column, minlength=size)).pvalue > 1e-6 / len(places)
+    blocks = size // block
+    pairs = np.bincount(orders[:, 0] // block * blocks + orders[:, 1] // block, minlength=blocks**2)
+    alike = np.full((blocks, blocks), block**2) - block * np.eye(blocks)
+    assert stats.chisquare(pairs, len(orders) * alike.ravel() / alike.sum()).pvalue > 1e-6
+    assert order(100, epoch=1) != order(100, epoch=2)
     assert order(100, seed=1) != order(100, seed=2) != order(100, seed=2 + 2**32)
 
 
