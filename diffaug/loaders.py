@@ -180,7 +180,19 @@ def check_order(where: str, in_order: bool) -> None:
         raise refuse(where, in_order, "true: a resume goes on after so many batches of the epoch's order")
 
 
-class EpochLoader(DataLoader[Any]):
+class Loader(DataLoader[Any]):
+    """A DataLoader that begins on the CPU, whatever torch's default device.
+
+    torch's own draws a seed for its workers on the default device, which its generator, of the CPU, is not for. Started
+    so, the workers have the CPU as their default too, as they must: they share memory with this process, no device.
+    """
+
+    def __iter__(self) -> Any:
+        with torch.device("cpu"):
+            return super().__iter__()
+
+
+class EpochLoader(Loader):
     """A DataLoader over an `EpochSampler` that can begin inside an epoch.
 
     Its state is the epoch and how many of its batches are done: the same on every rank.

@@ -5,10 +5,10 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, DistributedSampler, Sampler, SequentialSampler
+from torch.utils.data import DistributedSampler, Sampler, SequentialSampler
 
 from diffaug.images import Place
-from diffaug.loaders import occurrences, sampled
+from diffaug.loaders import Loader, occurrences, sampled
 from diffaug.noise.philox import Purpose
 
 
@@ -94,7 +94,7 @@ class EvaluationBatches(Sampler[list[Place]]):
         return self.count
 
 
-class EvaluationLoader(DataLoader[Any]):
+class EvaluationLoader(Loader):
     """A DataLoader over an `EvaluationSampler`, in `EvaluationBatches`."""
 
     sampler: EvaluationSampler  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -108,13 +108,11 @@ class EvaluationLoader(DataLoader[Any]):
         return self._batches
 
 
-def evaluation_loader(
-    dataset: Any, sampler: EvaluationSampler, stage: str, name: str, **options: Any
-) -> DataLoader[Any]:
+def evaluation_loader(dataset: Any, sampler: EvaluationSampler, stage: str, name: str, **options: Any) -> Loader:
     """A loader for evaluation: with equal numbers of batches on all ranks in validation and test.
 
-    In prediction, where nothing is shared between ranks, it is torch's own, of which Lightning makes another.
+    In prediction, where nothing is shared between ranks, it is one of which Lightning makes another.
     """
     if stage == "predict":
-        return DataLoader(dataset, sampler=sampler, **options)
+        return Loader(dataset, sampler=sampler, **options)
     return EvaluationLoader(dataset, sampler=sampler, name=name, **options)

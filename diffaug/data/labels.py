@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,7 +43,7 @@ class LabelDropout:
         dropped = points(keys, Purpose.LABEL_DROPOUT) < round(self.rate * 2**53)
         if not isinstance(label, Tensor):
             return [self.null if drop else own for drop, own in zip(dropped.tolist(), label, strict=True)]
-        null = torch.as_tensor(self.null) if not isinstance(self.null, str) else None
+        null = None if isinstance(self.null, str) else _number(self.null)
         if null is None or not _fits(null, label):
             raise ValueError(
                 f"data.null_label={self.null!r} cannot stand for a label of the field {self.key!r}: these are "
@@ -50,6 +51,11 @@ class LabelDropout:
             )
         null = null.to(label.dtype).to(label.device)
         return torch.where(dropped.view(-1, *(1,) * (label.ndim - 1)), null, label)
+
+
+def _number(null: Any) -> Tensor:
+    """A null as a tensor whose dtype and device are its own, not torch's defaults."""
+    return null if isinstance(null, Tensor) else torch.from_numpy(np.asarray(null))
 
 
 def _fits(null: Tensor, label: Tensor) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import IterableDataset, Sampler
 
 from diffaug.checks import choice, integer, number, refuse
 from diffaug.data.base import NoisingDataModule
@@ -17,7 +17,7 @@ from diffaug.data.recipe import check_ranks, describe, describe_dataset
 from diffaug.data.sources import Source, are_datasets, called, is_function, listed, prepared, spread
 from diffaug.data.stream import Stream, StreamLoader, check_overfit
 from diffaug.images import ImageBatch, Images, Place, collate
-from diffaug.loaders import EpochLoader, EpochSampler, FixedSampler, check_order
+from diffaug.loaders import EpochLoader, EpochSampler, FixedSampler, Loader, check_order
 from diffaug.noise.philox import STAGES, VIEW_BITS
 from diffaug.process import ForwardProcess
 from diffaug.targets import FIELDS
@@ -265,7 +265,7 @@ class DiffusionDataModule(NoisingDataModule):
         for images in self._datasets[stage]:
             options = {"generator": torch.Generator(), **self._options()}
             if isinstance(images.dataset, IterableDataset):
-                loaders.append(DataLoader(Stream(images, **self._ranks(), train=False), **options))
+                loaders.append(Loader(Stream(images, **self._ranks(), train=False), **options))
             else:
                 sampler = EvaluationSampler(len(images), repeats=repeats, **self._ranks())
                 loaders.append(evaluation_loader(images, sampler, stage, images.name, **options))

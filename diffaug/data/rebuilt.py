@@ -24,7 +24,7 @@ from diffaug.data.evaluation import EvaluationSampler, evaluation_loader
 from diffaug.data.placed import PlacedCollate
 from diffaug.data.stream import Stream, StreamLoader, check_overfit
 from diffaug.images import Keyed
-from diffaug.loaders import EpochLoader, EpochSampler, FixedSampler, check_order
+from diffaug.loaders import EpochLoader, EpochSampler, FixedSampler, Loader, check_order
 from diffaug.noise.philox import STAGES
 
 _log = logging.getLogger("diffaug")
@@ -81,7 +81,7 @@ def rebuilt(
     if isinstance(loader.dataset, IterableDataset):
         check_overfit(overfit, name)
         stream = Stream(items, rank=rank, ranks=ranks, train=train, epoch=epoch)
-        kind = StreamLoader if train else DataLoader
+        kind = StreamLoader if train else Loader
         _log.warning("%s: noise keyed by rank, worker and count, as it is a stream.", name)
         return kind(stream, batch_size=loader.batch_size, drop_last=loader.drop_last, **options)
     batches: Any = loader.batch_sampler  # with batch_sampler=BatchSampler(...), the loader's own batch_size is None

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
@@ -105,4 +104,5 @@ def warn_of_half_range(image: Tensor, value_range: tuple[float, float], where: s
 
 def spread(size: int, count: int) -> list[int]:
     """Up to so many indices, evenly over a dataset."""
-    return torch.linspace(0, size - 1, min(count, size)).long().unique().tolist()
+    last = max(min(count, size) - 1, 1)
+    return sorted({place * (size - 1) // last for place in range(min(count, size))})

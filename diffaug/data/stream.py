@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from diffaug.images import Keyed, Place, note
+from diffaug.loaders import Loader
 from diffaug.noise.guard import sample_seed, untouched_random_state
 
 _log = logging.getLogger("diffaug")
@@ -42,11 +43,12 @@ class Stream(IterableDataset[Any]):
         epoch: Callable[[], int] = lambda: 0,
     ) -> None:
         self.items, self.rank, self.ranks, self.train, self.epoch = items, rank, ranks, train, epoch
-        self._now = torch.zeros(2, dtype=torch.int64).share_memory_()  # workers that outlive an epoch see it change
+        # Shared, so that workers that outlive an epoch see it change.
+        self._now = torch.zeros(2, dtype=torch.int64, device="cpu").share_memory_()
 
     def begin(self, epoch: int, lap: int) -> None:
         """Say which epoch comes, and how often it has gone through the stream before."""
-        self._now.copy_(torch.tensor([epoch, lap]))
+        self._now.copy_(torch.tensor([epoch, lap], device="cpu"))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "epoch": None}  # a worker is told by `begin`; it need not have the DataModule
@@ -89,7 +91,7 @@ def check_overfit(overfit: bool, name: str) -> None:
         )
 
 
-class StreamLoader(DataLoader[Any]):
+class StreamLoader(Loader):
     """A DataLoader over a `Stream` that tells it the epoch, and can begin inside one.
 
     A stream has no index: to begin after some batches it is read again from its beginning, and these are left out. So

@@ -108,7 +108,7 @@ class Schedule(ABC):  # noqa: B024 - a subclass defines one of two primitives
     @property
     def ends(self) -> tuple[Tensor, Tensor]:
         """The native times of least and of most noise, at unit 0 and 1, as scalar tensors."""
-        low, high = self.from_unit(torch.tensor([0.0, 1.0], dtype=torch.float64))
+        low, high = self.from_unit(torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu"))
         return low, high
 
     def log_snr(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -219,7 +219,8 @@ def table(
 ) -> Tensor:
     """A discrete schedule's table over t, shape (T,), kept for each schedule, dtype and device."""
     # Made outside inference mode even when first asked for inside: a table made there would break a later training.
-    with torch.inference_mode(False), torch.no_grad():
+    # On the CPU, whatever torch's default device: a schedule's own code need not say where.
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         if dtype != torch.float64 or device.type != "cpu":
             return table(schedule, name).to(dtype).to(device)
         if name == "betas":
@@ -235,7 +236,7 @@ def table(
 def betas_of(log_snr: Tensor) -> Tensor:
     """The betas of a variance preserving table of log-SNRs, both float64, shape (T,)."""
     log_alpha_bars = torch.nn.functional.logsigmoid(log_snr)
-    previous = torch.cat([torch.zeros(1, dtype=torch.float64), log_alpha_bars[:-1]])
+    previous = torch.cat([log_alpha_bars.new_zeros(1), log_alpha_bars[:-1]])
     # Where all signal is gone already (-inf - -inf) a further step adds only noise: beta is 1.
     return -torch.expm1((log_alpha_bars - previous).nan_to_num(nan=-math.inf))
 

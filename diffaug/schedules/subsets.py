@@ -76,7 +76,7 @@ class Respaced(Wrapper):
 
 
 def _spaced(total: int, steps: int, spacing: str) -> Tensor:
-    k = torch.arange(steps)
+    k = torch.arange(steps, device="cpu")
     if spacing == "leading":
         return k * (total // steps)
     if spacing == "trailing":
@@ -139,11 +139,11 @@ class Truncated(Wrapper):
         if not self.discrete:
             raise self._only("discrete", "a list of kept steps")
         low, high = self._ends
-        return torch.arange(int(low), int(high) + 1)
+        return torch.arange(int(low), int(high) + 1, device="cpu")
 
     @property
     def _units(self) -> tuple[float, float]:
-        low, high = self.base.to_unit(torch.tensor(self._ends, dtype=torch.float64), torch.float64)
+        low, high = self.base.to_unit(torch.tensor(self._ends, dtype=torch.float64, device="cpu"), torch.float64)
         return low.item(), high.item()
 
     def from_unit(self, u: Tensor) -> Tensor:

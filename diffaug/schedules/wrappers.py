@@ -170,8 +170,8 @@ class InterpolatedShift(Wrapper):
         super().__post_init__()
         for name in ("image", "base_image_least_noise", "base_image_most_noise"):
             integer(f"schedule.{name}", getattr(self, name), 1)
-        u = torch.linspace(0, 1, 4097, dtype=torch.float64)
-        log_snr = self._log_snr_table() if self.discrete else self._log_snr(self.base.from_unit(u))
+        u = torch.linspace(0, 1, 4097, dtype=torch.float64, device="cpu")
+        log_snr = table(self, "log_snr") if self.discrete else self._log_snr(self.base.from_unit(u))
         if bool((log_snr[1:] > log_snr[:-1]).any()):
             raise refuse(
                 "schedule.base_image_most_noise",

@@ -85,7 +85,7 @@ def _told_log_snr(schedule: Schedule, t: Tensor) -> Tensor:
 NUMBER_FIELDS: dict[str, Callable[[Schedule, Tensor], Tensor]] = {
     "t": lambda schedule, t: t,
     "t_embed": lambda schedule, t: (
-        t * (1000.0 / schedule.timesteps) if schedule.discrete else 1000.0 * schedule.to_unit(t)
+        t.float() * (1000.0 / schedule.timesteps) if schedule.discrete else 1000.0 * schedule.to_unit(t)
     ),
     "unit": lambda schedule, t: schedule.to_unit(t),
     "log_snr": _told_log_snr,
@@ -139,5 +139,5 @@ def mix_table(
 ) -> Tensor:
     """(p, q) of each image field at each timestep of a discrete schedule, float32, shape (T, len(fields), 2)."""
     # Made outside inference mode even when first asked for inside: a table made there would break a later training.
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         return _mixes(schedule, fields, torch.arange(schedule.timesteps), scale, sigma_data).to(device)

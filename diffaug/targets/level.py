@@ -81,7 +81,7 @@ def _rate_table(schedule: Schedule, device: torch.device) -> Tensor:
             f"velocity is a derivative by t, and schedule.timesteps={schedule.timesteps} has no two steps to take it "
             "from. Use another target, such as v, or more timesteps."
         )
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         table = torch.stack(schedule.alpha_sigma(torch.arange(schedule.timesteps), torch.float64))
         (rates,) = torch.gradient(table, spacing=1 / schedule.timesteps, dim=1)
         return rates.to(device)

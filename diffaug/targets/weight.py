@@ -71,7 +71,7 @@ class Weight(ABC):
         """
         if not schedule.discrete:
             return
-        times = torch.arange(schedule.timesteps)
+        times = torch.arange(schedule.timesteps, device="cpu")
         weights = self.of(schedule, target, times, sigma_data)
         bad = times[~weights.isfinite()]
         if len(bad):
@@ -115,5 +115,5 @@ def _determinant(level: Level, target: str) -> Tensor:
 @functools.lru_cache(maxsize=64)
 def _table(weight: Weight, schedule: Schedule, target: str, sigma_data: float, device: torch.device) -> Tensor:
     # Made outside inference mode even when first asked for inside: a table made there would break a later training.
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         return _converted(weight, schedule, target, torch.arange(schedule.timesteps), sigma_data).to(device)

@@ -115,7 +115,7 @@ class Times(ABC):
         edges = edges.double().cpu()
         if edges.ndim != 1 or len(edges) < 2 or not bool((edges.diff() > 0).all()):
             raise refuse("edges", edges.tolist(), "log-SNRs that rise, at least two")
-        q = (torch.arange(resolution, dtype=torch.float64) + 0.5) / resolution
+        q = (torch.arange(resolution, dtype=torch.float64, device="cpu") + 0.5) / resolution
         log_snr = schedule.log_snr(self.quantile(q, schedule), torch.float64)
         place = torch.searchsorted(edges, log_snr, right=True)
         return torch.bincount(place, minlength=len(edges) + 1)[1:-1].double() / resolution
@@ -175,14 +175,14 @@ class Uniform(UnitTimes):
 @functools.lru_cache(maxsize=64)
 def _inside(low: float, high: float) -> tuple[float, float]:
     """The least and greatest float32 strictly between two numbers, and no denormal (which a GPU may take for 0)."""
-    ends = torch.tensor([low, high], dtype=torch.float32)
+    ends = torch.tensor([low, high], dtype=torch.float32, device="cpu")
     first, last = torch.nextafter(ends, ends.flip(0)).tolist()
     return (max(first, torch.finfo(torch.float32).tiny) if low == 0 else first), last
 
 
 @functools.lru_cache(maxsize=64)
 def _check_overlap(times: LevelTimes, schedule: Schedule) -> None:
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), torch.device("cpu"):
         ends = torch.tensor(schedule.range, dtype=torch.int64 if schedule.discrete else torch.float64)
         most, least = schedule.log_snr(ends, torch.float64).tolist()
         high, low = times.log_snr(torch.tensor([0.001, 0.999], dtype=torch.float64)).tolist()

@@ -43,13 +43,14 @@ class LossTable:
         self.clear()
 
     def clear(self) -> None:
-        self.losses, self.counts = torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64)
+        self.losses = torch.zeros(0, 0, dtype=torch.float32, device="cpu")
+        self.counts = torch.zeros(0, dtype=torch.int64, device="cpu")
 
     def on(self, device: torch.device, timesteps: int, history: int) -> None:
         """Be on this device, made at the first call."""
         if not len(self.counts):
             with torch.inference_mode(False):
-                self.losses = torch.zeros(timesteps + 1, history, device=device)
+                self.losses = torch.zeros(timesteps + 1, history, dtype=torch.float32, device=device)
                 self.counts = torch.zeros(timesteps + 1, dtype=torch.int64, device=device)
         if self.counts.shape[0] != timesteps + 1 or self.losses.shape[1] != history:
             raise ValueError(

@@ -181,7 +181,7 @@ class Weights(UnitTimes):
 @functools.lru_cache(maxsize=16)
 def _cumulative(weights: tuple[float, ...], device: torch.device) -> Tensor:
     """The CDF at the edges of the parts, float64, shape (K + 1,), from exactly 0 to exactly 1."""
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), torch.device("cpu"):
         sums = torch.tensor((0.0, *weights), dtype=torch.float64).cumsum(0)
         return (sums / sums[-1]).to(device)
 
@@ -189,7 +189,7 @@ def _cumulative(weights: tuple[float, ...], device: torch.device) -> Tensor:
 @functools.lru_cache(maxsize=16)
 def _logit_table(a: float, b: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """For u ~ Beta(a, b) and y = logit(u): the CDF of y at some y, those y, and dy / dCDF there; float64."""
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), torch.device("cpu"):
         # y = mode + width sinh(z): fine steps where the density is, and no end too far (its tails go as e^(a y) and
         # e^(-b y)). Within each of the steps of z, Gauss and Legendre's rule of four points.
         width, log_beta = math.sqrt(1 / a + 1 / b), math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
