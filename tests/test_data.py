@@ -12,6 +12,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 from torchvision.transforms import v2
 
 from diffaug import Cosine, DiffusionDataModule, ForwardProcess, LinearBeta, NoisyBatch
+from diffaug.data.sources import spread
 
 PROCESS = ForwardProcess(LinearBeta())
 
@@ -359,3 +360,10 @@ def test_val_times(options, expected):
         ValueError, match=r"data\.val_times must be one of 'stratified', 'grid', 'fixed', but got 'even'"
     ):
         DiffusionDataModule(pictures(), process=process, val_times="even")
+
+
+def test_the_items_that_are_looked_at_are_spread_over_the_dataset():
+    assert spread(10, 4) == [0, 3, 6, 9]
+    assert spread(3, 8) == [0, 1, 2]
+    assert spread(7, 1) == [0]
+    assert spread(2**25 + 4, 3) == [0, 2**24 + 1, 2**25 + 3]  # beyond float32's whole numbers

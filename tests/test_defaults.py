@@ -17,6 +17,7 @@ from test_schedules import FILES, ROOT, composed
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
+from diffaug.data.labels import LabelDropout
 from diffaug.noise.philox import keys
 from diffaug.schedules import Rectified
 from diffaug.targets import IMAGE_FIELDS, NUMBER_FIELDS, mixes
@@ -131,6 +132,7 @@ def test_a_process_with_each_noise(harder, file):
     assert_same(harder, made)
 
 
+INDEX = torch.arange(16)
 IMAGES = TensorDataset(torch.randint(0, 256, (21, 1, 8, 8), dtype=torch.uint8), torch.arange(21))
 
 
@@ -208,3 +210,35 @@ def test_what_importance_learns(name):
         return {**times.state_dict(), "t": times.draw(keys(index), schedule), "weight": weight}
 
     assert_same(name, made)
+
+
+class Learner(pl.LightningModule):
+    def __init__(self, times: Importance) -> None:
+        super().__init__()
+        self.times, self.weight = times, torch.nn.Parameter(torch.ones(1))
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = (self.weight * batch.x_t - batch.epsilon).square().flatten(1).mean(1)
+        self.times.update(batch.t, loss)
+        return loss.mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_importance_learns_under_lightning_s_64_true():
+    """Its training step runs with float64 as the default dtype."""
+    times = Importance()
+    data = DiffusionDataModule(IMAGES, process=ForwardProcess(LinearBeta(20), times), batch_size=4)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    pl.Trainer(max_epochs=1, accelerator="cpu", precision="64-true", **quiet).fit(Learner(times), data)
+    assert times.table.losses.dtype == torch.float32
+    assert times.table.counts.sum() == 21
+
+
+@pytest.mark.parametrize("null", [0.1, [0.1, 0.7], 3])
+def test_a_null_label(name, null):
+    label = torch.rand(16, 2) if isinstance(null, list) else torch.rand(16) if isinstance(null, float) else INDEX
+    dropout = LabelDropout(0.5, null, "label", ("label",))
+    assert_same(name, lambda: {"label": dropout(label, keys(INDEX))})
+    assert (dropout(label, keys(INDEX)) == torch.tensor(null)).any()

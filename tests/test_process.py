@@ -375,6 +375,10 @@ def test_trajectory_is_keyed_and_joint():
             r"x_0 must be uint8 or float images .* got 'torch.int64 of shape \(64, 3, 8, 8\)'",
         ),
         (lambda p: p(IMAGES, INDEX, stage="fit"), r"stage must be one of"),
+        (
+            lambda p: p(IMAGES.float().requires_grad_(), INDEX),
+            r"x_0 requires a gradient.*by\s+process\.noised\(x_0, t, ",
+        ),
         (lambda p: p(IMAGES, INDEX, extra={"t": INDEX}), r"dataset yields \['t'\], which diffaug itself names"),
         (lambda p: ForwardProcess(LinearBeta(), fields=("x_t", "lable"))(IMAGES, INDEX), r"asks for \['lable'\]"),
         (lambda p: p.noised(IMAGES, torch.full((64,), 1000), IMAGES), r"wants t as int64 in \[0, 999\]"),
@@ -494,3 +498,16 @@ def test_a_sample_beyond_the_counter_is_refused():
         ForwardProcess(LinearBeta())(
             torch.zeros(1, dtype=torch.uint8).expand(1, 2**32), torch.zeros(1, dtype=torch.int64)
         )
+
+
+def test_a_gradient_to_x_0_goes_through_noised():
+    """What `forward` draws are data, and it says so; the same triple by `noised` has the gradient, alpha(t)."""
+    x_0, process = (IMAGES / 127.5 - 1).requires_grad_(), ForwardProcess(LinearBeta(), compile=False)
+    x_t, epsilon, t = process(x_0.detach(), INDEX)
+    again = process.noised(x_0, t, epsilon)
+    assert torch.equal(again.detach(), x_t)
+    again.sum().backward()
+    alpha, _ = process.schedule.alpha_sigma(t)
+    torch.testing.assert_close(x_0.grad, alpha.view(-1, 1, 1, 1).expand_as(x_0))
+    with torch.no_grad():
+        assert equal(process(x_0, INDEX), NoisyBatch(x_t, epsilon, t))

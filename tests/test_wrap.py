@@ -9,7 +9,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.tuner import Tuner
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from test_data import Listener, together, trainer
 from torch.utils.data import (
@@ -511,3 +513,62 @@ def test_two_spawned_ranks_do_the_work_of_one(tmp_path):
     wanted = {(i, v): [t, *e.flatten()[:2].tolist()] for (i, v), (e, t) in noise_of(one).items()}
     assert len(both) == len(wanted) == 10
     assert {(int(r[0]), int(r[1])): [int(r[2]), *r[3:].tolist()] for r in both} == wanted
+
+
+class Tuned(Listener):
+    validation_step = None  # Lightning's Tuner wants a val_dataloader where there is one
+
+
+class Sized(pl.LightningDataModule):
+    """Its loader's batch size is an attribute, or only a hyperparameter."""
+
+    def __init__(self, batch_size: int, attribute: bool) -> None:
+        super().__init__()
+        self.save_hyperparameters("batch_size", logger=False)
+        if attribute:
+            self.batch_size = batch_size
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(pictures(40), batch_size=getattr(self, "batch_size", self.hparams.batch_size), shuffle=True)
+
+
+@pytest.mark.parametrize("attribute", [True, False])
+def test_the_tuner_tries_the_sizes_that_it_reports(attribute, tmp_path):
+    inner, listener = Sized(2, attribute), Tuned()
+    data = DiffusionDataModule.wrap(inner, PROCESS)
+    tuner = Tuner(trainer(max_epochs=1, num_sanity_val_steps=0, default_root_dir=tmp_path))
+    found = tuner.scale_batch_size(listener, datamodule=data, init_val=2, max_trials=3, steps_per_trial=1)
+    assert found == 8
+    assert {len(batch.t) for batch in listener.seen["train"]} == {2, 4, 8}
+    assert (inner.batch_size if attribute else inner.hparams.batch_size) == 8
+    assert next(iter(data.train_dataloader())).places[0].rows.shape[0] == 8
+
+
+def test_the_tuner_is_told_that_there_is_no_batch_size(tmp_path):
+    class Without(pl.LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return DataLoader(pictures(), batch_size=2)
+
+    tuner = Tuner(trainer(default_root_dir=tmp_path))
+    with pytest.raises(MisconfigurationException, match="batch_size not found in"):
+        tuner.scale_batch_size(Tuned(), datamodule=DiffusionDataModule.wrap(Without(), PROCESS))
+
+
+def test_what_is_set_is_whose_it_is():
+    inner = Inner()
+    inner.views = 7
+    data = DiffusionDataModule.wrap(inner, PROCESS, views=2)
+    data.num_classes, data.views, data.mine = 5, 3, 1
+    assert (inner.num_classes, data.num_classes) == (5, 5)
+    assert (inner.views, data.views) == (7, 3)
+    assert not hasattr(inner, "mine")
+    again = pickle.loads(pickle.dumps(data))
+    again.num_classes = 6
+    assert again.inner.num_classes == 6
+
+
+def test_options_of_the_inner_one_are_refused():
+    with pytest.raises(
+        ValueError, match=r"no options \['batch_size', 'shuffle'\]: .* are Inner's own.* takes seed, .*views"
+    ):
+        DiffusionDataModule.wrap(Inner(), PROCESS, batch_size=8, shuffle=False, views=2)

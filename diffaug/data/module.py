@@ -295,6 +295,7 @@ class DiffusionDataModule(NoisingDataModule):
     @classmethod
     def wrap(cls, inner: pl.LightningDataModule, process: ForwardProcess, **options: Any) -> "WrappedDataModule":
         """Noise what another LightningDataModule yields: `diffaug.data.wrapped.WrappedDataModule`."""
-        from diffaug.data.wrapped import WrappedDataModule  # it is built on this class
+        from diffaug.data.wrapped import WrappedDataModule, check_options  # they are built on this class
 
+        check_options(inner, options)
         return WrappedDataModule(inner, process, **options)

@@ -1,5 +1,6 @@
 """Another LightningDataModule, wrapped: its hooks, its loaders, its state; then the noise."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -28,7 +29,8 @@ class WrappedDataModule(DiffusionDataModule):
     """Noise what another LightningDataModule yields: `DiffusionDataModule.wrap` makes one.
 
     The inner DataModule's hooks are called as a Trainer would call them, its device transforms
-    (``on_after_batch_transfer``) before the noise; attributes that the wrapper lacks are its own. Its loaders are made
+    (``on_after_batch_transfer``) before the noise; attributes that the wrapper lacks are its own, read and set (so that
+    Lightning's Tuner finds a batch size that its loaders have). Its loaders are made
     again, so that each sample's noise is keyed by its index, where they are plain torch DataLoaders over map-style
     datasets; otherwise noise is keyed by the place in the stream, which repeats only with the same ranks, workers and
     batches. The log says which, for each loader.
@@ -45,6 +47,8 @@ class WrappedDataModule(DiffusionDataModule):
         data = DiffusionDataModule.wrap(MNISTDataModule("data"), process=ForwardProcess(Cosine()))
         trainer.fit(model, data)  # in training_step: x_t, epsilon, t = batch
     """
+
+    _whole = False
 
     def __init__(
         self,
@@ -88,6 +92,16 @@ class WrappedDataModule(DiffusionDataModule):
         for stage in STAGES:
             if is_overridden(f"{stage}_dataloader", inner):
                 setattr(self, f"{stage}_dataloader", partial(self._remade, stage))
+
+        # Its own loaders have these, the wrapper's none: here they would hide them, from Lightning's Tuner too.
+        for name in ("batch_size", "shuffle", "sampler", "drop_last"):
+            del self.__dict__[name]
+        self._whole = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Where what is read is the inner one's, so is what is set: Lightning's Tuner sets a batch_size.
+        theirs = self._whole and not hasattr(type(self), name) and name not in self.__dict__
+        object.__setattr__(self.inner if theirs and hasattr(self.inner, name) else self, name, value)
 
     def __getattr__(self, name: str) -> Any:
         inner = self.__dict__.get("inner")
@@ -255,3 +269,14 @@ class WrappedDataModule(DiffusionDataModule):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loaders": {}}  # a process that is started makes its own
+
+
+def check_options(inner: Any, options: Mapping[str, Any]) -> None:
+    """Refuse what `DiffusionDataModule.wrap` does not take: such as a batch size, which is the inner DataModule's."""
+    known = [name for name in inspect.signature(WrappedDataModule).parameters if name not in ("inner", "process")]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(
+            f"DiffusionDataModule.wrap has no options {unknown}: datasets, transforms and loaders are "
+            f"{type(inner).__name__}'s own, so set there what concerns them. wrap takes {', '.join(known)}."
+        )

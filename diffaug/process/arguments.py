@@ -94,6 +94,12 @@ def check_call(fields: tuple[str, ...], x_0: Tensor, index: Tensor, extra: dict[
         raise refuse("x_0", f"{x_0.dtype} of shape {tuple(x_0.shape)}", "uint8 or float images of shape (B, *)")
     if x_0.numel() >= ELEMENTS_MAX * max(x_0.shape[0], 1):
         raise refuse("x_0", tuple(x_0.shape), "of fewer than 2^32 elements a sample")
+    if x_0.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "x_0 requires a gradient, but what a ForwardProcess draws are data, without one. Pass x_0.detach(), or "
+            "make x_0 under torch.no_grad(). For a gradient to x_0 draw t and epsilon so, then mix them by "
+            "process.noised(x_0, t, epsilon)."
+        )
     if x_0.shape[0] != len(index):
         raise refuse("index", tuple(index.shape), f"of shape ({len(x_0)},), as there are {len(x_0)} images")
     clash = sorted(set(extra) & set(FIELDS))

@@ -129,10 +129,11 @@ class ForwardProcess(nn.Module):
     ) -> Any:
         """Draw t and epsilon for each image and mix them.
 
-        A draw is a pure function of (seed, stage, dataset, epoch, index, view) and of nothing else.
+        A draw is a pure function of (seed, stage, dataset, epoch, index, view) and of nothing else. What comes out are
+        data, compiled or not: no gradient goes through; where x_0 wants one, `noised` gives it.
 
         Arguments:
-            x_0: images, uint8 in [0, 255] or float in ``value_range``, shape (B, *).
+            x_0: images, uint8 in [0, 255] or float in ``value_range``, shape (B, *), that require no gradient.
             index: which item of the dataset each image is, int64, shape (B,), in [0, 2^40).
             generator: instead of ``index``: a torch.Generator that gives this call a seed; images are then numbered.
             seed: in [0, 2^64).
@@ -149,7 +150,8 @@ class ForwardProcess(nn.Module):
             A named tuple of ``fields``; by default `NoisyBatch`.
 
         Raises:
-            ValueError: neither index nor generator, a value out of its range, or a field that is not there.
+            ValueError: neither index nor generator, a value out of its range, a field that is not there, or an x_0 that
+                requires a gradient.
         """
         if index is None:
             if generator is None:
@@ -233,6 +235,8 @@ class ForwardProcess(nn.Module):
 
     def noised(self, x_0: Tensor, t: Tensor, epsilon: Tensor) -> Tensor:
         """x_t = alpha(t) x_0 + sigma(t) epsilon for a t and an epsilon that are given; draws nothing.
+
+        Gradients go through it, to x_0 and to epsilon.
 
         Arguments:
             x_0: images as `forward` takes them, shape (B, *).
