@@ -61,7 +61,7 @@ class Pyramid(Noise):
             # The greatest size that a sample may have; each takes a corner as large as its own.
             enlarged = gaussian(keys, (channels, *most), Purpose.PYRAMID, first)
             first += 4 * lanes(enlarged[0].numel())
-            share = torch.where(shrunk[:, level - 1].amin(1) > 1, self.discount**level, 0.0)  # or has ended before
+            share = (shrunk[:, level - 1].amin(1) > 1).float() * self.discount**level  # 0 where it has ended before
             its_variance = share.square()
             for dim, size in enumerate(sides):
                 enlarged, mean_square = _enlarge(enlarged, 2 + dim, shrunk[:, level, dim], size)
@@ -73,7 +73,7 @@ class Pyramid(Noise):
     def sizes(self, keys: Keys, sides: list[int]) -> Tensor:
         """The sides of each sample's levels, int64, shape (B, levels, len(sides)); those of level 0 are the image's."""
         word = words(keys, Purpose.PYRAMID, torch.arange(self.levels, device=keys.low.device))[0]
-        full = torch.tensor(sides, dtype=torch.float64)
+        full = torch.tensor(sides, dtype=torch.float64, device="cpu")
 
         def shrink(word: Tensor) -> Tensor:
             factor = 2 + (word + 0.5) * 2.0**-31  # in [2, 4)
