@@ -267,7 +267,7 @@ SETTINGS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
         {},
     ),
 }
-QUICK = ("plain", "limit_3", "max_size_cycle")
+QUICK = ("plain", "limit_3")
 THOROUGH = ("wrapped", "no_max_epochs", "accumulate", "val_check_2")
 FEW = (
     "on_fit_start",
@@ -353,7 +353,8 @@ class CountingTimer(Timer):
         "early_inside",
     ],
 )
-@pytest.mark.parametrize("make", [own, pytest.param(wrapped, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [own, wrapped])
 def test_a_run_that_was_cut_off_goes_on_exactly(make, options, callbacks):
     """By max_steps, a callback, a timer, inside an epoch or at its end: then made longer."""
     whole, _ = fit(make())
@@ -368,7 +369,7 @@ def test_a_run_that_was_cut_off_goes_on_exactly(make, options, callbacks):
 
 def test_one_trainer_that_fits_again_goes_on_where_it_was():
     whole, _ = fit(own())
-    for steps in (3, 5, 8, 10):
+    for steps in (5, 8):
         data, model = own(), Model()
         model, trainer = fit(data, model=model, max_steps=steps)
         assert model.seen == whole.seen[:steps]
@@ -401,7 +402,13 @@ FAILING = (
 )
 
 
-@pytest.mark.parametrize("hook", FAILING)
+@pytest.mark.parametrize(
+    "hook",
+    [
+        hook if hook in ("on_train_batch_start", "on_train_batch_end") else pytest.param(hook, marks=pytest.mark.slow)
+        for hook in FAILING
+    ],
+)
 @pytest.mark.parametrize(
     "save",
     [lambda folder: OnExceptionCheckpoint(folder), lambda folder: ModelCheckpoint(folder, save_on_exception=True)],
@@ -437,7 +444,15 @@ def test_a_batch_that_failed_comes_again(hook, save, tmp_path):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("cut", [{}, {"max_steps": 8}, {"max_steps": 8, "val_check_interval": 2}], ids=str)
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {"max_steps": 8},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"max_steps": 8, "val_check_interval": 2}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_lightnings_checkpoints_are_gone_on_from(options, cut, tmp_path):
     """ModelCheckpoint at its defaults and at each of its options, where the fit ends with an epoch and inside one."""
     whole, _ = fit(own())
@@ -452,6 +467,7 @@ def test_lightnings_checkpoints_are_gone_on_from(options, cut, tmp_path):
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [own, wrapped])
 def test_weights_that_are_averaged_at_the_end(make):
     memory, swa = Memory(), {"swa_lrs": 0.05, "swa_epoch_start": 1}
@@ -465,6 +481,7 @@ def test_weights_that_are_averaged_at_the_end(make):
             assert rest.seen == whole.seen[done:], path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [own, wrapped])
 @pytest.mark.parametrize("epochs", [3, -1])
 def test_a_search_for_a_learning_rate_leaves_no_trace(make, epochs, tmp_path):
@@ -490,7 +507,10 @@ class TestOtherBatches:
             for i in range(len(index) // 8)
         ]
 
-    @pytest.mark.parametrize(("before", "after"), [(4, 8), (8, 4), (2, 12), (6, 4), (4, 4), (8, 24)])
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [(4, 8), (8, 4), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [(2, 12), (6, 4), (4, 4), (8, 24)])],
+    )
     def test_goes_on_after_the_same_samples(self, before, after):
         whole, _ = fit(self.of(before))
         every, memory = self.flat(whole.seen), Memory()
