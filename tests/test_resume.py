@@ -574,6 +574,20 @@ class TestOtherBatches:
         with pytest.raises(ValueError, match="side by side have changed by different factors"):
             fit(two(8, 2), memory, path)
 
+    def test_a_loader_that_has_begun_again(self):
+        """Its laps end with a short batch, which other batches do not have in the same place."""
+
+        def two(size: int) -> Any:
+            short = lambda: DataLoader(images(9), size, shuffle=True)  # noqa: E731
+            return side_by_side("max_size_cycle", lambda: DataLoader(images(24), size, shuffle=True), short)()
+
+        memory = Memory()
+        fit(two(4), memory, callbacks=(Saver(("on_train_batch_end",)),), max_steps=4)
+        with pytest.raises(
+            ValueError, match="begun again beside a longer one goes on exactly only in the same batches"
+        ):
+            fit(two(8), memory, list(memory.files)[-1], max_epochs=1)
+
 
 class TestRefusals:
     """What a resume cannot be exact in is refused, with the difference."""

@@ -148,16 +148,16 @@ class Resume:
                 )
             return done
         whole, rest = divmod(done * before, loader.global_batch)
-        if rest or (isinstance(loader, StreamLoader) and before != loader.global_batch):
+        why = f"of which {done * before} images are no whole number" if rest else ""
+        if before != loader.global_batch and isinstance(loader, StreamLoader):
+            why = "and a stream goes on exactly only in the same batches"
+        elif before != loader.global_batch and done * before >= loader.sampler.length:
+            why = "and a loader that has begun again beside a longer one goes on exactly only in the same batches"
+        if why:
             self._refuse(
                 f"The checkpoint was saved inside an epoch, after {done} batches of {before} images on all ranks "
-                f"together. A batch is now one of {loader.global_batch}, "
-                + (
-                    "and a stream goes on exactly only in the same batches"
-                    if isinstance(loader, StreamLoader)
-                    else f"of which {done * before} images are no whole number"
-                )
-                + f". Set data.batch_size times the number of devices to {before} again"
+                f"together. A batch is now one of {loader.global_batch}, {why}. Set data.batch_size times the number "
+                f"of devices to {before} again"
             )
         return whole
 
