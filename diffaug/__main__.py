@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 
 from diffaug import plots, report
-from diffaug.commands.plot import an_image, levels_of
+from diffaug.commands.plot import an_image, label, levels_of
 from diffaug.commands.preview import preview
 from diffaug.config import composed, made, schedule_names
 
@@ -71,10 +71,16 @@ def _plot(options: argparse.Namespace) -> None:
         made_picture = plots.levels(*levels_of(names))
     elif picture == "recipes":
         made_picture = plots.recipes(
-            {name: made(composed([*common, *_chosen("experiment", name)]).process) for name in names}, loss=own["loss"]
+            {
+                label(name, "experiment"): made(composed([*common, *_chosen("experiment", name)]).process)
+                for name in names
+            },
+            loss=own["loss"],
         )
     else:
-        schedules = {name: made(composed([*common, *_chosen("schedule", name)]).schedule) for name in names}
+        schedules = {
+            label(name, "schedule"): made(composed([*common, *_chosen("schedule", name)]).schedule) for name in names
+        }
         if picture == "schedules":
             made_picture = plots.schedules(schedules)
         else:

@@ -37,7 +37,7 @@ def _digits(*, validation: bool) -> Dataset[Any]:
     bunch: Any = load_digits()
     images = torch.from_numpy(bunch.images).float()[:, None] / 8 - 1
     labels = torch.from_numpy(bunch.target)
-    chosen = (torch.arange(len(images)) % 10 == 9) == validation
+    chosen = (torch.arange(len(images), device="cpu") % 10 == 9) == validation
     return TensorDataset(images[chosen], labels[chosen])
 
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -147,8 +146,9 @@ def density(process: ForwardProcess, edges: Tensor, loss: str = "F", resolution:
     So recipes of different targets compare: with x_t given, an error e in one target is an error b e in another, and a
     weight w on the first's squared error is w / b^2 on the second's. F is the target whose variance is 1 at every noise
     level where the images' is sigma_data^2 (Karras et al. 2022, section 5): on its loss, draws times weight is where
-    the loss of a network that has learned nothing comes from. A timestep's share is spread evenly over its cell, from
-    halfway to the level before to halfway to the level after. Levels without any signal or noise are in no bin.
+    the loss of a network that has learned nothing comes from. A timestep's share lies in its cell, from halfway to the
+    level before to halfway to the level after, and passes over into its neighbours' smoothly. Levels without any signal
+    or noise are in no bin.
 
     Arguments:
         edges: log-SNRs that rise, finite, shape (K + 1,).
@@ -158,6 +158,18 @@ def density(process: ForwardProcess, edges: Tensor, loss: str = "F", resolution:
     Returns:
         The shares of all draws, and of all draws times weight: float64, shape (K,) each.
     """
+    cells, draws, load = _cells(process, loss, resolution)
+    return _in_bins(cells, draws, edges), _in_bins(cells, load, edges)
+
+
+def span(process: ForwardProcess) -> tuple[float, float]:
+    """The log-SNRs between which all of a recipe's `density` lies."""
+    cells, _, _ = _cells(process, process.target, 4096)
+    return cells[0].item(), cells[-1].item()
+
+
+def _cells(process: ForwardProcess, loss: str, resolution: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The borders of the levels' cells, rising, shape (N + 1,), and the shares in each, shape (N,): see `density`."""
     schedule = process.schedule
     ends = torch.linspace(-34.0, 34.0, resolution + 1, dtype=torch.float64).sigmoid()
     middles = torch.linspace(-34.0, 34.0, 2 * resolution + 1, dtype=torch.float64).sigmoid()[1::2]
@@ -176,15 +188,37 @@ def density(process: ForwardProcess, edges: Tensor, loss: str = "F", resolution:
     load = draws * weight / b.square()
     order = levels.argsort()
     levels, draws, load = levels[order], draws[order], load[order]
-    if len(levels) == 1:
-        inside = ((edges[:-1] <= levels) & (levels < edges[1:])).double()
-        return inside * draws, inside
-    half = levels.diff() / 2
-    cells = torch.cat([levels[:1] - half[:1], levels[:-1] + half, levels[-1:] + half[-1:]])
-    return _in_bins(cells, draws, edges), _in_bins(cells, load / load.sum(), edges)
+    half = levels.diff() / 2 if len(levels) > 1 else levels.new_full((1,), 0.05)
+    cells = torch.cat([levels[:1] - half[:1], (levels[1:] + levels[:-1]) / 2, levels[-1:] + half[-1:]])
+    return cells, draws, load / load.sum()
 
 
 def _in_bins(cells: Tensor, shares: Tensor, edges: Tensor) -> Tensor:
+    """The shares in bins: differences of the cumulative share, a monotone cubic between the borders of the cells.
+
+    Fritsch and Carlson 1980, "Monotone piecewise cubic interpolation", with the slopes of Fritsch and Butland 1984.
+    """
     total = torch.cat([torch.zeros(1, dtype=torch.float64), shares.cumsum(0)])
-    below = np.interp(edges.numpy(), cells.numpy(), total.numpy())
-    return torch.from_numpy(below).diff()
+    last = torch.cat([cells.diff() > 0, torch.ones(1, dtype=torch.bool)])  # of borders that fall together
+    x, y = cells[last], total[last]
+    y[0] = 0.0
+    step = x.diff()
+    secant = y.diff() / step
+    if len(secant) == 1:
+        slope = secant.expand(2)
+    else:
+        near, far = 2 * step[1:] + step[:-1], step[1:] + 2 * step[:-1]
+        both = (near + far) / (near / secant[:-1] + far / secant[1:])  # 0 where either is
+        slope = torch.cat([_end(step, secant), both, _end(step.flip(0), secant.flip(0))])
+    right = torch.searchsorted(x, edges.contiguous()).clamp(1, len(x) - 1)
+    left = right - 1
+    h, u = step[left], ((edges - x[left]) / step[left]).clamp(0.0, 1.0)
+    rise = y[right] - y[left]
+    bend_left, bend_right = slope[left] * h - rise, rise - slope[right] * h
+    return (y[left] + u * rise + u * (1 - u) * (bend_left * (1 - u) + bend_right * u)).diff()
+
+
+def _end(step: Tensor, secant: Tensor) -> Tensor:
+    """The slope at the first of three points, of a parabola through them, or as steep as keeps the curve monotone."""
+    slope = ((2 * step[0] + step[1]) * secant[0] - step[0] * secant[1]) / (step[0] + step[1])
+    return torch.minimum(slope.clamp_min(0.0), 3 * secant[0])[None]

@@ -1,6 +1,7 @@
 """Pictures by their numbers, which lie beside them as CSV; what a recipe trains on against closed forms; errors."""
 
 import csv
+import itertools
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from diffaug import (
     EDM,
     VPSDE,
-    Cosine,
+    Discretised,
     ForwardProcess,
     LinearBeta,
     LogNormal,
@@ -18,6 +19,8 @@ from diffaug import (
     plots,
 )
 from diffaug.__main__ import main
+from diffaug.commands.plot import label
+from diffaug.plots.images import whole_bins
 from diffaug.report import density
 from diffaug.targets import EDMWeight, MinSNR
 
@@ -45,12 +48,31 @@ def test_the_numbers_of_schedules_are_the_schedules(tmp_path):
     assert (tmp_path / "s.svg").read_text().startswith("<?xml")
 
 
-def test_the_only_schedule_is_annotated_with_its_end():
-    texts = [text.get_text() for axes in plots.schedules({"a": LinearBeta()}).figure.axes for text in axes.texts]
-    assert "4.04e-05 at the end" in texts
-    assert "SNR = 1 at t = 258.1" in texts
-    two = plots.schedules({"a": LinearBeta(), "b": Cosine()}).figure
-    assert not [text for axes in two.axes for text in axes.texts]
+def test_the_legend_says_what_is_left_at_the_end():
+    figure = plots.schedules({"a": LinearBeta(), "b": Rectified(), "c": EDM(sigma_max=0.5)}).figure
+    assert [text.get_text() for text in figure.axes[-1].get_legend().get_texts()] == [
+        "a\nSNR: 1 at t = 258.1, 4.04e-05 at the end",
+        "b\nSNR: 1 at t = 0.5, 0 at the end",
+        "c\nSNR: 4 at the end",
+    ]
+
+
+def test_alpha_and_sigma_have_a_panel_each():
+    _, _, _, alpha, sigma, _ = plots.schedules({"a": LinearBeta(), "b": Rectified()}).figure.axes
+    t = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    assert [len(axes.lines) for axes in (alpha, sigma)] == [2, 2]
+    assert alpha.lines[1].get_ydata() == pytest.approx((1 - t).numpy())
+    assert sigma.lines[1].get_ydata() == pytest.approx(t.numpy())
+
+
+def test_a_schedule_without_betas_is_named_where_they_are():
+    def notes(**named):
+        return [text.get_text() for text in plots.schedules(named).figure.axes[0].texts]
+
+    assert notes(a=LinearBeta()) == []
+    assert notes(a=LinearBeta(), b=Rectified(), c=VPSDE()) == ["b, c: no betas, continuous"]
+    assert notes(a=LinearBeta(), b=Discretised(EDM())) == ["b: no betas, variance exploding"]
+    assert notes(b=Rectified()) == ["no betas:\ncontinuous"]
 
 
 def test_a_density_is_the_one_the_paper_states():
@@ -93,6 +115,29 @@ def test_recipes_are_densities(tmp_path):
             area = sum(float(row[column]) * (float(row["log_snr_high"]) - float(row["log_snr_low"])) for row in own)
             # Some of the last steps of the second lie beyond 14 nats.
             assert area == pytest.approx(1, abs=0.02 if name == "zero" else 1e-6)
+
+
+def test_a_recipe_ends_where_its_schedule_does():
+    """Upright and not at a slant: to halfway beyond the last level; of uniform timesteps, 1 / (T d log-SNR / dt)."""
+    (rows,) = [plots.recipes({"ddpm": ForwardProcess(LinearBeta())}).rows]
+    levels = LinearBeta().log_snr(torch.tensor([0, 1, 998, 999]), torch.float64).tolist()
+    assert rows[0][1] == pytest.approx(levels[3] - (levels[2] - levels[3]) / 2)
+    assert rows[-1][2] == pytest.approx(levels[0] + (levels[0] - levels[1]) / 2)
+    assert rows[0][3] == pytest.approx(1 / (1000 * (levels[2] - levels[3])), rel=0.01)
+    line = plots.recipes({"ddpm": ForwardProcess(LinearBeta())}).figure.axes[0].lines[0]
+    x, y = line.get_xdata(), line.get_ydata()
+    assert (x[0], y[0], x[1]) == (x[1], 0, rows[0][1])
+    assert y[1] == rows[0][3]
+
+
+def test_a_recipe_of_few_timesteps_a_nat_does_not_wobble():
+    """The densities of 1,000 linear steps fall without a dent toward the least noise, where a step is 0.8 nats."""
+    rows = [row for row in plots.recipes({"ddpm": ForwardProcess(LinearBeta())}).rows if row[1] > 3]
+    for column in (3, 4):
+        height = [row[column] for row in rows]
+        steps = [b - a for a, b in itertools.pairwise(height)]
+        assert max(steps) < 0.002 * max(height)
+        assert max(abs(b - a) for a, b in itertools.pairwise(steps)) < 0.02 * max(height)
 
 
 def test_a_strip_has_the_levels_of_its_schedules_and_the_same_noise(tmp_path):
@@ -152,6 +197,7 @@ def test_the_command_line_draws(tmp_path, capsys):
 
     plot("schedules", "linear", "cosine,schedule.timesteps=50", f"out={tmp_path / 'a.png'}")
     assert len(read(tmp_path / "a.csv")) == 1050
+    assert {row["schedule"] for row in read(tmp_path / "a.csv")} == {"linear", "cosine, T = 50"}
     plot("recipes", "ddpm", "edm", f"out={tmp_path / 'b.svg'}")
     assert {row["recipe"] for row in read(tmp_path / "b.csv")} == {"ddpm", "edm"}
     plot("strip", "linear", "sizes=[4,8]", f"out={tmp_path / 'c.png'}")
@@ -161,6 +207,52 @@ def test_the_command_line_draws(tmp_path, capsys):
     assert "wants at least one name" in capsys.readouterr().err
     assert main(["plot", "levels", str(tmp_path)]) == 1
     assert "train with callbacks=loss_by_level" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "words"),
+    [
+        ("linear", "schedule", "linear"),
+        ("cosine,schedule.timesteps=4000", "schedule", "cosine, T = 4000"),
+        ("zero_terminal_snr,schedule@schedule.base=cosine", "schedule", "zero_terminal_snr, base = cosine"),
+        (
+            "shifted,schedule.factor=2,schedule.base.timesteps=10",
+            "schedule",
+            "shifted, factor = 2, base.timesteps = 10",
+        ),
+        ("edm,times.mean=-0.4,weight=none", "experiment", "edm, times.mean = -0.4, weight = none"),
+    ],
+)
+def test_a_name_with_overrides_as_a_legend_says_it(name, group, words):
+    assert label(name, group) == words
+
+
+def test_a_bin_of_one_image_has_no_spread():
+    rows = [("val", 10, 0, -2.0, 0.0, 5, 0.5, 0.1, 0.4), ("val", 10, 0, 2.0, 4.0, 1, 0.9, 0.0, 0.8)]
+    above, below = plots.levels(rows).figure.axes
+    (bars,) = above.containers
+    assert [[end.tolist() for end in bar] for bar in bars[2][0].get_segments()] == [[[-1, 0.4], [-1, 0.6]]]
+    (open_dots,) = [line for line in above.lines if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
+    assert (open_dots.get_xdata(), open_dots.get_ydata()) == ([3], [0.9])
+    assert "one image" in [text.get_text() for text in above.get_legend().get_texts()]
+    assert below.get_xticks().tolist() == [-2, 0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("values", "bins"),
+    [
+        (torch.arange(256) / 127.5 - 1, 64),  # four values of an 8-bit image to a bin
+        (torch.arange(17) / 8 - 1, 17),
+        (torch.arange(100).add(0.5) / 50 - 1, 50),
+        (torch.linspace(-1, 1, 64 * 1000 + 1)[:-1] + 1e-5, 64),
+    ],
+)
+def test_a_histogram_of_whole_values_is_no_comb(values, bins):
+    edges = whole_bins(values.float().double(), -1.0, 1.0, 64)
+    assert len(edges) == bins + 1
+    assert (edges[0], edges[-1]) == pytest.approx((-1, 1), abs=0.07)
+    density, _ = torch.histogram(values.float().double(), edges, density=True)
+    assert density.max() / density.min() == pytest.approx(1, abs=0.01)
 
 
 def test_a_csv_of_levels_is_drawn_again(tmp_path):

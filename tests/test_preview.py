@@ -39,8 +39,10 @@ def test_a_schedule_is_weak_for_large_images_and_strong_for_small_ones():
     assert weak.startswith("The schedule is weak for 128 pixels")
     assert float(weak.split("ratio of ")[1].split()[0]) == pytest.approx(0.2248, abs=0.006)
     assert warned(process, flat_images(101, 64)) == []
-    (strong,) = warned(process, flat_images(101, 2))
-    assert strong.startswith("The schedule is strong for 2 pixels")
+    (strong,) = warned(process, flat_images(101, 1))  # SNR V below 0.01 from t = 591
+    assert strong.startswith("The schedule is strong for 1 pixels: in 41% of the draws")
+    (strong,) = warned(ForwardProcess(LinearBeta(4000)), flat_images(101, 16))  # the betas of 1,000 steps, four times
+    assert strong.startswith("The schedule is strong for 16 pixels: in 53% of the draws")
     zero = ForwardProcess(ZeroTerminalSNR(LinearBeta()), target="v")
     assert not any("weak" in warning for warning in warned(zero, flat_images(101, 256)))
     assert any("sigma_max" in warning for warning in warned(ForwardProcess(EDM(sigma_max=1.0)), flat_images(101, 64)))
@@ -79,8 +81,16 @@ def test_a_preview_says_what_it_saw():
     rows = [row for row in seen.picture.rows if row[0] == "unit_time"]
     assert math.fsum((high - low) * height for _, low, high, height in rows) == pytest.approx(1)
     pixels = [row for row in seen.picture.rows if row[0] == "pixels"]
-    share = ((process.scaled(images) >= 0.95).double().mean() / 0.05).item()
-    assert pixels[-1][3] == pytest.approx(share, rel=1e-6)
+    assert len(pixels) == 64
+    share = (images >= 252).double().mean().item()
+    assert pixels[-1][3] == pytest.approx(share / (4 / 127.5), rel=1e-6)
+
+
+def test_the_default_recipe_looks_right_on_the_default_data(tmp_path, capsys):
+    assert main(["preview", f"out={tmp_path / 'p.png'}"]) == 0
+    out = capsys.readouterr().out
+    assert "nothing looks wrong" in out
+    assert "as good as noise 25% of the draws" in out
 
 
 def test_the_command(tmp_path, capsys):

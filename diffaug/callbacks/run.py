@@ -50,7 +50,7 @@ class Seen(Callback):
 
 
 class Pictures(Seen):
-    """Draw schedule.png and forward.png when training begins, samples.png when it ends, and their numbers as .csv.
+    """Draw schedule.png and forward.png, with their numbers as .csv, when training begins, samples.png when it ends.
 
     Arguments:
         folder: where to.

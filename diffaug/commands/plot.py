@@ -25,6 +25,22 @@ def an_image(data: DiffusionDataModule) -> Tensor:
     return data.process.scaled(images)[0]
 
 
+def label(name: str, group: str) -> str:
+    """A choice with overrides as a legend says it: "cosine,schedule.timesteps=4000" as "cosine, T = 4000".
+
+    Arguments:
+        group: of the choice; its own keys go by their last part.
+    """
+    choice, *overrides = name.split(",")
+    words = [choice]
+    for override in overrides:
+        key, equals, value = override.lstrip("+").partition("=")
+        key = key.rpartition("@")[2]  # schedule@schedule.base=cosine
+        key = "T" if key == "schedule.timesteps" else key.removeprefix(f"{group}.")
+        words.append(f"{key} = {value}" if equals else override)
+    return ", ".join(words)
+
+
 def levels_of(names: Sequence[str]) -> tuple[list[tuple[Any, ...]], str]:
     """The rows of a run's loss_by_level.csv, and what its bins are of.
 

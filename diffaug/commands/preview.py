@@ -11,10 +11,10 @@ a signal-to-noise ratio of
 - Too weak: r at the last t is above 0.1. Sampling starts from pure noise, which says nothing of that feature, while
   training never saw such noise: images come out of medium brightness (Lin et al. 2024, "Common Diffusion Noise
   Schedules and Sample Steps are Flawed", section 3.1).
-- Too strong: r is below 0.01 in more than a quarter of the draws, where then nothing of an image can be seen: Nichol
+- Too strong: r is below 0.01 in more than a third of the draws, where then nothing of an image can be seen: Nichol
   and Dhariwal 2021, "Improved DDPM", section 3.2, who find the end of the linear schedule too noisy for small images.
 
-The thresholds 0.1, 0.01 and a quarter are this project's choice.
+The thresholds 0.1, 0.01 and a third are this project's choice.
 """
 
 import math
@@ -35,7 +35,7 @@ from diffaug.schedules.base import VARIANCE_EXPLODING
 _IMAGES = 512
 _TIMES = 8192
 _SECONDS = 5.0
-WEAK, STRONG, SHARE = 0.1, 0.01, 0.25
+WEAK, STRONG, SHARE = 0.1, 0.01, 1 / 3
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def preview(data: DiffusionDataModule) -> Preview:
         f"{mean:.3f} ± {std:.3f}" for mean, std in zip(x_0.mean((0, 2, 3)), x_0.std((0, 2, 3)), strict=True)
     )
     low, high = images.min().item(), images.max().item()
-    end = _visible(process, x_0)(process.schedule.ends[1][None])
+    ratio = _visible(process, x_0)
+    end, blind = ratio(process.schedule.ends[1][None]), (ratio(t) < STRONG).double().mean()
     span = "[0, 255]" if images.dtype == torch.uint8 else list(process.value_range)
     lines = [
         f"images           {len(data.images('train'))}, each {tuple(images.shape[1:])}, {images.dtype}".replace(
@@ -84,6 +85,7 @@ def preview(data: DiffusionDataModule) -> Preview:
         f"schedule         {process.schedule!r}",
         f"x_T to its prior {process.prior_kl_bits_per_dim(images):.3g} bits per dimension",
         f"at the last t    the images' coarsest feature shows with a signal-to-noise ratio of {end.item():.2g}",
+        f"as good as noise {blind:.0%} of the draws: there that ratio is below {STRONG:g}",
         f"images a second  {read:,.0f} read, {noised:,.0f} noised, by this process on the CPU",
         *(["", *(f"WARNING {warning}" for warning in found)] if found else ["", "nothing looks wrong"]),
     ]

@@ -1,14 +1,16 @@
 """Curves: schedules over time, what recipes train on over log-SNR, and loss by noise level."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from diffaug.plots.picture import Picture, line, new_figure, tidy
 from diffaug.process import ForwardProcess
-from diffaug.report import density
+from diffaug.report import density, span
 from diffaug.schedules import Schedule
 from diffaug.schedules.base import VARIANCE_PRESERVING
 
@@ -16,7 +18,7 @@ POINTS = 1001
 
 
 def schedules(named: Mapping[str, Schedule]) -> Picture:
-    """beta, alpha_bar (alpha^2), alpha and sigma, and log-SNR of one or several schedules over time.
+    """beta, alpha_bar (alpha^2), log-SNR, alpha and sigma of one or several schedules over time.
 
     Time is the timestep t where all are discrete with the same T, else unit time. beta_t is that of discrete, variance
     preserving schedules. The numbers are those at every t, or at 1,001 points of a continuous schedule.
@@ -30,71 +32,81 @@ def schedules(named: Mapping[str, Schedule]) -> Picture:
     as_steps = len(steps) == 1 and steps != {0}
     columns = ("schedule", "t", "unit", "beta", "alpha_bar", "alpha", "sigma", "log_snr")
     rows: list[tuple[Any, ...]] = []
-    figure = new_figure(9.5, 6.0)
-    (top_left, top_right), (left, right) = figure.subplots(2, 2)
-    loud = False
+    figure = new_figure(12.0, 6.0)
+    panels: Any = figure.subplots(2, 3)
+    (of_beta, of_signal, of_level), (of_alpha, of_sigma, words) = panels
+    loud, without = False, {}
     for number, (name, schedule) in enumerate(named.items()):
         unit = torch.linspace(0, 1, POINTS, dtype=torch.float64)
         t = torch.arange(schedule.timesteps) if schedule.discrete else schedule.from_unit(unit)
         unit = schedule.to_unit(t, torch.float64)
         alpha, sigma = schedule.alpha_sigma(t, torch.float64)
         log_snr = schedule.log_snr(t, torch.float64)
-        has_betas = schedule.discrete and schedule.scaling is VARIANCE_PRESERVING
-        betas = schedule.betas if has_betas else torch.full_like(alpha, math.nan)
+        if schedule.discrete and schedule.scaling is VARIANCE_PRESERVING:
+            betas = schedule.betas
+        else:
+            betas = torch.full_like(alpha, math.nan)
+            without[name] = repr(schedule.scaling) if schedule.discrete else "continuous"
         rows += [
             (name, *(value if value == value else "" for value in row))
             for row in zip(*(x.tolist() for x in (t, unit, betas, alpha.square(), alpha, sigma, log_snr)), strict=True)
         ]
         x, style = (t if as_steps else unit), line(number, len(named))
-        top_left.plot(x, betas, **style)
-        top_right.plot(x, alpha.square(), label=name, **style)
-        left.plot(x, alpha, **style)
-        left.plot(x, sigma, **{**style, "linewidth": 0.9})
-        right.plot(x, torch.where(log_snr.isfinite(), log_snr, torch.nan), **style)
+        shown = torch.where(log_snr.isfinite(), log_snr, torch.nan)
+        for axes, y in zip(panels.flat, (betas, alpha.square(), shown, alpha, sigma), strict=False):
+            axes.plot(x, y, label=f"{_wrapped(name)}\n{_facts(schedule)}", **style)
         loud = loud or bool(sigma.max() > 2)
     time = "timestep t" if as_steps else "unit time"
-    tidy(top_left, xlabel=time, ylabel=r"$\beta_t$ (variance added by a step)", yscale="log")
-    if not top_left.lines or all(not torch.tensor(x.get_ydata()).isfinite().any() for x in top_left.lines):
-        top_left.set(yscale="linear", yticks=[])
-        top_left.text(0.5, 0.5, "continuous: no betas", ha="center", transform=top_left.transAxes, color="0.4")
-    tidy(top_right, xlabel=time, ylabel=r"$\bar\alpha = \alpha^2$ (signal)", ylim=(-0.02, 1.04))
-    tidy(left, xlabel=time, ylabel=r"$\alpha$ (thick), $\sigma$ (thin)", yscale="log" if loud else "linear")
-    right.axhline(0, color="0.6", linewidth=0.8)
-    tidy(right, xlabel=time, ylabel="log-SNR (nats)")
-    _legend(figure, top_right, named)
-    if len(named) == 1:
-        _note_ends(next(iter(named.values())), as_steps, top_right, right)
+    tidy(of_beta, xlabel=time, ylabel=r"$\beta_t$ (variance added by a step)", yscale="log")
+    _note_without_betas(of_beta, without, len(without) == len(named), x_end=max(steps) - 1 if as_steps else 1.0)
+    tidy(of_signal, xlabel=time, ylabel=r"$\bar\alpha = \alpha^2$ (signal)", ylim=(-0.02, 1.04))
+    of_level.axhline(0, color="0.6", linewidth=0.8)
+    tidy(of_level, xlabel=time, ylabel="log-SNR (nats)")
+    tidy(of_alpha, xlabel=time, ylabel=r"$\alpha$ (of $x_0$)", ylim=(-0.02, 1.04))
+    tidy(of_sigma, xlabel=time, ylabel=r"$\sigma$ (of $\epsilon$)", yscale="log" if loud else "linear")
+    words.set_axis_off()
+    small = 9 if len(named) < 6 else 7
+    words.legend(*of_signal.get_legend_handles_labels(), loc="center", frameon=False, fontsize=small, labelspacing=0.9)
     return Picture(figure, columns, rows)
 
 
-def _note_ends(schedule: Schedule, as_steps: bool, signal: Any, level: Any) -> None:
-    """Write beside the only curve what is left at the end, and where signal and noise are equal."""
-    low, high = schedule.ends
-    first, last = schedule.log_snr(torch.stack([low, high]), torch.float64).tolist()
-    left = schedule.alpha_sigma(high[None], torch.float64)[0].item() ** 2
-    end = high.item() if as_steps else 1.0
-    away = {"textcoords": "offset points", "arrowprops": {"arrowstyle": "-", "color": "0.5"}}
-    if left < 0.5:
-        signal.annotate(rf"{left:.3g} at the end", (end, left), xytext=(-14, 26), ha="right", **away)
+def _wrapped(name: str) -> str:
+    return textwrap.fill(name, 40)
+
+
+def _facts(schedule: Schedule) -> str:
+    """What is left at the end, and where signal and noise are equal."""
+    first, last = schedule.log_snr(torch.stack(schedule.ends), torch.float64).tolist()
+    one = ""
     if first >= 0 >= last:
-        t = schedule.t_of_log_snr(torch.zeros(1, dtype=torch.float64))
-        x = t.item() if as_steps else schedule.to_unit(t, torch.float64).item()
-        level.plot([x], [0], "o", color="black", markersize=4)
-        level.annotate(f"SNR = 1 at t = {t.item():.4g}", (x, 0), xytext=(10, 14), **away)
+        t = schedule.t_of_log_snr(torch.zeros(1, dtype=torch.float64)).item()
+        one = f"1 at t = {t:.4g}, "
+    return f"SNR: {one}{math.exp(last):.3g} at the end"
+
+
+def _note_without_betas(axes: Any, without: Mapping[str, str], all_of_them: bool, x_end: float) -> None:
+    """Say which schedules have no betas, and why."""
+    kinds = dict.fromkeys(without.values())
+    if all_of_them:
+        axes.set(yscale="linear", yticks=[], xlim=(0, x_end))
+        axes.text(0.5, 0.5, f"no betas:\n{', '.join(kinds)}", ha="center", transform=axes.transAxes, color="0.4")
+    elif without:
+        said = "\n".join(_wrapped(f"{', '.join(n for n in without if without[n] == k)}: no betas, {k}") for k in kinds)
+        axes.text(0.98, 0.03, said, ha="right", va="bottom", transform=axes.transAxes, color="0.4", fontsize=8)
 
 
 def _legend(figure: Any, axes: Any, names: Mapping[str, Any]) -> None:
     if len(names) == 1:
         figure.suptitle(next(iter(names)), fontsize=10)
     else:
+        most = max(1, min(4, int(11 * figure.get_figwidth()) // (max(map(len, names)) + 8)))  # columns that fit
+        rows = -(-len(names) // most)
         handles, labels = axes.get_legend_handles_labels()
-        figure.legend(
-            handles, labels, loc="outside upper center", ncols=-(-len(names) // -(-len(names) // 4)), frameon=False
-        )
+        figure.legend(handles, labels, loc="outside upper center", ncols=-(-len(names) // rows), frameon=False)
 
 
 def recipes(
-    named: Mapping[str, ForwardProcess], *, loss: str = "F", width: float = 0.25, reach: float = 14.0
+    named: Mapping[str, ForwardProcess], *, loss: str = "F", width: float = 0.1, reach: float = 14.0
 ) -> Picture:
     """What recipes train on: where they draw noise levels, and what the errors there count, over log-SNR.
 
@@ -102,7 +114,7 @@ def recipes(
     target, so that recipes with different targets can be laid over one another; see `diffaug.report.density`. On the
     loss of epsilon it is the weighting function w of Kingma and Gao 2023, "Understanding Diffusion Objectives as the
     ELBO with Simple Data Augmentation", of which the ELBO is the flat one. Each curve has area 1 over the whole range
-    of its schedule.
+    of its schedule, and ends where that does.
 
     Arguments:
         named: the recipes by the names they go by in the picture.
@@ -113,35 +125,40 @@ def recipes(
     if not named:
         raise ValueError("plot recipes wants at least one recipe.")
     edges = torch.arange(-math.ceil(reach / width), math.ceil(reach / width) + 1, dtype=torch.float64) * width
-    middle = (edges[1:] + edges[:-1]) / 2
     rows: list[tuple[Any, ...]] = []
     figure = new_figure(7.5, 5.6)
     above, below = figure.subplots(2, 1, sharex=True)
-    seen = torch.zeros(len(middle), dtype=torch.bool)
+    low, high = math.inf, -math.inf
     for number, (name, process) in enumerate(named.items()):
-        draws, load = (share / width for share in density(process, edges, loss))
-        rows += [
-            (name, *row)
-            for row in zip(
-                *(x.tolist() for x in (edges[:-1], edges[1:], draws, load)),
-                strict=True,
-            )
-        ]
-        seen |= (draws > 1e-4) | (load > 1e-4)
+        own, draws, load = _within(process, edges, loss)
+        rows += [(name, *row) for row in zip(*(x.tolist() for x in (own[:-1], own[1:], draws, load)), strict=True)]
+        seen = (draws > 1e-4) | (load > 1e-4)
+        if bool(seen.any()):
+            low, high = min(low, own[:-1][seen][0].item()), max(high, own[1:][seen][-1].item())
         style = line(number, len(named))
-        above.plot(middle, draws, label=name, **style)
-        below.plot(middle, load, **style)
-        above.fill_between(middle, draws, color=style["color"], alpha=0.06, linewidth=0)
-        below.fill_between(middle, load, color=style["color"], alpha=0.06, linewidth=0)
-    shown = middle[seen] if bool(seen.any()) else middle
+        x = torch.cat([own[:1], own[:1], (own[1:] + own[:-1]) / 2, own[-1:], own[-1:]])
+        for axes, height in ((above, draws), (below, load)):
+            left, right = (0.0 if ends_inside else 1.0 for ends_inside in (own[0] > edges[0], own[-1] < edges[-1]))
+            y = torch.cat([left * height[:1], height[:1], height, height[-1:], right * height[-1:]])
+            axes.plot(x, y, label=name, **style)
+            axes.fill_between(x, y, color=style["color"], alpha=0.06, linewidth=0)
     tidy(above, ylabel="draws\n(share per nat)", ylim=(0, None))
     tidy(below, ylabel=f"draws x weight on\nthe loss of {loss} (share per nat)", ylim=(0, None))
-    below.set(xlim=(shown[0].item() - 0.5, shown[-1].item() + 0.5))
+    below.set(xlim=(low - 0.5, high + 0.5) if low < high else (-reach, reach))
     below.set_xlabel("log-SNR (nats)         more noise  $\\leftarrow$        $\\rightarrow$  less noise")
     for axes in (above, below):
         axes.axvline(0, color="0.6", linewidth=0.8)
     _legend(figure, above, named)
     return Picture(figure, ("recipe", "log_snr_low", "log_snr_high", "draws_per_nat", "draws_times_weight"), rows)
+
+
+def _within(process: ForwardProcess, edges: Tensor, loss: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The bins that a recipe reaches, the outer ones ending where it does, and its two densities in them."""
+    low, high = span(process)
+    low, high = max(low, edges[0].item()), min(high, edges[-1].item())
+    own = torch.cat([edges, edges.new_tensor([low, high])]).clamp(low, high).unique()
+    draws, load = density(process, own, loss)
+    return own, draws / own.diff(), load / own.diff()
 
 
 LEVEL_COLUMNS = ("stage", "step", "epoch", "low", "high", "count", "mean", "std", "weighted")
@@ -168,19 +185,24 @@ def levels(rows: Sequence[Sequence[Any]], over: str = "log_snr") -> Picture:
             bins = [row for row in own if row[1] == step]
             x, mean, std = _middles(bins), [row[6] for row in bins], [row[7] for row in bins]
             last = place == len(shown) - 1
-            grey = str(0.78 * (1 - place / max(len(shown) - 1, 1)))
-            above.plot(x, mean, "o-", color=grey, markersize=3.5 if last else 2, label=f"step {step}", linewidth=1.4)
+            color = str(0.8 * (1 - (place + 1) / len(shown)))
+            style = {"color": color, "markersize": 3.5 if last else 2.5}
+            above.plot(x, mean, "o-", label=f"step {step}", linewidth=1.4, **style)
+            alone = [k for k, row in enumerate(bins) if row[5] == 1]  # whose spread is unknown, not 0
+            above.plot([x[k] for k in alone], [mean[k] for k in alone], "o", **style, markerfacecolor="white")
             if last:
-                band = (
-                    [max(m - s, 0) for m, s in zip(mean, std, strict=True)],
-                    [*map(sum, zip(mean, std, strict=True))],
-                )
-                above.fill_between(x, *band, color="0.5", alpha=0.18, linewidth=0, label="± 1 std over images")
-                count = [row[5] for row in bins]
-                low, high = zip(*((_inside(row[3], row[4])) for row in bins), strict=True)
-                widths = [b - a for a, b in zip(low, high, strict=True)]
-                below.bar(x, count, width=[0.9 * w for w in widths], color="0.6")
+                of = [k for k in range(len(bins)) if k not in alone]
+                below_mean = [min(std[k], mean[k]) for k in of]
+                spread = {"fmt": "none", "ecolor": "0.65", "capsize": 2.5, "zorder": 1, "label": "± 1 std over images"}
+                above.errorbar([x[k] for k in of], [mean[k] for k in of], [below_mean, [std[k] for k in of]], **spread)
+                ends = [_inside(row[3], row[4]) for row in bins]
+                below.bar(x, [row[5] for row in bins], width=[0.9 * (b - a) for a, b in ends], color="0.6")
+        if any(row[5] == 1 for row in own):
+            above.plot([], [], "o", color="black", markersize=3.5, markerfacecolor="white", label="one image")
         tidy(above, ylabel="mean squared error", title=stage, ylim=(0, None))
+        borders = sorted({edge for row in own for edge in row[3:5] if math.isfinite(edge)})
+        if len(borders) <= 12:
+            below.set_xticks(borders)
         what = (
             "log-SNR (nats)      more noise  $\\leftarrow$   $\\rightarrow$  less noise"
             if over == "log_snr"

@@ -1,6 +1,7 @@
 """Images: noised along a path, noised under several schedules, a batch, samples, and samples over training."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,13 +41,7 @@ def _loudness(alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _snr(log_snr: float) -> str:
-    return (
-        "clean"
-        if log_snr == math.inf
-        else f"SNR {math.exp(log_snr):.1e}"
-        if log_snr < -3
-        else (f"SNR {math.exp(log_snr):.3g}")
-    )
+    return "clean" if log_snr == math.inf else f"SNR {math.exp(log_snr):.2g}"
 
 
 def strip(
@@ -89,7 +84,7 @@ def strip(
                 for a, s, c in zip(alpha.tolist(), sigma.tolist(), scale.tolist(), strict=True)
             ]
             states.append([x_0, *noised])
-            labels.append(f"{name}\n{x_0.shape[1]} x {x_0.shape[2]}")
+            labels.append(f"{textwrap.fill(name, 18)}\n{x_0.shape[1]} x {x_0.shape[2]}")
             log_snr = schedule.log_snr(times, torch.float64)
             rows += [
                 (name, x_0.shape[1], *row)
@@ -200,7 +195,7 @@ def preview(process: ForwardProcess, images: Tensor, t: Tensor, pixels: Tensor, 
         t: times as training draws them, shape (N,).
         pixels: values in [-1, 1], any shape.
     """
-    schedule, bins = process.schedule, 40
+    schedule = process.schedule
     scaled = process.scaled(images)
     figure = new_figure(1.05 * columns + 0.6, 8.2)
     parts: Any = figure.subfigures(3, 1, height_ratios=(1.35, 3.6, 2.6))
@@ -227,11 +222,14 @@ def preview(process: ForwardProcess, images: Tensor, t: Tensor, pixels: Tensor, 
             if i == 0:
                 grid[i, j].set_title(titles[j], fontsize=7)
     left, right = numbers.subplots(1, 2)
-    of_pixels, edges = torch.histogram(pixels.double().flatten().cpu(), bins, range=(-1.0, 1.0), density=True)
+    pixels = pixels.double().flatten().cpu()
+    edges = whole_bins(pixels, -1.0, 1.0, 64)
+    of_pixels, _ = torch.histogram(pixels, edges, density=True)
     left.stairs(of_pixels.numpy(), edges.numpy(), fill=True, color="0.6")
     tidy(left, xlabel="pixel value, scaled to [-1, 1]", ylabel="density")
     unit = schedule.to_unit(t.cpu(), torch.float64)
-    of_times, ends = torch.histogram(unit, bins, range=(0.0, 1.0), density=True)
+    ends = whole_bins(unit, 0.0, 1.0, 40)
+    of_times, _ = torch.histogram(unit, ends, density=True)
     right.stairs(of_times.numpy(), ends.numpy(), fill=True, color="0.6")
     right.axhline(1, color="black", linestyle="--", linewidth=0.8, label="uniform")
     right.legend(frameon=False, fontsize=8)
@@ -243,3 +241,31 @@ def preview(process: ForwardProcess, images: Tensor, t: Tensor, pixels: Tensor, 
         for row in zip(border[:-1].tolist(), border[1:].tolist(), height.tolist(), strict=True)
     ]
     return Picture(figure, ("histogram", "low", "high", "density"), table)
+
+
+def whole_bins(values: Tensor, low: float, high: float, most: int) -> Tensor:
+    """The edges of a histogram's bins over [low, high], float64, rising.
+
+    Where the values are steps of one size, as those of 8-bit images or of timesteps, every bin holds equally many steps
+    (the last at most as many): bins that hold now six of them, now seven, make a comb of smooth data.
+
+    Arguments:
+        values: float64, shape (N,).
+        most: how many bins at most.
+    """
+    some = values[:: max(1, len(values) // 2**16)].unique()
+    plain = torch.linspace(low, high, most + 1, dtype=torch.float64)
+    step = some.diff().min().item() if len(some) > 1 else 0.0
+    if step * 100 * most < high - low:
+        return plain
+    step = (some[-1] - some[0]).item() / round((some[-1] - some[0]).item() / step)
+    places = (some - some[0]) / step
+    if (places - places.round()).abs().max() > 1e-3:
+        return plain
+    first = some[0].item() - round((some[0].item() - low) // step) * step
+    count = math.floor((high - first) / step + 1.001)
+    if count < 8:
+        return plain
+    together = -(-count // most)
+    steps = torch.arange(0, count + together, together, dtype=torch.float64).clamp_max(count)
+    return first + (steps.unique() - 0.5) * step

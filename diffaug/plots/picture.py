@@ -74,8 +74,8 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def line(number: int, many: int = 2) -> dict[str, Any]:
-    """The style of one of several lines; the styles come round again after the last."""
-    return {**LINES[number % len(LINES)], "linewidth": 1.6 if many > 1 else 1.8}
+    """The style of one of several lines; they come round again after the last, thinner."""
+    return {**LINES[number % len(LINES)], "linewidth": (1.6 if many > 1 else 1.8) / (1 + number // len(LINES))}
 
 
 def tidy(axes: Any, **labels: Any) -> None:
