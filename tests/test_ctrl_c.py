@@ -3,7 +3,7 @@
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,30 @@ class Model(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """SIGINT as Python has it, also where the tests run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def fit(hook: str, deed: Callable[[], object], folder: Path, minutes: float = 10) -> None:
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=4,
+        val_check_interval=4,
+        num_sanity_val_steps=0,
+        callbacks=[LastCheckpoint(str(folder), minutes=minutes)],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(8, 1)), batch_size=2)
+    trainer.fit(Model(hook, deed), data, data)
+
+
+@pytest.mark.usefixtures("interrupts")
 @pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
     ("hook", "step"),
@@ -142,29 +166,27 @@ class Model(pl.LightningModule):
 def test_no_signal_is_lost(hook, step, told, tmp_path, capfd, caplog):
     """One that comes while a checkpoint is written, or in the validation after the last step, ends the run too."""
     waiting = [told]
-    model = Model(hook, lambda: os.kill(os.getpid(), waiting.pop()) if waiting else None)
-    minutes = 1e-9 if hook == "save" else 10
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=4,
-        val_check_interval=4,
-        num_sanity_val_steps=0,
-        callbacks=[LastCheckpoint(str(tmp_path), minutes=minutes)],
-        logger=False,
-        enable_checkpointing=True,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(8, 1)), batch_size=2)
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(SystemExit) as ended:
-        trainer.fit(model, data, data)
+        fit(
+            hook,
+            lambda: os.kill(os.getpid(), waiting.pop()) if waiting else None,
+            tmp_path,
+            minutes=1e-9 if hook == "save" else 10,
+        )
     assert ended.value.code == 128 + told
     assert load(tmp_path / "last.ckpt")["global_step"] == step
     assert f"{told.name}: saved step {step} to" in caplog.text
     assert ("Ctrl-C: saving after this step" in capfd.readouterr().err) == (told == signal.SIGINT)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
     assert not isinstance(claim(tmp_path), str)
+
+
+@pytest.mark.usefixtures("interrupts")
+def test_what_a_shell_has_ignore_it_ignores_it(tmp_path):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    fit("training_step", lambda: os.kill(os.getpid(), signal.SIGINT), tmp_path)
+    assert load(tmp_path / "last.ckpt")["global_step"] == 4
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_a_second_run_in_the_folder_is_refused_as_long_as_the_first_lives(option
     first.until(lambda: step_of(first.last) > began)
     first.process.kill()
     first.process.wait()
-    goes_on(tmp_path, *options)
+    goes_on(tmp_path, *options, *(("data.batch_size=4",) if options else ()))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from tiny import OVERRIDES, ROOT, TWO, environment, gone
+from tiny import OVERRIDES, ROOT, TWO, environment, gone, start
 
 from diffaug.sweeps import command, export_ranks, options, port_of, results, table
 
@@ -68,8 +68,7 @@ def test_a_sweep_that_is_told_to_end_ends_its_job_which_keeps_what_it_did(told, 
     words = [sys.executable, str(ROOT / "train.py"), "-m", *OVERRIDES, "hydra.sweep.dir=sweep", "seed=1,2"]
     words += ["trainer.max_steps=100000", "+model.network.seconds=0.05", "trainer.val_check_interval=100000"]
     log = (tmp_path / "log").open("w")
-    env = environment(tmp_path)
-    process = subprocess.Popen(words, cwd=tmp_path, env=env, stdout=log, stderr=log, start_new_session=True)
+    process = start(words, tmp_path, log)
     for _ in range(600):
         if marks(tmp_path):
             break
@@ -96,9 +95,7 @@ def test_a_sweep_that_is_told_to_end_ends_its_job_which_keeps_what_it_did(told, 
 def test_a_sweep_that_is_told_twice_ends_at_once(tmp_path):
     words = [sys.executable, str(ROOT / "train.py"), "-m", *OVERRIDES, "hydra.sweep.dir=sweep", "seed=1,2"]
     log = (tmp_path / "log").open("w")
-    process = subprocess.Popen(
-        [*words, "+model.network.seconds=300"], cwd=tmp_path, env=environment(tmp_path), stdout=log, stderr=log
-    )
+    process = start([*words, "+model.network.seconds=300"], tmp_path, log)
     for _ in range(600):
         if marks(tmp_path):
             break

@@ -4,12 +4,14 @@ import atexit
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +72,24 @@ class Tiny(nn.Module):
         return self.convolution(x) + self.weight * t.reshape(-1, 1, 1, 1) / 1000
 
 
+def start(words: list[str], folder: Path, log: IO[str]) -> subprocess.Popen[bytes]:
+    """Start a command as a terminal would: in a group of its own, where Ctrl-C is heard.
+
+    (What a shell starts in the background ignores it, and so does all that such a process starts.)
+    """
+    process = subprocess.Popen(
+        words,
+        cwd=folder,
+        env=environment(folder),
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    atexit.register(process.kill)  # an interrupt of the tests does not reach it
+    return process
+
+
 class Run:
     """A job in the background, in the folder ``run``."""
 
@@ -79,10 +99,7 @@ class Run:
         self.log = folder / "log"
         words = [sys.executable, str(ROOT / "train.py"), *OVERRIDES, "hydra.run.dir=run", *overrides]
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                words, cwd=folder, env=environment(folder), stdout=log, stderr=log, start_new_session=True
-            )
-        atexit.register(self.process.kill)  # an interrupt of the tests does not reach it
+            self.process = start(words, folder, log)
 
     def until(self, ready: Callable[[], object], seconds: float = 90) -> None:
         for _ in range(int(seconds * 20)):
