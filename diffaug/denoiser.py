@@ -168,7 +168,7 @@ class Denoiser(pl.LightningModule):
         *,
         steps: int = 100,
         seed: int = 0,
-        clip: bool = True,
+        clip: bool | None = None,
         labels: Tensor | None = None,
         times: Tensor | None = None,
         progress: bool = False,
@@ -181,7 +181,8 @@ class Denoiser(pl.LightningModule):
             shape: (B, *) of the images.
             steps: how many times the network is called, at most T if discrete.
             seed: of the noise that the images start from.
-            clip: whether each estimate of x_0 is held within [-1, 1].
+            clip: whether each estimate of x_0 is held within [-1, 1]; None does so but for latents, where
+                ``process.value_range`` is None.
             labels: what each image is conditioned on, shape (B,), where the network is conditioned.
             times: native times at which the network is called, falling, shape (K,); instead of ``steps``, which spreads
                 them evenly over unit time.
@@ -196,6 +197,7 @@ class Denoiser(pl.LightningModule):
                 f"model.condition is {self.condition!r}, so sample() "
                 + ("takes no labels." if self.condition is None else "needs labels=, one for each image.")
             )
+        clip = self.process.value_range is not None if clip is None else clip
         labels = labels if labels is None else labels.to(device)
         if times is None:
             steps = min(steps, schedule.timesteps) if schedule.discrete else steps

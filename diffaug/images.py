@@ -152,7 +152,7 @@ class Images(Keyed):
         transform: applied to the image as the dataset yields it.
         image_key: which part of an item is the image; None where there is only one.
         wanted: the names of the extra parts to keep.
-        value_range: what float images must lie in.
+        value_range: what float images must lie in; None for latents.
         check_range: whether float images are checked here (not where a device transform comes later).
     """
 
@@ -163,7 +163,7 @@ class Images(Keyed):
         transform: Callable[[Any], Any] | None = None,
         image_key: str | int | None = None,
         wanted: Sequence[str] = (),
-        value_range: tuple[float, float] = (-1.0, 1.0),
+        value_range: tuple[float, float] | None = (-1.0, 1.0),
         name: str = "data.train",
         check_range: bool = True,
         domain: tuple[int, ...] = (0,),

@@ -1,7 +1,8 @@
 """One item of a dataset taken apart: which part is the image, and that image as a tensor.
 
-An image is uint8 in [0, 255], uint16 in [0, 65535] or float in the process's ``value_range``. Nothing is guessed: a
-layout or dtype that could mean two things is refused, with the line that says which it is.
+An image is uint8 in [0, 255], uint16 in [0, 65535] or float in the process's ``value_range``; where that is None,
+floats are latents, of any finite values. Nothing is guessed: a layout or dtype that could mean two things is refused,
+with the line that says which it is.
 """
 
 from collections.abc import Mapping
@@ -89,14 +90,14 @@ def described(value: Any) -> str:
     return type(value).__name__
 
 
-def as_tensor(image: Any, where: str, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+def as_tensor(image: Any, where: str, value_range: tuple[float, float] | None = (-1.0, 1.0)) -> Tensor:
     """An image as a tensor: uint8, or float in ``value_range``.
 
     - A tensor keeps its shape.
     - A numpy array (H, W) or (H, W, C) becomes (C, H, W).
     - A PIL image becomes (C, H, W): its own channels where it is L, LA, RGB, RGBA or F, one where it is 1-bit or
       16-bit, and RGB where it is a palette (over white where that has transparency), CMYK, YCbCr or HSV.
-    - uint16 is mapped from [0, 65535] to ``value_range``, as float32.
+    - uint16 is mapped from [0, 65535] to ``value_range``, or to [-1, 1] where that is None, as float32.
 
     Raises:
         ValueError: it is none of these, its layout is in doubt, or its dtype does not say what its range is.
@@ -115,7 +116,7 @@ def as_tensor(image: Any, where: str, value_range: tuple[float, float] = (-1.0, 
     if not image.numel() or not image.ndim:
         raise ValueError(f"{where} is empty or a single number: {described(image)}.")
     if image.dtype == torch.uint16:
-        low, high = value_range
+        low, high = value_range or (-1.0, 1.0)
         return image.to(torch.float32).mul_((high - low) / 65535).add_(low)
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise ValueError(
@@ -170,8 +171,15 @@ def _from_array(array: np.ndarray[Any, Any], where: str) -> Tensor:
         ) from error
 
 
-def check_range(image: Tensor, value_range: tuple[float, float], where: str) -> None:
-    """Refuse a float image outside its stated range, by more than rounding; NaN too."""
+def check_range(image: Tensor, value_range: tuple[float, float] | None, where: str) -> None:
+    """Refuse a float image outside its stated range, by more than rounding; NaN, and what is infinite, always."""
+    if value_range is None:
+        if not bool(torch.isfinite(image).all()):
+            raise ValueError(
+                f"{where} holds values that are nan or infinite: {int((~torch.isfinite(image)).sum())} of "
+                f"{image.numel()}. Mend the dataset (latents that were encoded in float16 may be beyond its range)."
+            )
+        return
     low, high = value_range
     slack = 1e-3 * (high - low)
     seen_low, seen_high = (float(seen) for seen in torch.aminmax(image.detach()))
@@ -179,6 +187,6 @@ def check_range(image: Tensor, value_range: tuple[float, float], where: str) -> 
     if not (seen_low >= low - slack and seen_high <= high + slack):
         raise ValueError(
             f"{where} spans [{seen_low:.4g}, {seen_high:.4g}], outside process.value_range=[{low:g}, {high:g}]. "
-            "Set process.value_range to the range of your float images (torchvision's ToTensor gives [0, 1]), "
-            "or yield uint8 images."
+            "Set process.value_range to the range of your float images (torchvision's ToTensor gives [0, 1]), or yield "
+            "uint8 images. For latents set process.value_range=null: they are noised as they are."
         )

@@ -282,6 +282,19 @@ def test_bad_data_are_refused_before_training(dataset, options, message):
         fit(DiffusionDataModule(dataset, process=PROCESS, **options))
 
 
+def test_cached_latents():
+    latents = TensorDataset(1.3 * torch.randn(16, 4, 8, 8, generator=torch.Generator().manual_seed(0)))
+    with pytest.raises(ValueError, match=r"outside process\.value_range.*For latents set process\.value_range=null"):
+        DiffusionDataModule(latents, process=PROCESS).setup("fit")
+    process = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "x_0", "index"), value_range=None)
+    data = DiffusionDataModule(latents, process=process, batch_size=16)
+    (batch,) = fit(data)["train"]
+    assert torch.equal(batch.x_0, latents.tensors[0][batch.index])
+    assert data.recipe()["value_range"] is None
+    with pytest.raises(ValueError, match=r"value_range=null says that the dataset yields latents, but data\.encoder"):
+        DiffusionDataModule(latents, process=process, encoder=lambda x: x)
+
+
 def test_a_training_set_without_a_whole_batch_is_said():
     data = DiffusionDataModule(pictures(6), process=PROCESS, batch_size=8, drop_last=True)
     with pytest.raises(ValueError, match=r"data\.drop_last=true leaves no batch.*6 images.*data\.batch_size=8"):

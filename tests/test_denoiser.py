@@ -175,3 +175,13 @@ def test_all_ranks_end_where_one_has_no_finite_loss(tmp_path):
     assert done.returncode != 0
     assert "train_loss is not finite on another rank" in done.stderr
     assert "train_loss is nan at step 2" in done.stderr
+
+
+def test_samples_of_latents_are_not_clipped():
+    images, latents = (
+        Denoiser(Net(), ForwardProcess(Rectified(), fields=("x_t", "flow", "t"), value_range=span), target="flow")
+        for span in ((-1, 1), None)
+    )
+    assert images.sample((4, 1, 4, 4), steps=5).abs().max() <= 1
+    assert latents.sample((4, 1, 4, 4), steps=5).abs().max() > 1
+    assert latents.sample((4, 1, 4, 4), steps=5, clip=True).abs().max() <= 1

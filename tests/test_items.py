@@ -191,3 +191,13 @@ def test_check_range():
         message = rf"data\.val\[1\] spans {seen}, outside process\.value_range=\[-1, 1\]\. Set process\.value_range"
         with pytest.raises(ValueError, match=message):
             check_range(torch.tensor([0.0, bad]), (-1, 1), "data.val[1]")
+    with pytest.raises(ValueError, match=r"For latents set process\.value_range=null"):
+        check_range(torch.tensor([4.0]), (-1, 1), "x")
+
+
+def test_latents_are_of_any_finite_values():
+    check_range(torch.tensor([-70.0, 900.0]), None, "x")
+    for bad in (float("nan"), float("-inf")):
+        with pytest.raises(ValueError, match=r"data\.val\[1\] holds values that are nan or infinite: 1 of 2"):
+            check_range(torch.tensor([0.0, bad]), None, "data.val[1]")
+    assert as_tensor(np.array([[0, 65535]], np.uint16), "x", None).flatten().tolist() == [-1, 1]

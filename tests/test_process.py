@@ -331,6 +331,19 @@ def test_the_chain_has_the_law_of_the_closed_form():
                 assert abs(math.atanh(seen) - math.atanh(expected)) < Z / math.sqrt(n - 3), (s, t)
 
 
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=has_compiler)])
+def test_latents_are_noised_as_they_are(compile):
+    latents = 1.3 * torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    fields = ("x_t", "epsilon", "t", "x_0")
+    process = ForwardProcess(LinearBeta(), value_range=None, fields=fields, compile=compile)
+    x_t, epsilon, t, x_0 = process(latents, INDEX)
+    assert torch.equal(x_0, latents)
+    assert torch.equal(process.scaled(latents), latents)
+    torch.testing.assert_close(process.noised(latents, t, epsilon), x_t, rtol=0, atol=1e-5)
+    white = torch.full((64, 4, 8, 8), 255, dtype=torch.uint8)  # a byte says its own range
+    assert (process(white, INDEX).x_0 == 1).all()
+
+
 def test_x_T_is_nearly_standard_normal():
     """The seed text's second claim: alpha_bar ends at 4.04e-5, and x_T is N(0, I) to 2.9e-5 bits at the worst pixel."""
     schedule = LinearBeta()
@@ -389,6 +402,7 @@ def test_trajectory_is_keyed_and_joint():
         ),
         (lambda p: ForwardProcess("linear"), r"process.schedule must be a Schedule object, but got 'linear'"),
         (lambda p: ForwardProcess(LinearBeta(), value_range=(1, -1)), r"process.value_range must be .* low < high"),
+        (lambda p: ForwardProcess(LinearBeta(), value_range=4), r"process.value_range must be .* or null for latents"),
         (lambda p: ForwardProcess(LinearBeta(), compile="yes"), r"process.compile must be one of True, False, 'auto'"),
         (lambda p: ForwardProcess(LinearBeta(), fields="x_t"), r"process.fields must be a list"),
         (

@@ -75,7 +75,7 @@ def preview(data: DiffusionDataModule) -> Preview:
     low, high = images.min().item(), images.max().item()
     ratio = _visible(process, x_0)
     end, blind = ratio(process.schedule.ends[1][None]), (ratio(t) < STRONG).double().mean()
-    span = "[0, 255]" if images.dtype == torch.uint8 else list(process.value_range)
+    span = "[0, 255]" if images.dtype == torch.uint8 else list(process.value_range or ()) or "any: latents"
     lines = [
         f"images           {len(data.images('train'))}, each {tuple(images.shape[1:])}, {images.dtype}".replace(
             "torch.", ""
@@ -130,7 +130,7 @@ def warnings(process: ForwardProcess, images: Tensor, t: Tensor) -> list[str]:
 
 def _of_values(process: ForwardProcess, images: Tensor, x_0: Tensor) -> list[str]:
     found = []
-    low, high = process.value_range
+    low, high = process.value_range or (0.0, 1.0)
     if images.dtype == torch.uint8 and images.max() <= 1:
         found.append(
             f"The images are uint8 but go from {images.min()} to {images.max()}: uint8 is [0, 255], so nearly all of "

@@ -127,7 +127,7 @@ class NoisingDataModule(pl.LightningDataModule):
             "target": self.process.target,
             "weight": repr(self.process.weight),
             "sigma_data": self.process.sigma_data,
-            "value_range": list(self.process.value_range),
+            "value_range": self.process.value_range and list(self.process.value_range),
             "pair": repr(self.process.pair),
             "fields": list(self.process.fields),
             "views": self.views,

@@ -48,6 +48,12 @@ class Noiser:
                 raise refuse(
                     f"data.{name}", given, "a function or a torch.nn.Module, from a batch of images to another"
                 )
+        if encoder is not None and process.value_range is None:
+            raise ValueError(
+                "process.value_range=null says that the dataset yields latents, but data.encoder makes latents from "
+                "images: set process.value_range to the range of the images. What the encoder makes is noised as it is "
+                "under any."
+            )
         self.process, self.device_transform, self.encoder, self.dropout = process, device_transform, encoder, dropout
         self.views = integer("data.views", views, 1, 2**VIEW_BITS - 1)
         self._checked: set[str] = set()
@@ -124,7 +130,7 @@ class Noiser:
         scaled = self.process.scaled(image)
         with keyed_random_state(image.device, *key):
             code = on_device(self.encoder, scaled, "data.encoder").float()
-        low, high = self.process.value_range
+        low, high = self.process.value_range or (-1.0, 1.0)
         # The process maps floats from value_range to [-1, 1]; what an encoder makes is noised as it is.
         return code if (low, high) == (-1.0, 1.0) else (code * (high - low) + (high + low)) / 2
 

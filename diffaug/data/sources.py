@@ -89,9 +89,9 @@ def _look(images: Images, image_shape: tuple[int, ...] | None) -> None:
         )
 
 
-def warn_of_half_range(image: Tensor, value_range: tuple[float, float], where: str) -> None:
+def warn_of_half_range(image: Tensor, value_range: tuple[float, float] | None, where: str) -> None:
     """Say in the log where float images look as if they lay in [0, 1], and that is not their stated range."""
-    low, high = value_range
+    low, high = value_range or (0.0, 1.0)
     if low < 0 <= float(image.min()) and float(image.max()) > high / 2:
         _log.warning(
             "%s has no value below 0, though process.value_range is [%g, %g]: if your images are in [0, 1] "

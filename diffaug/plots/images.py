@@ -193,7 +193,7 @@ def preview(process: ForwardProcess, images: Tensor, t: Tensor, pixels: Tensor, 
     Arguments:
         images: as the dataset yields them, shape (B, C, H, W).
         t: times as training draws them, shape (N,).
-        pixels: values in [-1, 1], any shape.
+        pixels: values in [-1, 1], or of latents, any shape.
     """
     schedule = process.schedule
     scaled = process.scaled(images)
@@ -223,7 +223,8 @@ def preview(process: ForwardProcess, images: Tensor, t: Tensor, pixels: Tensor, 
                 grid[i, j].set_title(titles[j], fontsize=7)
     left, right = numbers.subplots(1, 2)
     pixels = pixels.double().flatten().cpu()
-    edges = whole_bins(pixels, -1.0, 1.0, 64)
+    reach = 1.0 if process.value_range else max(1.0, pixels.abs().max().item())  # latents have no range
+    edges = whole_bins(pixels, -reach, reach, 64)
     of_pixels, _ = torch.histogram(pixels, edges, density=True)
     left.stairs(of_pixels.numpy(), edges.numpy(), fill=True, color="0.6")
     tidy(left, xlabel="pixel value, scaled to [-1, 1]", ylabel="density")

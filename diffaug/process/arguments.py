@@ -36,10 +36,12 @@ def checked_fields(fields: Sequence[str]) -> tuple[str, ...]:
     return tuple(fields)
 
 
-def checked_range(value_range: Sequence[float]) -> tuple[float, float]:
-    """The range as a pair, if it is one."""
-    if isinstance(value_range, str) or len(value_range) != 2:
-        raise refuse("process.value_range", value_range, "a pair [low, high]")
+def checked_range(value_range: Sequence[float] | None) -> tuple[float, float] | None:
+    """The range as a pair, if it is one; None for latents."""
+    if value_range is None:
+        return None
+    if isinstance(value_range, str) or not isinstance(value_range, Sequence) or len(value_range) != 2:
+        raise refuse("process.value_range", value_range, "a pair [low, high], or null for latents")
     low, high = (number("process.value_range", v) for v in value_range)
     if low >= high:
         raise refuse("process.value_range", value_range, "a pair [low, high] with low < high")

@@ -52,7 +52,8 @@ class ForwardProcess(nn.Module):
         target: on whose loss the weight acts: what the network predicts.
         pair: how an earlier state is drawn, for the fields ``x_s`` and ``s``.
         sigma_data: the standard deviation of the images in [-1, 1], for F, x_in and the EDM weight.
-        value_range: the values that float images span, mapped to [-1, 1]; uint8 images span [0, 255].
+        value_range: the values that float images span, mapped to [-1, 1]; None for latents, which are noised as they
+            are. uint8 images span [0, 255] either way.
         compile: "auto" (compile where there is a compiler and a sample has 512 elements or more), True or False. Only
             gaussian noise without a pair is compiled; the rest runs eagerly.
         dtype: of the image-shaped fields; None is float32. All arithmetic on pixels is float32.
@@ -76,7 +77,7 @@ class ForwardProcess(nn.Module):
         target: str = "epsilon",
         pair: Pair | None = None,
         sigma_data: float = SIGMA_DATA,
-        value_range: Sequence[float] = (-1.0, 1.0),
+        value_range: Sequence[float] | None = (-1.0, 1.0),
         compile: bool | str = "auto",
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -225,11 +226,11 @@ class ForwardProcess(nn.Module):
         return made
 
     def _scale_and_centre(self, x_0: Tensor) -> tuple[float, float]:
-        low, high = (0.0, 255.0) if x_0.dtype == torch.uint8 else self.value_range
+        low, high = (0.0, 255.0) if x_0.dtype == torch.uint8 else self.value_range or (-1.0, 1.0)
         return 1.0 / (high - low), high + low
 
     def scaled(self, x_0: Tensor) -> Tensor:
-        """Images as float32 in [-1, 1]."""
+        """Images as float32 in [-1, 1]; latents as float32."""
         scale, centre = self._scale_and_centre(x_0)
         return (2.0 * x_0.float() - centre) * scale
 
