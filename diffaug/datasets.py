@@ -81,7 +81,13 @@ def _split(dataset: Callable[..., Any], root: str, download: bool, train: bool) 
 
 
 def image_folder(
-    *, root: str, image_size: int, channels: int = 3, val_share: float = 0.1, **options: Any
+    *,
+    root: str,
+    image_size: int,
+    channels: int = 3,
+    bits: int | None = None,
+    val_share: float = 0.1,
+    **options: Any,
 ) -> DiffusionDataModule:
     """Any folder of images, of any sizes and modes, in any subfolders: see `diffaug.folder.ImageFolder`.
 
@@ -89,6 +95,7 @@ def image_folder(
         root: the folder; the first level of subfolders, where there is one, gives the labels.
         image_size: the side of the squares, in pixels.
         channels: 3 for RGB, 1 for grey.
+        bits: how many bits of a grey pixel are used, where files have room for more; None takes all the file's.
         val_share: the share of the images that is for validation, in [0, 1), one image at least where it is not 0:
             chosen by a hash of each file's path within the folder, so that none of them moves when others come or go.
         options: `DiffusionDataModule`'s.
@@ -100,21 +107,25 @@ def image_folder(
     integer("data.image_size", image_size, 1)
     choice("data.channels", channels, (1, 3))
     share = number("data.val_share", val_share, 0, 1, open_high=True)
-    part = partial(_part, root, image_size, channels, share)
+    if bits is not None:
+        integer("data.bits", bits, 1, 16)
+    images = {"root": root, "image_size": image_size, "channels": channels, "bits": bits}
+    part = partial(_part, images, share)
     return DiffusionDataModule(train=partial(part, False), val=partial(part, True) if share else None, **options)
 
 
-def _part(root: str, image_size: int, channels: int, share: float, validation: bool) -> Dataset[Any]:
+def _part(folder: dict[str, Any], share: float, validation: bool) -> Dataset[Any]:
     from diffaug.folder import ImageFolder
 
-    images = ImageFolder(root, image_size, channels=channels)
+    images = ImageFolder(**folder)
     chosen = held_out(images.names, share)
     if not validation:
         held = set(chosen)
         chosen = [index for index in range(len(images)) if index not in held]
+        images.warn_of_depth()
     if not chosen:
         raise ValueError(
-            f"data.val_share={share:g} leaves no image for training: data.root={root!r} holds {len(images)}. "
+            f"data.val_share={share:g} leaves no image for training: data.root={images.root!r} holds {len(images)}. "
             "Add images, or set data.val_share=0 to train without validation."
         )
     return images.only(chosen)

@@ -5,8 +5,10 @@ What becomes of each kind of file:
 ==============================  ==========================================================================
 transparent pixels              laid over white
 palette, CMYK, YCbCr, 1-bit     converted to RGB or grey by Pillow; colour profiles are not applied
-16-bit and 12-bit grey          divided by the depth, 65535 or 4095; 16-bit colour loses its low byte
+more than 8 bits, grey          divided by the depth: ``bits`` where it is given, or else as the file says: 65535 for
+                                16 bits, 4095 for 12, 32767 for signed 16; 16-bit colour loses its low byte
 float (F)                       must lie in [0, 1]
+TIFF where 0 is white           inverted, whatever its bits
 more than one frame             the first
 EXIF orientation                applied
 ==============================  ==========================================================================
@@ -37,7 +39,11 @@ _ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".tga"),
     *(".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
 )
-_BITS_PER_SAMPLE = 258  # TIFF's tag
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF's tags
+_WHITE_IS_ZERO, _SIGNED = 0, 2
+_SIGNED_BYTE, _TWELVE = 2**7 - 1, 2**12 - 1
+_STORED = ("TIFF", "PNG")  # whose pixels come as they are stored
+_LOOKED_AT = 16  # files that are looked at for their depth, or a few more
 _MODES = {1: "L", 3: "RGB"}
 # A JPEG is decoded at the smallest of 1/1, 1/2, 1/4, 1/8 that keeps it this many times larger than the square. Against
 # decoding in full, 100 photos at 64 pixels: 0.03 of 255 off on average, 1.4 for the worst photo. (At 2: 1.2 and 4.)
@@ -56,6 +62,8 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         root: the folder.
         image_size: the side of the squares, in pixels.
         channels: 3 for RGB, 1 for grey.
+        bits: how many bits of a grey pixel are used, in files that have room for more than 8: 12 for a camera's 12 bits
+            stored in 16. None takes all the file's.
 
     Attributes:
         paths: the files, str.
@@ -68,10 +76,11 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         ValueError: a size or channels that cannot be; on reading, a file that cannot be read, named with its index.
     """
 
-    def __init__(self, root: str, image_size: int, *, channels: int = 3) -> None:
+    def __init__(self, root: str, image_size: int, *, channels: int = 3, bits: int | None = None) -> None:
         self.image_size = integer("data.image_size", image_size, 1)
         self.channels = choice("data.channels", channels, _MODES)
-        folder = Path(root).expanduser()
+        self.bits = None if bits is None else integer("data.bits", bits, 1, 16)
+        self.root, folder = root, Path(root).expanduser()
         if not folder.is_dir():
             raise FileNotFoundError(f"data.root={root!r} is not a folder (looked for {folder.resolve()}).")
         files = sorted(_files(folder, ()))
@@ -129,9 +138,11 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
     def _square(self, image: Any) -> Any:
         size = self.image_size
         image.draft(None, (_LARGER * size, _LARGER * size))  # does nothing to other files than JPEG
-        bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]
+        depth, inverted = self._depth(image)
         ImageOps.exif_transpose(image, in_place=True)
-        image = _plain(image, depth=2 ** min(bits, 16) - 1)
+        if depth == _SIGNED_BYTE and image.mode == "L":  # Pillow reads these bytes as if they had no sign
+            image = Image.fromarray(np.asarray(image).view(np.int8).astype(np.int32))
+        image = _plain(image, depth, inverted)
         width, height = image.size
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
@@ -141,10 +152,42 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
             image = Image.fromarray(np.clip(np.rint(np.asarray(image)), 0, 255).astype(np.uint8))
         return image.convert(_MODES[self.channels])
 
+    def _depth(self, image: Any) -> tuple[int, bool]:
+        """The largest whole number that a file's pixels may be, and whether 0 is white."""
+        tags = getattr(image, "tag_v2", {})  # a TIFF's; what other formats hold, Pillow scales to all 16 bits but PNG
+        bits = tags.get(_BITS_PER_SAMPLE, (16,))[0] - (tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED)
+        if self.bits is not None and image.format in _STORED:
+            bits = min(bits, self.bits)
+        return 2 ** min(bits, 16) - 1, tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+
+    def warn_of_depth(self) -> None:
+        """Say in the log where 16-bit files look as if they held 12 bits or fewer: they would be nearly black.
+
+        Some files are looked at, spread over the folder, the pixels only of those that are deep.
+        """
+        highest = []
+        for path in self.paths[:: max(1, len(self) // _LOOKED_AT)] if self.bits is None else ():
+            try:
+                with Image.open(path) as image:
+                    if image.mode.startswith("I") and image.format in _STORED and self._depth(image)[0] > _TWELVE:
+                        highest.append(int(np.asarray(image).max()))
+            except Exception:  # said when it is its turn to be read
+                continue
+            if highest and highest[-1] > _TWELVE:
+                return
+        if highest and max(highest) > 0:
+            seen = max(highest)
+            _say_once(
+                f"{self.root}: none of {len(highest)} 16-bit files looked at has a pixel above {seen}: they are nearly "
+                f"black. If they hold fewer bits, as a camera's 12, set data.bits={seen.bit_length()} or what it is; "
+                "if they are dark, data.bits=16 says so.",
+                logging.WARNING,
+            )
+
 
 @cache
-def _say_once(message: str) -> None:  # each split lists the folder anew
-    _log.info(message)
+def _say_once(message: str, level: int = logging.INFO) -> None:  # each split lists the folder anew
+    _log.log(level, message)
 
 
 def _files(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, ...]]:
@@ -164,23 +207,25 @@ def _files(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[s
                 yield (entry.name,)
 
 
-def _plain(image: Any, depth: int) -> Any:
+def _plain(image: Any, depth: int, inverted: bool) -> Any:
     """Any image as L, RGB or, where it has more than 8 bits, F in [0, 255]. ``depth`` is whole numbers' largest."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _from_deep(image, 1 if image.mode == "F" else depth)
+        return _from_deep(image, 1 if image.mode == "F" else depth, inverted)
     if image.has_transparency_data:
         return over_white(image)
     return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
 
 
-def _from_deep(image: Any, depth: int) -> Any:
+def _from_deep(image: Any, depth: int, inverted: bool) -> Any:
     pixels = np.asarray(image).astype(np.float32)
     low, high = pixels.min(), pixels.max()
     if not (low >= 0 and high <= depth):  # so written, NaN is refused too
         raise ValueError(
             f"its pixels are of mode {image.mode} and span [{low:g}, {high:g}], but must lie in [0, {depth}], which "
-            "becomes [0, 255]"
+            f"becomes [0, 255]{'' if image.mode == 'F' else '; data.bits says how many bits are used'}"
         )
+    if inverted:
+        pixels = depth - pixels
     transparent = image.info.get("transparency")
     if transparent is not None:
         pixels[pixels == transparent] = depth

@@ -107,6 +107,7 @@ def test_image_folder_in_a_loader(tmp_path: Path):
         ({"val_share": "half"}, r"data\.val_share must be a number in \[0, 1\), but got 'half' \(str\)"),
         ({"image_size": 0}, r"data\.image_size must be a whole number >= 1, but got 0"),
         ({"image_size": 6.4}, r"data\.image_size must be a whole number >= 1, but got 6\.4"),
+        ({"bits": 0}, r"data\.bits must be a whole number in \[1, 16\], but got 0"),
         ({"channels": 4}, r"data\.channels must be one of 1, 3, but got 4"),
     ],
 )
@@ -119,6 +120,13 @@ def test_image_folder_missing_is_said_in_setup(tmp_path: Path):
     data = image_folder(root=str(tmp_path / "nowhere"), image_size=8, process=PROCESS)
     with pytest.raises(FileNotFoundError, match=r"data\.root='.*nowhere' is not a folder \(looked for /"):
         data.setup("fit")
+
+
+def test_dark_16_bit_files_are_said_in_setup(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for i in range(40):
+        Image.fromarray(np.full((4, 4), 100 * i, np.uint16)).save(tmp_path / f"{i:02}.png")
+    image_folder(root=str(tmp_path), image_size=4, process=PROCESS).setup("fit")
+    assert caplog.text.count("set data.bits=12") == 1
 
 
 def test_image_folder_of_one_needs_no_validation(tmp_path: Path):

@@ -110,10 +110,13 @@ def test_16_bit_pgm(tmp_path: Path):
     assert pixels[0, :, 3].tolist() == [0, 0, 1, 1, 4, 117, 255, 255]
 
 
-def tiff(pixels: bytes, bits: int) -> bytes:
-    """A SIZE x SIZE grey TIFF of unsigned whole numbers, written by hand: Pillow writes no odd depths."""
-    tags = [(256, SIZE), (257, SIZE), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, SIZE)]
-    tags.append((279, len(pixels)))
+def tiff(pixels: bytes, bits: int, *, photometric: int = 1, sample_format: int = 1) -> bytes:
+    """A SIZE x SIZE grey TIFF, written by hand: Pillow writes no odd kinds.
+
+    Photometric 0 is white at 0, 1 black at 0; sample formats are 1 unsigned, 2 signed, 3 float (TIFF 6.0).
+    """
+    tags = [(256, SIZE), (257, SIZE), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, SIZE)]
+    tags += [(279, len(pixels)), (339, sample_format)]
     directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, v) for tag, v in tags)
     return struct.pack("<2sHI", b"II", 42, 8 + len(pixels)) + pixels + directory + struct.pack("<I", 0)
 
@@ -124,6 +127,66 @@ def test_12_bits_are_scaled_by_their_depth(tmp_path: Path):
     packed = int(bits, 2).to_bytes(len(bits) // 8, "big")
     pixels = only(tmp_path, tiff(packed, 12), "x.tif", channels=1)
     assert pixels[0, :, 0].tolist() == [round(value / 4095 * 255) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits", "photometric", "sample_format", "depth"),
+    [
+        ("<u2", 16, 0, 1, 65535),
+        ("u1", 8, 0, 1, 255),
+        ("<f4", 32, 0, 3, 1),
+        ("<i2", 16, 1, 2, 32767),
+        ("i1", 8, 1, 2, 127),
+        ("<i4", 32, 1, 2, 65535),
+    ],
+)
+def test_inverted_and_signed_tiffs(
+    tmp_path: Path, dtype: str, bits: int, photometric: int, sample_format: int, depth: int
+):
+    values = np.linspace(0, depth, SIZE).astype(dtype)
+    file = tiff(ramp(values, dtype).tobytes(), bits, photometric=photometric, sample_format=sample_format)
+    seen = np.rint(values.astype(float) / depth * 255)
+    pixels = only(tmp_path, file, "x.tif", channels=1)
+    assert pixels[0, :, 0].tolist() == (255 - seen if photometric == 0 else seen).tolist()
+
+
+@pytest.mark.parametrize(("dtype", "bits", "depth"), [("<i2", 16, 32767), ("i1", 8, 127)])
+def test_negative_pixels_are_refused(tmp_path: Path, dtype: str, bits: int, depth: int):
+    file = tiff(ramp([-5] * SIZE, dtype).tobytes(), bits, sample_format=2)
+    with pytest.raises(ValueError, match=rf"span \[-5, -5\], but must lie in \[0, {depth}\].*; data\.bits says how"):
+        only(tmp_path, file, "x.tif")
+
+
+def test_12_bits_stored_in_16(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    values = [0, 16, 100, 1000, 2048, 3000, 4000, 4095]
+    for i, name in enumerate(("a.tif", "b.png")):
+        Image.fromarray(ramp(values, "uint16")).save(tmp_path / name)
+        assert ImageFolder(str(tmp_path), SIZE, channels=1, bits=12)[i][0][0, :, 0].tolist() == [
+            round(value / 4095 * 255) for value in values
+        ]
+    (tmp_path / "c.pgm").write_bytes(f"P5 {SIZE} {SIZE} 4095\n".encode() + ramp(values, ">u2").tobytes())
+    pgm = ImageFolder(str(tmp_path), SIZE, channels=1, bits=12)[2][0]  # it says its own depth
+    assert pgm[0, :, 0].tolist() == [round(value / 4095 * 255) for value in values]
+    ImageFolder(str(tmp_path), SIZE, bits=16).warn_of_depth()
+    assert "nearly black" not in caplog.text
+    ImageFolder(str(tmp_path), SIZE).warn_of_depth()
+    assert "none of 2 16-bit files looked at has a pixel above 4095" in caplog.text
+    assert "set data.bits=12" in caplog.text
+    with pytest.raises(ValueError, match=r"span \[0, 4095\], but must lie in \[0, 1023\]"):
+        ImageFolder(str(tmp_path), SIZE, bits=10)[0]
+    with pytest.raises(ValueError, match=r"data\.bits must be a whole number in \[1, 16\], but got 17"):
+        ImageFolder(str(tmp_path), SIZE, bits=17)
+
+
+def test_files_of_16_bits_and_of_8_draw_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    Image.fromarray(ramp([0] * SIZE, "uint16")).save(tmp_path / "a.png")
+    Image.fromarray(ramp(range(SIZE), "uint8")).save(tmp_path / "b.png")
+    (tmp_path / "c.png").write_bytes(b"broken")
+    ImageFolder(str(tmp_path), SIZE).warn_of_depth()  # an all black file says nothing
+    Image.fromarray(ramp([7] * SIZE, "uint16")).save(tmp_path / "d.png")
+    Image.fromarray(ramp([40000] * SIZE, "uint16")).save(tmp_path / "e.png")
+    ImageFolder(str(tmp_path), SIZE).warn_of_depth()
+    assert caplog.text == ""
 
 
 def test_32_bits_within_16(tmp_path: Path):
