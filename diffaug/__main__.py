@@ -1,4 +1,4 @@
-"""python -m diffaug report | plot | preview | export: look at a recipe before it is trained, take it along afterwards.
+"""python -m diffaug report | plot | preview | check | export: look before you train, take it along afterwards.
 
 report [group=choice] [key=value ...]       a recipe in numbers: schedule, terminal SNR, prior KL, what it trains on
 report --all                                every schedule of the package, a line each
@@ -7,6 +7,7 @@ plot recipes EXPERIMENT ... [out=...]       what recipes train on: share of the 
 plot strip NAME ... [data=...] [out=...]    one image from x_0 to x_T under several schedules [sizes=16,64]
 plot levels FOLDER_OR_CSV [out=...]         loss by noise level, as a run with callbacks=loss_by_level left it
 preview [group=choice] ... [out=...]        your own data through the whole pipe: values, noised strip, times, warnings
+check [data=...] [workers=N]                every image of the dataset read; which are broken, for data.on_error=skip
 export ckpt=RUN out=FOLDER                  a trained run as a diffusers pipeline folder
 
 out= is a .png, .svg or .pdf file; the numbers of a picture go beside it as .csv. A NAME may carry overrides of its own:
@@ -22,6 +23,7 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 
 from diffaug import plots, report
+from diffaug.commands.check import check
 from diffaug.commands.plot import an_image, label, levels_of
 from diffaug.commands.preview import preview
 from diffaug.config import composed, made, schedule_names
@@ -32,8 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m diffaug", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="report | plot | preview | export")
-    for name, run in (("report", _report), ("plot", _plot), ("preview", _preview), ("export", _export)):
+    commands = parser.add_subparsers(dest="command", required=True, metavar="report | plot | preview | check | export")
+    runs = {"report": _report, "plot": _plot, "preview": _preview, "check": _check, "export": _export}
+    for name, run in runs.items():
         one = commands.add_parser(name, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
         one.set_defaults(run=run)
         if name == "report":
@@ -101,6 +104,16 @@ def _preview(options: argparse.Namespace) -> None:
     seen = preview(made(config.data))
     print(seen.text)
     print(f"\n{seen.picture.save(own['out'])}")
+
+
+def _check(options: argparse.Namespace) -> None:
+    own, rest = _own(options.overrides, workers="")
+    if own["workers"] and not own["workers"].isdecimal():
+        raise ValueError(f"workers must be a whole number, but got {own['workers']!r}.")
+    config = composed(rest)
+    if "on_error" in config.data:
+        config.data.on_error = "raise"  # all files are wanted: the list is made here
+    print(check(made(config.data), workers=int(own["workers"]) if own["workers"] else None))
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
+from diffaug.broken import ON_ERROR
 from diffaug.checks import choice, integer, number
 from diffaug.data import DiffusionDataModule
 
@@ -86,6 +87,8 @@ def image_folder(
     image_size: int,
     channels: int = 3,
     bits: int | None = None,
+    on_error: str = "raise",
+    broken_list: str | None = None,
     val_share: float = 0.1,
     **options: Any,
 ) -> DiffusionDataModule:
@@ -96,21 +99,25 @@ def image_folder(
         image_size: the side of the squares, in pixels.
         channels: 3 for RGB, 1 for grey.
         bits: how many bits of a grey pixel are used, where files have room for more; None takes all the file's.
+        on_error: "raise" refuses a broken file when it is its turn; "skip" leaves out those that
+            ``python -m diffaug check`` has put on its list.
+        broken_list: the file of that list; None is a hidden one in the folder.
         val_share: the share of the images that is for validation, in [0, 1), one image at least where it is not 0:
             chosen by a hash of each file's path within the folder, so that none of them moves when others come or go.
         options: `DiffusionDataModule`'s.
 
     Raises:
         ValueError: a value that cannot be.
-        FileNotFoundError: in ``setup``, where there is no such folder or no image in it.
+        FileNotFoundError: in ``setup``, where there is no such folder, no image in it, or no list to skip by.
     """
     integer("data.image_size", image_size, 1)
     choice("data.channels", channels, (1, 3))
     share = number("data.val_share", val_share, 0, 1, open_high=True)
     if bits is not None:
         integer("data.bits", bits, 1, 16)
+    choice("data.on_error", on_error, ON_ERROR)
     images = {"root": root, "image_size": image_size, "channels": channels, "bits": bits}
-    part = partial(_part, images, share)
+    part = partial(_part, {**images, "on_error": on_error, "broken_list": broken_list}, share)
     return DiffusionDataModule(train=partial(part, False), val=partial(part, True) if share else None, **options)
 
 

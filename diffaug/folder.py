@@ -13,7 +13,9 @@ more than one frame             the first
 EXIF orientation                applied
 ==============================  ==========================================================================
 
-Nothing is clipped: a value outside these ranges is an error, as is a file that cannot be read in full.
+Nothing is clipped: a value outside these ranges is an error, as is a file that cannot be read in full. Which files are
+left out is settled before training, so that an index means the same file in every epoch and on every rank:
+``python -m diffaug check`` reads them all and writes a list of the broken ones, and ``on_error="skip"`` goes by it.
 """
 
 import hashlib
@@ -31,6 +33,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from diffaug import broken as broken_files
 from diffaug.checks import choice, integer
 from diffaug.items import as_tensor, over_white
 
@@ -64,23 +67,39 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         channels: 3 for RGB, 1 for grey.
         bits: how many bits of a grey pixel are used, in files that have room for more than 8: 12 for a camera's 12 bits
             stored in 16. None takes all the file's.
+        on_error: what becomes of broken files: "raise" refuses them when it is their turn; "skip" leaves out those on
+            the list, and refuses others.
+        broken_list: the file of that list; None is `diffaug.broken.NAME` in the folder.
 
     Attributes:
         paths: the files, str.
         names: their paths within the folder, with slashes.
         labels: the class of each.
-        classes: the names of the top subfolders, sorted; last, "" for the folder itself where files lie in it.
+        classes: the names of the top subfolders, sorted; last, "" for the folder itself where files lie in it. What is
+            skipped counts, so that labels stay.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no image in it.
-        ValueError: a size or channels that cannot be; on reading, a file that cannot be read, named with its index.
+        FileNotFoundError: there is no such folder, no image in it, or no list to skip by.
+        ValueError: an option that cannot be; on reading, a file that cannot be read, named with its index.
     """
 
-    def __init__(self, root: str, image_size: int, *, channels: int = 3, bits: int | None = None) -> None:
+    def __init__(
+        self,
+        root: str,
+        image_size: int,
+        *,
+        channels: int = 3,
+        bits: int | None = None,
+        on_error: str = "raise",
+        broken_list: str | None = None,
+    ) -> None:
         self.image_size = integer("data.image_size", image_size, 1)
         self.channels = choice("data.channels", channels, _MODES)
         self.bits = None if bits is None else integer("data.bits", bits, 1, 16)
+        self.on_error = choice("data.on_error", on_error, broken_files.ON_ERROR)
         self.root, folder = root, Path(root).expanduser()
+        self.broken_list = folder / broken_files.NAME if broken_list is None else Path(broken_list).expanduser()
+        self._check = broken_files.command(root=root, bits=bits, broken_list=broken_list)
         if not folder.is_dir():
             raise FileNotFoundError(f"data.root={root!r} is not a folder (looked for {folder.resolve()}).")
         files = sorted(_files(folder, ()))
@@ -96,12 +115,13 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         if others:
             left_out = ", ".join(f"{n} {ending}" for ending, n in others.items())
             _say_once(f"{root}: {len(found)} images; files of other kinds are left out: {left_out}")
+        self.classes = sorted({_top(parts) for parts in found}, key=lambda top: (not top, top))
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        if on_error == "skip":
+            found = self._without_broken(found)
         self.paths = [str(folder.joinpath(*parts)) for parts in found]
         self.names = ["/".join(parts) for parts in found]
-        tops = [parts[0] if len(parts) > 1 else "" for parts in found]
-        self.classes = sorted(set(tops), key=lambda top: (not top, top))
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        self.labels = [numbers[top] for top in tops]
+        self.labels = [numbers[_top(parts)] for parts in found]
 
     def only(self, indices: Sequence[int]) -> "ImageFolder":
         """The same with these images only, numbered anew; the classes stay."""
@@ -116,24 +136,42 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         names = "\n".join(self.names).encode(errors="surrogateescape")
         return {"files": hashlib.blake2b(names, digest_size=16).hexdigest(), "classes": self.classes}
 
+    def _without_broken(self, found: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+        broken = broken_files.read(self.broken_list, self._check)
+        kept = [parts for parts in found if "/".join(parts) not in broken]
+        if not kept:
+            raise ValueError(f"All {len(found)} images of data.root={self.root!r} are broken, says {self.broken_list}.")
+        _say_once(f"{self.root}: {len(found) - len(kept)} broken files are left out, as {self.broken_list} says")
+        return kept
+
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path = self.paths[index]
         try:
-            with Image.open(path) as image:
-                square = self._square(image)
-        except Image.DecompressionBombError as error:
-            raise ValueError(
-                f"Sample {index}, {path}, is suspiciously large: {error} Remove it or make it smaller; if it is right, "
-                "raise PIL.Image.MAX_IMAGE_PIXELS."
-            ) from error
+            square = self._read(path)
         except Exception as error:  # what a broken file makes Pillow raise is of many kinds
-            raise ValueError(
-                f"Sample {index}, {path}, cannot be read: {error} ({type(error).__name__}). Remove or replace the file."
-            ) from error
+            remedy = (
+                f"It is not on the list of broken files, {self.broken_list}; this makes the list anew: {self._check}"
+                if self.on_error == "skip"
+                else "Remove or replace the file. To leave out all that are broken: data.on_error=skip, once this has "
+                f"listed them: {self._check}"
+            )
+            raise ValueError(f"Sample {index}, {path}, {broken_files.reason(error)} {remedy}") from error
         return as_tensor(square, path), self.labels[index]
+
+    def problem(self, index: int) -> str | None:
+        """What is wrong with a file, in words; None if nothing is."""
+        try:
+            self._read(self.paths[index])
+        except Exception as error:
+            return broken_files.reason(error)
+        return None
+
+    def _read(self, path: str) -> Any:
+        with Image.open(path) as image:
+            return self._square(image)
 
     def _square(self, image: Any) -> Any:
         size = self.image_size
@@ -183,6 +221,10 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
                 "if they are dark, data.bits=16 says so.",
                 logging.WARNING,
             )
+
+
+def _top(parts: tuple[str, ...]) -> str:
+    return parts[0] if len(parts) > 1 else ""
 
 
 @cache

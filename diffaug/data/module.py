@@ -197,7 +197,7 @@ class DiffusionDataModule(NoisingDataModule):
         made = (self.clean_images(stage, 1) for stage in STAGES if self._datasets.get(stage))
         return next((image for image in made if image is not None), None)
 
-    def _prepared(self, stage: str, number: int) -> Images:
+    def _prepared(self, stage: str, number: int, *, look: bool = True) -> Images:
         train, source = stage == "train", self._sources[stage]
         name = called(stage, number, are_datasets(source))
         images = prepared(
@@ -207,6 +207,7 @@ class DiffusionDataModule(NoisingDataModule):
             name=name,
             seed=self.seed or 0,
             image_shape=self.image_shape,
+            look=look,
             transform=self.transform if train else self.eval_transform,
             image_key=self.image_key,
             wanted=[field for field in self.process.fields if field not in FIELDS],

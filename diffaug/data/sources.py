@@ -50,6 +50,7 @@ def prepared(
     name: str,
     seed: int,
     image_shape: tuple[int, ...] | None,
+    look: bool = True,
     **options: Any,
 ) -> Images:
     """A dataset ready for its loader.
@@ -60,6 +61,7 @@ def prepared(
         name: how errors call it.
         seed: what its transforms' draws are keyed by, beside the sample.
         image_shape: what its first image must have; None takes whatever comes.
+        look: whether some of its images are looked at.
         options: of `Images`.
     """
     dataset: Any = source() if is_function(source) else source  # pyright: ignore[reportCallIssue]
@@ -72,7 +74,7 @@ def prepared(
             f"{name} must hold at least one image, but {type(dataset).__name__} has length {len(dataset)}."
         )
     images = Images(dataset, name=name, domain=(seed, STAGES[stage], number), **options)
-    if not streams:
+    if look and not streams:
         _look(images, image_shape)
     return images
 

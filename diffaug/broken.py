@@ -1,0 +1,50 @@
+"""The list of an image folder's broken files: written by ``python -m diffaug check``, gone by under on_error="skip"."""
+
+import json
+import shlex
+from pathlib import Path
+
+from PIL import Image
+
+NAME = ".diffaug-broken.json"
+"""In the folder that the files lie in; hidden, so that it is no file of the dataset."""
+ON_ERROR = ("raise", "skip")
+
+
+def command(**options: object) -> str:
+    """The command line that writes the list, with these options of the folder but for those that are None."""
+    given = [f"data.{key}={value}" for key, value in options.items() if value is not None]
+    return "python -m diffaug check data=image_folder " + shlex.join(given)
+
+
+def reason(error: Exception) -> str:
+    """Why a file could not be read, as the end of a sentence."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"is suspiciously large: {error} If it is right, raise PIL.Image.MAX_IMAGE_PIXELS."
+    return f"cannot be read: {error} ({type(error).__name__})."
+
+
+def read(path: Path, again: str) -> set[str]:
+    """The names on a list.
+
+    Arguments:
+        path: the list's file.
+        again: the command line that writes it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is something else.
+    """
+    try:
+        return set(json.loads(path.read_text())["broken"])
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"data.on_error=skip goes by a list of the broken files, but there is no {path}. This writes it: {again}"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no list of broken files. This writes it: {again}") from error
+
+
+def write(path: Path, broken: dict[str, str]) -> None:
+    """Write the list: what is wrong with each file, by its name within the folder."""
+    path.write_text(json.dumps({"broken": dict(sorted(broken.items()))}, indent=1) + "\n")

@@ -1,0 +1,127 @@
+"""check: every image of a dataset is read once, before training, and what cannot be is listed.
+
+An image folder's list is written down, so that ``data.on_error=skip`` leaves out the same files in every epoch, on
+every rank and after every resume: what is skipped as it comes would move the indices that noise and order are keyed by.
+"""
+
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from tqdm import tqdm
+
+from diffaug.broken import write
+from diffaug.checks import integer
+from diffaug.data import DiffusionDataModule
+from diffaug.data.sources import listed
+from diffaug.folder import ImageFolder
+from diffaug.images import Images, Place
+from diffaug.noise.philox import STAGES
+
+_SHOWN = 20
+_BATCH = 16
+
+
+class _Problems(Dataset[tuple[int, str | None]]):
+    """What is wrong with each item of a dataset: (index, in words or None)."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[int, str | None]:
+        dataset: Any = self.images.dataset
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of files that it reads all the same
+            if isinstance(dataset, ImageFolder):
+                return index, dataset.problem(index)
+            try:
+                self.images[Place(index, 0, 0, 0)]
+            except Exception as error:  # whatever the user's dataset or transform may raise
+                own = f"{self.images.name}[{index}] "  # what our own errors begin with
+                return index, f"{str(error).removeprefix(own)} ({type(error).__name__})"
+        return index, None
+
+
+def check(data: DiffusionDataModule, *, workers: int | None = None) -> str:
+    """Read every image of every stage, and say which are broken; a folder's list of them is written.
+
+    Arguments:
+        workers: processes that read; None is one for each CPU core, 0 reads in this process.
+
+    Returns:
+        What was found, to be printed.
+
+    Raises:
+        ValueError: the list could not be written; that is tried before anything is read.
+    """
+    workers = _cores() if workers is None else integer("workers", workers, 0)
+    data.prepare_data()
+    parts = [
+        data._prepared(stage, number, look=False)
+        for stage in STAGES
+        for number in range(len(listed(data._sources[stage])))
+    ]
+    streams = [images.name for images in parts if isinstance(images.dataset, IterableDataset)]
+    parts = [images for images in parts if images.name not in streams]
+    lists = {images.dataset.broken_list: {} for images in parts if isinstance(images.dataset, ImageFolder)}
+    for path in lists:
+        _try_to_write(path)
+    began, count = time.perf_counter(), sum(map(len, parts))
+    broken: list[str] = []
+    with tqdm(total=count, desc="Reading", unit=" images", disable=None) as bar:
+        for images in parts:
+            for found in _read(images, workers):
+                bar.update(len(found))
+                for index, problem in found:
+                    if problem is not None:
+                        broken.append(f"{_called(images, index)} {problem}")
+                        if isinstance(images.dataset, ImageFolder):
+                            lists[images.dataset.broken_list][images.dataset.names[index]] = problem
+                bar.set_postfix(broken=len(broken), refresh=False)
+    seconds = time.perf_counter() - began
+    lines = [f"{count} images read in {seconds:.0f} s, {len(broken) or 'none'} broken" + (":" if broken else "")]
+    lines += [f"  {line}" for line in sorted(broken)[:_SHOWN]]
+    lines += [f"  and {len(broken) - _SHOWN} more"] if len(broken) > _SHOWN else []
+    lines += [f"{name} is a stream, which cannot be read beforehand" for name in streams]
+    for path, problems in lists.items():
+        write(path, problems)
+        lines.append(
+            f"The list is in {path}: data.on_error=skip leaves out what is on it."
+            if problems
+            else f"{path} is an empty list, for data.on_error=skip."
+        )
+    return "\n".join(lines).encode(errors="surrogateescape").decode(errors="replace")  # names may be of any bytes
+
+
+def _read(images: Images, workers: int) -> Iterator[list[tuple[int, str | None]]]:
+    options = {"num_workers": workers, "batch_size": _BATCH, "collate_fn": list, "generator": torch.Generator()}
+    return iter(DataLoader(_Problems(images), **options))
+
+
+def _called(images: Images, index: int) -> str:
+    dataset: Any = images.dataset
+    return dataset.names[index] if isinstance(dataset, ImageFolder) else f"{images.name}[{index}]"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _try_to_write(path: Path) -> None:
+    try:
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"The list of broken files cannot be written to {path}: {error.strerror}. Say where it may "
+            "be, here and when you train: data.broken_list=FILE"
+        ) from error
