@@ -282,6 +282,46 @@ def test_bad_data_are_refused_before_training(dataset, options, message):
         fit(DiffusionDataModule(dataset, process=PROCESS, **options))
 
 
+class Read(list):
+    """A dataset that says which of its items were read."""
+
+    def __init__(self, images):
+        super().__init__(images)
+        self.read = set()
+
+    def __getitem__(self, index):
+        self.read.add(index)
+        return super().__getitem__(index)
+
+
+def test_images_in_the_unit_range_are_seen_behind_a_dark_first_one(caplog):
+    images = torch.rand(1000, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    images[:5] = 0
+    dataset = Read(images)
+    DiffusionDataModule(dataset, process=PROCESS).setup("fit")
+    assert "data.train, of which 32 images were looked at, has no value below 0, though" in caplog.text
+    assert "set process.value_range=[0,1]" in caplog.text
+    assert {0, 999} < dataset.read
+    assert len(dataset.read) == 32
+
+
+@pytest.mark.parametrize(
+    ("images", "process", "most"),
+    [
+        (torch.rand(1000, 1, 4, 4) * 2 - 1, PROCESS, 1),  # the first says it
+        (torch.zeros(1000, 1, 4, 4), PROCESS, 32),
+        (torch.rand(1000, 1, 4, 4), ForwardProcess(LinearBeta(), value_range=(0, 1)), 1),
+        (torch.rand(1000, 1, 4, 4), ForwardProcess(LinearBeta(), value_range=None), 1),
+        (torch.full((1000, 1, 4, 4), 200, dtype=torch.uint8), PROCESS, 1),
+    ],
+)
+def test_few_images_are_looked_at(images, process, most, caplog):
+    dataset = Read(images)
+    DiffusionDataModule(dataset, process=process).setup("fit")
+    assert "value_range" not in caplog.text
+    assert len(dataset.read) == most
+
+
 def test_cached_latents():
     latents = TensorDataset(1.3 * torch.randn(16, 4, 8, 8, generator=torch.Generator().manual_seed(0)))
     with pytest.raises(ValueError, match=r"outside process\.value_range.*For latents set process\.value_range=null"):

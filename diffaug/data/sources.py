@@ -1,7 +1,7 @@
 """The user's datasets, made, looked at, and ready for a loader: what is wrong with them is said before training."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from diffaug.noise.philox import DATASET_BITS, INDEX_BITS, STAGES
 
 _log = logging.getLogger("diffaug")
 
+_LOOKED_AT = 32  # images of a dataset, before training
 Source = Dataset[Any] | Callable[[], Dataset[Any]]
 
 
@@ -83,7 +84,9 @@ def _look(images: Images, image_shape: tuple[int, ...] | None) -> None:
     first, name = images[Place(0, 0, 0, 0)][0], images.name
     shape = tuple(first.shape)
     if images.check_range and first.is_floating_point():
-        warn_of_half_range(first, images.value_range, f"{name}[0]")
+        chosen = spread(len(images), _LOOKED_AT)
+        some = (images[Place(index, 0, 0, 0)][0] for index in chosen)
+        warn_of_half_range(some, images.value_range, f"{name}, of which {len(chosen)} images were looked at,")
     if image_shape is not None and shape != image_shape:
         raise ValueError(
             f"data.image_shape says {list(image_shape)}, but {name}[0] has shape {list(shape)}: set it to the "
@@ -91,10 +94,20 @@ def _look(images: Images, image_shape: tuple[int, ...] | None) -> None:
         )
 
 
-def warn_of_half_range(image: Tensor, value_range: tuple[float, float] | None, where: str) -> None:
-    """Say in the log where float images look as if they lay in [0, 1], and that is not their stated range."""
+def warn_of_half_range(images: Iterable[Tensor], value_range: tuple[float, float] | None, where: str) -> None:
+    """Say in the log where float images look as if they lay in [0, 1], and that is not their stated range.
+
+    They are gone through only as far as the first that has a value below 0.
+    """
     low, high = value_range or (0.0, 1.0)
-    if low < 0 <= float(image.min()) and float(image.max()) > high / 2:
+    if low >= 0:
+        return
+    highest = 0.0
+    for image in images:
+        if float(image.min()) < 0:
+            return
+        highest = max(highest, float(image.max()))
+    if highest > high / 2:
         _log.warning(
             "%s has no value below 0, though process.value_range is [%g, %g]: if your images are in [0, 1] "
             "(torchvision's ToTensor), set process.value_range=[0,1]",

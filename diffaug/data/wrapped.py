@@ -225,7 +225,7 @@ class WrappedDataModule(DiffusionDataModule):
             )
         what = f"{stage}, loader {dataset}"
         if self._noiser.check_once(image, where, what):
-            warn_of_half_range(image, self.process.value_range, where)
+            warn_of_half_range([image], self.process.value_range, where)
         if places is None:
             places = rows_from(self._place_in_stream(count, stage), len(image), image.device)
         if len(places.rows) != len(image):
