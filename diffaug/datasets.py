@@ -75,8 +75,9 @@ def _split(dataset: Callable[..., Any], root: str, download: bool, train: bool) 
         name = getattr(dataset, "__name__", repr(dataset))
         remedy = "" if download else ", or data.download=true to fetch it there"
         tried = " It could not be fetched there either." if download else ""
+        said = str(error).rstrip(". \n")  # torchvision's ends without a stop
         raise FileNotFoundError(
-            f"{name} cannot be read from data.root={root!r} ({Path(root).resolve()}): {error}{tried} Set data.root to "
+            f"{name} cannot be read from data.root={root!r} ({Path(root).resolve()}): {said}.{tried} Set data.root to "
             f"the folder that holds the dataset{remedy}."
         ) from error
 

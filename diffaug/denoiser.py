@@ -1,6 +1,6 @@
 """Denoiser: a LightningModule that trains any network on the batches of a DiffusionDataModule."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -66,6 +66,7 @@ class Denoiser(pl.LightningModule):
         missing = [name for name in needed if name not in process.fields]
         if missing:
             raise ValueError(f"The model needs {missing} in process.fields, which is {list(process.fields)}.")
+        _check_conditioning(network, condition)
         self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
         self._watched: tuple[Tensor, Tensor] | None = None  # the last loss and its step, until one is not finite
 
@@ -227,3 +228,22 @@ class Denoiser(pl.LightningModule):
             x_0 = x_0.clamp(-1, 1)
             epsilon = (x_t - alpha * x_0) / sigma
         return x_0, epsilon
+
+
+def _check_conditioning(network: nn.Module, condition: str | None) -> None:
+    """Refuse a diffusers network that takes labels where it is given none, or takes none where it is given some."""
+    config: Any = getattr(network, "config", None)
+    if not isinstance(config, Mapping) or "num_class_embeds" not in config:
+        return
+    classes = config["num_class_embeds"]
+    takes = classes is not None or config.get("class_embed_type") is not None
+    if condition is not None and not takes:
+        raise ValueError(
+            f"model.condition={condition} gives the network labels, but {type(network).__name__} has no embedding of "
+            "classes: set model.network.num_class_embeds to how many there are, and one more where labels are dropped."
+        )
+    if condition is None and takes:
+        raise ValueError(
+            f"model.network.num_class_embeds={classes} makes a network of labels, but model.condition gives it none: "
+            "set model.condition=label, and process.fields to hold label too."
+        )

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import json
 import math
 import subprocess
 import sys
@@ -12,10 +13,10 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
-from diffaug.callbacks import LossByLevel, Pictures, Progress
+from diffaug.callbacks import LossByLevel, Pictures, Progress, Summary
 from diffaug.callbacks.levels import binned, statistics
 from diffaug.denoiser import Denoiser
 from diffaug.targets import MinSNR
@@ -175,6 +176,27 @@ def test_progress_keeps_a_row_for_each_validation(tmp_path):
     other = Progress(str(tmp_path))
     other.load_state_dict(progress.state_dict())
     assert [step for step, _ in other.taken] == [3, 6]
+
+
+class Named(TensorDataset):
+    classes = ("cats", "dogs")
+
+
+@pytest.mark.parametrize("kind", ["named", "subset", "nameless", "wrapped"])
+def test_the_names_of_the_classes_are_in_the_summary(tmp_path, kind):
+    images = torch.zeros(8, 1, 4, 4, dtype=torch.uint8)
+    dataset = (TensorDataset if kind == "nameless" else Named)(images, torch.arange(8) % 2)
+    process = ForwardProcess(LinearBeta(), compile=False)
+    if kind == "wrapped":
+        inner = pl.LightningDataModule.from_datasets(dataset, dataset, batch_size=4)
+        data = DiffusionDataModule.wrap(inner, process=process)
+    else:
+        data = DiffusionDataModule(
+            Subset(dataset, range(6)) if kind == "subset" else dataset, dataset, process=process, batch_size=2
+        )
+    trainer(tmp_path, Summary(str(tmp_path)), limit_train_batches=3).fit(Denoiser(Net(), process), data)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary.get("classes") == (["cats", "dogs"] if kind in ("named", "subset") else None)
 
 
 RANKS = """

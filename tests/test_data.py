@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -250,6 +251,25 @@ def test_bad_options_are_refused_before_any_data_is_read(options, message):
 
     with pytest.raises(ValueError, match=message):
         DiffusionDataModule(never, **{"process": PROCESS, **options})
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (
+            {"train": "photos"},
+            r"data\.train must be a dataset, .* got the path 'photos'.*data=image_folder data\.root=ph",
+        ),
+        ({"train": Path("photos")}, r"the path 'photos'\. .*ImageFolder\('photos', image_size=64\)"),
+        ({"val": "photos"}, r"data\.val must be a dataset"),
+        ({"train": ["a.png", "b.png"]}, r"data\.train must be a dataset, .* the path 'a\.png'"),
+        ({"test": [pictures(4), "photos"]}, r"data\.test must be a dataset"),
+        ({"train": [pictures(4), pictures(4)]}, r"data\.train must be one dataset; join several"),
+    ],
+)
+def test_what_is_no_dataset_is_refused_when_it_is_given(stages, message):
+    with pytest.raises(ValueError, match=message):
+        DiffusionDataModule(**stages, process=PROCESS)
 
 
 @pytest.mark.parametrize(

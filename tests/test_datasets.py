@@ -152,7 +152,7 @@ def test_torchvision_missing(tmp_path: Path):
     data = torchvision(FashionMNIST, root=str(tmp_path), process=PROCESS)
     with pytest.raises(
         FileNotFoundError,
-        match=r"(?s)FashionMNIST cannot be read from data\.root=.*Set data\.root.*data\.download=true",
+        match=r"(?s)FashionMNIST cannot be read from data\.root=.* download it\. Set data\.root.*data\.download=true",
     ):
         data.setup("fit")
 
@@ -164,7 +164,7 @@ def test_torchvision_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(FashionMNIST, "download", offline)
     data = torchvision(FashionMNIST, root=str(tmp_path), download=True, process=PROCESS)
     with pytest.raises(
-        FileNotFoundError, match=r"no network.*could not be fetched.*the folder that holds the dataset\.$"
+        FileNotFoundError, match=r"no network\. It could not be fetched.*the folder that holds the dataset\.$"
     ):
         data.prepare_data()
 

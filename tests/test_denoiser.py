@@ -185,3 +185,24 @@ def test_samples_of_latents_are_not_clipped():
     assert images.sample((4, 1, 4, 4), steps=5).abs().max() <= 1
     assert latents.sample((4, 1, 4, 4), steps=5).abs().max() > 1
     assert latents.sample((4, 1, 4, 4), steps=5, clip=True).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("classes", "condition", "message"),
+    [
+        (None, "label", r"UNet2DModel has no embedding of classes: set model\.network\.num_class_embeds to how many"),
+        (10, None, r"num_class_embeds=10 makes a network of labels, but .* set model\.condition=label"),
+        (10, "label", None),
+        (None, None, None),
+    ],
+)
+def test_a_network_of_labels_is_given_labels_and_no_other(classes, condition, message):
+    diffusers = pytest.importorskip("diffusers")
+    shape = {"block_out_channels": (8,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    network = diffusers.UNet2DModel(**shape, layers_per_block=1, norm_num_groups=4, num_class_embeds=classes)
+    process = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "label"))
+    if message is None:
+        Denoiser(network, process, condition=condition)
+    else:
+        with pytest.raises(ValueError, match=message):
+            Denoiser(network, process, condition=condition)

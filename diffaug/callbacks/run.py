@@ -13,9 +13,11 @@ from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
+from torch.utils.data import Subset
 
 from diffaug import plots
 from diffaug.data import DiffusionDataModule
+from diffaug.data.wrapped import WrappedDataModule
 from diffaug.denoiser import Denoiser
 
 _PRIOR_IMAGES = 2048
@@ -148,8 +150,19 @@ class Summary(Callback):
             "steps": trainer.global_step,
             "seconds": round(self.seconds or time.monotonic() - getattr(self, "_began", time.monotonic()), 1),
         }
+        classes = None if isinstance(data, WrappedDataModule) else _classes(data.images("train").dataset)
+        if classes:
+            summary["classes"] = classes  # the name of each label
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def _classes(dataset: Any) -> list[str] | None:
+    """The names of a dataset's classes, in the order of their numbers, where it has them."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    names = getattr(dataset, "classes", None)
+    return list(map(str, names)) if isinstance(names, (list, tuple)) else None
 
 
 class RunLogger(CSVLogger):

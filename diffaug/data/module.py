@@ -14,7 +14,7 @@ from diffaug.checks import choice, integer, number, refuse
 from diffaug.data.base import NoisingDataModule
 from diffaug.data.evaluation import EvaluationSampler, evaluation_loader
 from diffaug.data.recipe import check_ranks, describe, describe_dataset
-from diffaug.data.sources import Source, are_datasets, called, is_function, listed, prepared, spread
+from diffaug.data.sources import Source, are_datasets, called, check_sources, is_function, listed, prepared, spread
 from diffaug.data.stream import Stream, StreamLoader, check_overfit
 from diffaug.images import ImageBatch, Images, Place, collate
 from diffaug.loaders import EpochLoader, EpochSampler, FixedSampler, Loader, check_order
@@ -128,8 +128,7 @@ class DiffusionDataModule(NoisingDataModule):
             views=views,
             allow_changed_recipe=allow_changed_recipe,
         )
-        if are_datasets(train):
-            raise refuse("data.train", train, "one dataset; join several by torch.utils.data.ConcatDataset")
+        self._sources = check_sources(train=train, val=val, test=test, predict=predict)
         unknown = sorted(set(loader_options) - set(_LOADER_OPTIONS))
         if unknown:
             known = ", ".join(_LOADER_OPTIONS)
@@ -148,7 +147,6 @@ class DiffusionDataModule(NoisingDataModule):
         self.shuffle, self.sampler, self.drop_last = shuffle, sampler, drop_last
         self.image_shape = None if image_shape is None else tuple(image_shape)
         self.loader_options = loader_options
-        self._sources = {"train": train, "val": val, "test": test, "predict": predict}
         self._datasets: dict[str, list[Any]] = {}
         # Lightning asks which of these a DataModule defines: those without data must not be there at all.
         for stage in STAGES:

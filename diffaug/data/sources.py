@@ -1,6 +1,7 @@
 """The user's datasets, made, looked at, and ready for a loader: what is wrong with them is said before training."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,25 @@ def listed(source: Source | Sequence[Source] | None) -> list[Any]:
     if source is None:
         return []
     return list(source) if are_datasets(source) else [source]  # pyright: ignore[reportArgumentType]
+
+
+def check_sources(**given: Any) -> dict[str, Any]:
+    """The sources of the stages, by their names, if they may be datasets.
+
+    Raises:
+        ValueError: there are several for training, or one is a path.
+    """
+    for stage, source in given.items():
+        for part in listed(source):
+            if isinstance(part, (str, os.PathLike)):
+                raise ValueError(
+                    f"data.{stage} must be a dataset, or a function that makes one, but got the path {str(part)!r}. Of "
+                    f"a folder of images diffaug.folder.ImageFolder({str(part)!r}, image_size=64) is the dataset; on "
+                    f"the command line: data=image_folder data.root={part}"
+                )
+    if are_datasets(given["train"]):
+        raise refuse("data.train", given["train"], "one dataset; join several by torch.utils.data.ConcatDataset")
+    return given
 
 
 def is_function(source: Any) -> bool:
