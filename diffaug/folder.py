@@ -194,7 +194,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         """The largest whole number that a file's pixels may be, and whether 0 is white."""
         tags = getattr(image, "tag_v2", {})  # a TIFF's; what other formats hold, Pillow scales to all 16 bits but PNG
         bits = tags.get(_BITS_PER_SAMPLE, (16,))[0] - (tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED)
-        if self.bits is not None and image.format in _STORED:
+        if self.bits is not None and image.format in _STORED and image.mode != "L":
             bits = min(bits, self.bits)
         return 2 ** min(bits, 16) - 1, tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
 

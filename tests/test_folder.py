@@ -178,6 +178,15 @@ def test_12_bits_stored_in_16(tmp_path: Path, caplog: pytest.LogCaptureFixture):
         ImageFolder(str(tmp_path), SIZE, bits=17)
 
 
+def test_bits_are_of_deep_files_only(tmp_path: Path):
+    values = np.linspace(0, 255, SIZE).astype("u1")
+    Image.fromarray(ramp(values, "u1")).save(tmp_path / "a.png")
+    (tmp_path / "b.tif").write_bytes(tiff(ramp(values, "u1").tobytes(), 8))
+    for bits in (1, 7, 12):
+        for pixels, _ in ImageFolder(str(tmp_path), SIZE, channels=1, bits=bits):
+            assert pixels[0, :, 0].tolist() == values.tolist(), bits
+
+
 def test_files_of_16_bits_and_of_8_draw_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     Image.fromarray(ramp([0] * SIZE, "uint16")).save(tmp_path / "a.png")
     Image.fromarray(ramp(range(SIZE), "uint8")).save(tmp_path / "b.png")
