@@ -73,7 +73,7 @@ def to_diffusers(
             EDMEulerScheduler.
         timesteps: on how many points a continuous schedule is put: diffusers' t is ours, in unit time, times this.
         sigma_data: the standard deviation of the images, for EDM's preconditioning.
-        options: further arguments of the class, over those chosen here.
+        options: further arguments of the class, over those chosen here: ``clip_sample=False`` for latents.
 
     Raises:
         ValueError: diffusers has no counterpart, with what to do instead.

@@ -93,6 +93,15 @@ def test_the_default_recipe_looks_right_on_the_default_data(tmp_path, capsys):
     assert "as good as noise 25% of the draws" in out
 
 
+def test_a_preview_of_latents():
+    latents = TensorDataset(1.3 * torch.randn(40, 1, 16, 16, generator=torch.Generator().manual_seed(0)))
+    process = ForwardProcess(LinearBeta(), value_range=None, compile=False)
+    text = preview(DiffusionDataModule(train=latents, process=process, seed=0, batch_size=8)).text
+    assert "as read, of latents; looked at 40 images" in text
+    assert "noised           as they are; mean ± standard deviation of each channel: " in text
+    assert "scaled           to" not in text
+
+
 def test_the_command(tmp_path, capsys):
     assert main(["preview", "schedule=cosine", "data.batch_size=512", f"out={tmp_path / 'p.png'}"]) == 0
     out = capsys.readouterr().out

@@ -91,6 +91,12 @@ def export(model: Denoiser, out: str | Path, image_shape: tuple[int, ...]) -> An
     network, schedule = model.network, model.process.schedule
     if not isinstance(network, UNet2DModel):
         raise refuse("model.network", type(network).__name__, "a diffusers.UNet2DModel, which pipelines call")
+    if model.process.value_range is None:
+        raise ValueError(
+            "A pipeline makes images and clips them to [-1, 1], but this network, trained with "
+            "process.value_range=null, makes latents. Draw them by Denoiser.sample, or with a scheduler of "
+            "to_diffusers (clip_sample=False where it would clip), and decode them."
+        )
     _check_convention(model)
     scaled = isinstance(schedule, (EDM, VE))
     if len(image_shape) != 3:

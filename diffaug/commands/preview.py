@@ -75,13 +75,15 @@ def preview(data: DiffusionDataModule) -> Preview:
     low, high = images.min().item(), images.max().item()
     ratio = _visible(process, x_0)
     end, blind = ratio(process.schedule.ends[1][None]), (ratio(t) < STRONG).double().mean()
-    span = "[0, 255]" if images.dtype == torch.uint8 else list(process.value_range or ()) or "any: latents"
+    latents = process.value_range is None and images.is_floating_point()
+    span = "[0, 255]" if images.dtype == torch.uint8 else "latents" if latents else list(process.value_range or ())
     lines = [
         f"images           {len(data.images('train'))}, each {tuple(images.shape[1:])}, {images.dtype}".replace(
             "torch.", ""
         ),
         f"values           {low:g} to {high:g} as read, of {span}; looked at {len(images)} images",
-        f"scaled           to [-1, 1]; mean ± standard deviation of each channel: {channels}",
+        f"{'noised           as they are' if latents else 'scaled           to [-1, 1]'}; mean ± standard deviation of "
+        f"each channel: {channels}",
         f"schedule         {process.schedule!r}",
         f"x_T to its prior {process.prior_kl_bits_per_dim(images):.3g} bits per dimension",
         f"at the last t    the images' coarsest feature shows with a signal-to-noise ratio of {end.item():.2g}",
