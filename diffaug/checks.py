@@ -50,6 +50,16 @@ def integer(where: str, value: Any, low: int, high: int | None = None) -> int:
     return value
 
 
+def flag(where: str, value: Any) -> bool:
+    """Return ``value``, or raise `ValueError` if it is not True or False.
+
+    Hydra hands on the words no, off and yes of a command line as strings, all of which Python takes for true.
+    """
+    if not isinstance(value, bool):
+        raise refuse(where, value, "true or false")
+    return value
+
+
 def choice(where: str, value: Any, choices: Collection[Any]) -> Any:
     """Return ``value``, or raise `ValueError` if it is not one of ``choices``."""
     if value not in choices:

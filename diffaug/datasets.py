@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 
 from diffaug.broken import ON_ERROR
-from diffaug.checks import choice, integer, number
+from diffaug.checks import choice, flag, integer, number
 from diffaug.data import DiffusionDataModule
 
 
@@ -57,6 +57,7 @@ def torchvision(
         ValueError: the class takes other arguments.
         FileNotFoundError: in ``setup``, where the dataset is not in ``root`` and may or could not be fetched.
     """
+    flag("data.download", download)
     name = getattr(dataset, "__name__", repr(dataset))
     taken = list(signature(dataset).parameters)
     if not {"root", "train", "download"} <= set(taken):

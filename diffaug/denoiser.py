@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from diffaug.checks import choice
+from diffaug.checks import choice, flag
 from diffaug.noise import gaussian
 from diffaug.noise.philox import Purpose, keys
 from diffaug.process import ForwardProcess
@@ -193,6 +193,8 @@ class Denoiser(pl.LightningModule):
             float32 images, in [-1, 1] if ``clip``.
         """
         schedule, device = self.process.schedule, self.device
+        flag("clip", clip)
+        flag("progress", progress)
         if (labels is None) != (self.condition is None):
             raise ValueError(
                 f"model.condition is {self.condition!r}, so sample() "

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, DistributedSampler, Sampler, SequentialSampler
 
-from diffaug.checks import refuse
+from diffaug.checks import flag, refuse
 from diffaug.images import Place
 from diffaug.noise.guard import sample_seed, untouched_random_state
 from diffaug.noise.philox import Purpose, keys, words
@@ -111,7 +111,7 @@ class EpochSampler(DistributedSampler[Any]):
         sampler: Sampler[int] | None = None,
         dataset: int = 0,
     ) -> None:
-        super().__init__(range(size), num_replicas=ranks, rank=rank, shuffle=shuffle, seed=seed)  # pyright: ignore[reportArgumentType]
+        super().__init__(range(size), num_replicas=ranks, rank=rank, shuffle=flag("data.shuffle", shuffle), seed=seed)  # pyright: ignore[reportArgumentType]
         self.sampler, self.start, self.lap = sampler, 0, 0
         self.size, self.number = size, dataset
         self.length = len(sampler) if isinstance(sampler, Sized) else size

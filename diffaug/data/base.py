@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.trainer.states import RunningStage
 from torch import Tensor
 
-from diffaug.checks import integer, refuse
+from diffaug.checks import flag, integer, refuse
 from diffaug.data.labels import LabelDropout
 from diffaug.data.noising import Noiser
 from diffaug.data.progress import read_progress
@@ -58,7 +58,7 @@ class NoisingDataModule(pl.LightningDataModule):
             process, device_transform=device_transform, encoder=encoder, views=views, dropout=self._dropout
         )
         self.views, self.device_transform, self.image_key = self._noiser.views, device_transform, image_key
-        self.allow_changed_recipe = allow_changed_recipe
+        self.allow_changed_recipe = flag("data.allow_changed_recipe", allow_changed_recipe)
         self.backend = "not settled"
         self._resume = Resume(allow_changed_recipe)
 

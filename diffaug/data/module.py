@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, Sampler
 
-from diffaug.checks import choice, integer, number, refuse
+from diffaug.checks import choice, flag, integer, number, refuse
 from diffaug.data.base import NoisingDataModule
 from diffaug.data.evaluation import EvaluationSampler, evaluation_loader
 from diffaug.data.recipe import check_ranks, describe, describe_dataset
@@ -79,7 +79,8 @@ class DiffusionDataModule(NoisingDataModule):
         sampler: the training order instead: any sampler of indices.
         drop_last: whether a training epoch's last batch is dropped where it is short.
         allow_changed_recipe: whether a checkpoint of another schedule, seed, ... may be gone on from.
-        loader_options: DataLoader's own: num_workers, pin_memory, prefetch_factor, persistent_workers, ...
+        loader_options: DataLoader's own: num_workers, pin_memory, prefetch_factor, persistent_workers, ...; None leaves
+            DataLoader's default, for pin_memory whether there is a CUDA device.
 
     Example::
 
@@ -133,7 +134,10 @@ class DiffusionDataModule(NoisingDataModule):
         if unknown:
             known = ", ".join(_LOADER_OPTIONS)
             raise ValueError(f"DiffusionDataModule has no options {unknown}. Of DataLoader's own it takes {known}.")
+        loader_options = {name: value for name, value in loader_options.items() if value is not None}
         integer("data.num_workers", loader_options.get("num_workers", 0), 0)
+        for name in ("pin_memory", "persistent_workers", "in_order"):
+            flag(f"data.{name}", loader_options.get(name, False))
         check_order("data.in_order", loader_options.get("in_order", True))
         self.batch_size = integer("data.batch_size", batch_size, 1)
         self.val_repeats = integer("data.val_repeats", val_repeats, 1, 2**VIEW_BITS - 1)
@@ -144,7 +148,8 @@ class DiffusionDataModule(NoisingDataModule):
         coverages = {"grid": Grid(min(val_repeats, 1024)), "fixed": Fixed(val_at)}
         self._val_times = Uniform(coverage=coverages[val_times]) if val_times in coverages else None
         self.transform, self.eval_transform = transform, eval_transform
-        self.shuffle, self.sampler, self.drop_last = shuffle, sampler, drop_last
+        self.shuffle, self.sampler = flag("data.shuffle", shuffle), sampler
+        self.drop_last = flag("data.drop_last", drop_last)
         self.image_shape = None if image_shape is None else tuple(image_shape)
         self.loader_options = loader_options
         self._datasets: dict[str, list[Any]] = {}

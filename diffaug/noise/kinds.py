@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffaug.checks import integer, number, refuse
+from diffaug.checks import flag, integer, number, refuse
 from diffaug.noise.philox import Keys, Purpose, lanes, normals
 
 
@@ -100,8 +100,7 @@ class Offset(Noise):
     def __post_init__(self) -> None:
         value = number("noise.strength", self.strength, 0, math.inf, open_low=True)
         object.__setattr__(self, "strength", value)
-        if not isinstance(self.normalize, bool):
-            raise refuse("noise.normalize", self.normalize, "true or false")
+        flag("noise.normalize", self.normalize)
 
     def draw(self, keys: Keys, x_0: Tensor) -> Tensor:
         if x_0.ndim < 3:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffaug.checks import refuse
+from diffaug.checks import flag, refuse
 from diffaug.schedules.base import BetaSchedule, betas_of
 
 
@@ -32,8 +32,7 @@ class LinearBeta(BetaSchedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_ends(self)
-        if not isinstance(self.rescale, bool):
-            raise refuse("schedule.rescale", self.rescale, "true or false, one of [false, true]")
+        flag("schedule.rescale", self.rescale)
         if self._scale * self.beta_end >= 1:
             raise ValueError(
                 f"schedule.timesteps must be > {1000 * self.beta_end:g} where schedule.rescale is true and "
