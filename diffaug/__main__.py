@@ -15,22 +15,26 @@ cosine,schedule.timesteps=4000.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from hydra.errors import HydraException
 from hydra.utils import instantiate
+from omegaconf.errors import OmegaConfBaseException
 
 from diffaug import plots, report
 from diffaug.commands.check import check
 from diffaug.commands.plot import an_image, label, levels_of
 from diffaug.commands.preview import preview
 from diffaug.config import composed, made, schedule_names
+from diffaug.errors import sentence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(
         "python -m diffaug", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -44,11 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name == "plot":
             one.add_argument("picture", choices=("schedules", "recipes", "strip", "levels"))
         one.add_argument("overrides", nargs="*", help="group=choice and key=value, as for train.py")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(arguments or ["--help"])
     try:
         options.run(options)
-    except (ValueError, OSError, ImportError, HydraException) as error:
-        print(f"python -m diffaug {options.command}: {error.__cause__ or error}", file=sys.stderr)
+    except (ValueError, OSError, ImportError, HydraException, OmegaConfBaseException) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"python -m diffaug {options.command}: {sentence(error) or error}", file=sys.stderr)
         return 1
     return 0
 

@@ -22,34 +22,48 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import get_original_cwd
 from omegaconf import DictConfig, OmegaConf
 
+from diffaug.errors import UserError, for_the_user
+
 _OUTCOME = "outcome.txt"  # beside Hydra's own records of the job
 _OF_THE_SWEEP = ("hydra.mode=", "hydra.sweep.", "hydra.sweeper", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
 
 
-class JobFailed(RuntimeError):
-    """A job of a sweep ended with an error; the sweep goes on."""
+class JobFailed(CompactHydraException):
+    """A job of a sweep ended with an error, which it has said itself; the sweep goes on. Arguments: error, folder."""
+
+    def __str__(self) -> str:
+        return "{} ({})".format(*self.args)
 
 
 def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """For what ``hydra.main`` decorates: one job, in a process of its own where Hydra would run a sweep in one.
 
     Under submitit it tells Lightning which rank this is. A job of a sweep returns its validation loss, which is what
-    a sweeper that searches goes by.
+    a sweeper that searches goes by. The stack of an error goes to the run's log; of an error of the user's the
+    terminal shows no more than a sentence, and where the log is: see `diffaug.errors`.
     """
 
     @wraps(function)
     def run(config: DictConfig) -> Any:
-        if "SUBMITIT_EXECUTOR" in os.environ:
-            export_ranks(config)
-        elif HydraConfig.get().mode == RunMode.MULTIRUN:
+        submitit = "SUBMITIT_EXECUTOR" in os.environ
+        if not submitit and HydraConfig.get().mode == RunMode.MULTIRUN:
             run_alone()
             return val_loss(Path(HydraConfig.get().runtime.output_dir))
-        return function(config)
+        try:
+            if submitit:
+                export_ranks(config)
+            return function(config)
+        except Exception as error:
+            said = for_the_user(error)
+            if said is error:
+                raise
+            raise said from None  # Hydra would print the text of a cause, too
 
     return run
 
@@ -86,7 +100,7 @@ def run_alone() -> None:
         said = outcome(folder)
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
         error = said.removeprefix("failed: ") if said.startswith("failed: ") else f"the process ended {how}"
-        raise JobFailed(f"{error} ({folder})")
+        raise JobFailed(error, folder)
 
 
 def command() -> list[str]:
@@ -169,7 +183,8 @@ class Table(Callback):
             self._note(config, "completed")
         else:
             error = job_return._return_value  # the property raises it
-            text = str(error) if isinstance(error, JobFailed) else f"{type(error).__name__}: {error}"
+            said = isinstance(error, (UserError, JobFailed))
+            text = error.args[0] if said else f"{type(error).__name__}: {error}"
             self._note(config, f"failed: {text}")
 
     def _note(self, config: DictConfig, text: str) -> None:

@@ -34,9 +34,7 @@ def test_ranks_stay_with_their_job_after_jobs_that_failed(tmp_path):
     done = sweep(tmp_path, *TWO, "+model.network.mark=before,rank1,neither", expect=1)
     assert marks(tmp_path) == {"rank1-0-of-2", "rank1-1-of-2", "neither-0-of-2", "neither-1-of-2"}
     lines = done.stdout[done.stdout.index(" job  overrides") :].splitlines()
-    assert re.search(
-        r"^ +0  \+model\.network\.mark=before +failed: InstantiationException: .*fails before it fits", lines[1]
-    )
+    assert re.search(r"^ +0  \+model\.network\.mark=before +failed: .*fails before it fits", lines[1])
     assert re.search(
         r"^ +1  \+model\.network\.mark=rank1 +failed: .*(SIGKILL|gloo)", lines[2]
     )  # rank 0, by whom it heard first
@@ -134,7 +132,7 @@ def test_submitit_starts_a_sweep_one_process_each(tmp_path):
     assert marks(tmp_path) == {"p-0-of-1"}
     log = (tmp_path / "log").read_text()
     assert re.search(r"^ +0  \+model\.network\.mark=p +\d\.\d{4}", log, re.MULTILINE)
-    assert re.search(r"^ +1  \+model\.network\.mark=before +failed: Inst.*fails before it fits", log, re.MULTILINE)
+    assert re.search(r"^ +1  \+model\.network\.mark=before +failed: .*fails before it fits", log, re.MULTILINE)
 
 
 @pytest.mark.slow

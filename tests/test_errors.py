@@ -1,0 +1,207 @@
+"""What is left of an error on the terminal: a sentence where the mistake is the user's; the stack is in the log."""
+
+import logging
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from PIL import Image
+from tiny import OVERRIDES, ROOT, TWO, environment
+from torch._utils import ExceptionWrapper
+
+from diffaug import LinearBeta
+from diffaug.__main__ import main
+from diffaug.checks import number
+from diffaug.commands.plot import levels_of
+from diffaug.errors import UserError, for_the_user, sentence
+from diffaug.folder import ImageFolder
+
+
+def caught(function, *arguments, **options) -> Exception:
+    with pytest.raises(Exception) as error:  # noqa: PT011 - its text is what is tested
+        function(*arguments, **options)
+    return error.value
+
+
+@pytest.fixture
+def broken(tmp_path) -> Path:
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for name in "abcd":
+        Image.new("L", (8, 8), 200).save(folder / f"{name}.png")
+    (folder / "c.png").write_bytes((folder / "a.png").read_bytes()[:50])
+    return folder
+
+
+def test_what_diffaug_refuses_is_a_sentence():
+    text = "schedule.beta_end must be a number in (0, 1), but got 'abc' (str)."
+    assert sentence(caught(LinearBeta, beta_end="abc")) == text
+    config = OmegaConf.create({"a": {"_target_": "diffaug.LinearBeta", "beta_end": "abc"}})
+    error = caught(instantiate, config)
+    assert isinstance(error, InstantiationException)
+    assert sentence(error) == text
+
+
+def test_an_unset_key_is_named():
+    config = OmegaConf.create({"data": {"root": "???"}})
+    said = sentence(caught(lambda: config.data.root))
+    assert said == "data.root is not set and has no default: give it a value by data.root=..."
+
+
+def test_what_others_raise_keeps_its_stack(tmp_path):
+    def own():
+        raise ValueError("in the user's own code")
+
+    assert sentence(caught(own)) is None
+    bad = tmp_path / "bad.csv"
+    columns = "stage,step,epoch,low,high,count,mean,std,weighted"
+    bad.write_text(f"{columns}\ntrain,x,0,0,1,1,1,1,1\n")
+    error = caught(levels_of, [str(bad)])
+    assert "invalid literal" in str(error), "int() fails, in a line of diffaug's"
+    assert sentence(error) is None
+
+
+def test_configurations_that_others_refuse():
+    error = caught(instantiate, {"_target_": "diffaug.LinearBeta", "foo": 1})
+    assert re.search(r"Error in call to target.*\n.*foo", sentence(error))
+    error = caught(instantiate, {"_target_": "pytorch_lightning.Trainer", "accelerator": "cpu", "profiler": "none"})
+    assert re.fullmatch(r"Lightning's Trainer refuses its arguments \(trainer\.\*\): .*profiler.*", sentence(error))
+
+
+def test_from_a_worker(broken):
+    """As torch hands an error on from a DataLoader's worker: as text, with its stack in it."""
+
+    def read(function, *arguments):
+        try:
+            function(*arguments)
+        except Exception:
+            wrapped = ExceptionWrapper(where="in DataLoader worker process 1")
+        return caught(wrapped.reraise)
+
+    error = read(ImageFolder(str(broken), 8).__getitem__, 2)
+    assert "Original Traceback" in str(error)
+    path = re.escape(f"{broken}/c.png")
+    assert re.fullmatch(rf"Sample 2, {path}, cannot be read: [^\n]*Remove or replace the file\.", sentence(error))
+    refused = read(number, "data.val_at", 3, 0, 1)
+    assert sentence(refused) == "data.val_at must be a number in [0, 1], but got 3 (int)."
+    assert sentence(read(int, "x")) is None
+
+
+def test_the_stack_goes_to_the_log(tmp_path, monkeypatch):
+    log = tmp_path / "train.log"
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.FileHandler(log)])
+    error = caught(LinearBeta, beta_end="abc")
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    told = for_the_user(error)
+    assert isinstance(told, UserError)
+    assert str(told) == f"{error}\nThe stack is in {log}"
+    assert str(pickle.loads(pickle.dumps(told))) == str(told), "submitit sends it from one process to another"
+    assert re.search(
+        r"(?s)Traceback.*in __post_init__.*ValueError: schedule\.beta_end", (tmp_path / "train.log").read_text()
+    )
+    bug = caught(int, "x")
+    assert for_the_user(bug) is bug
+    assert "invalid literal" in log.read_text()
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    assert for_the_user(error) is error
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.delenv("HYDRA_FULL_ERROR")
+    assert for_the_user(error) is error, "the stack would be nowhere"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["preview", "data=image_folder"], r"preview: data\.root is not set and has no default"),
+        (["preview", "data=image_folder", "data.root=BROKEN"], r"Sample \d, \S+/c\.png, cannot be read: .*Remove or"),
+        (["preview", "data=cifar10", "data.root=BROKEN"], r"(?s)CIFAR10 cannot be read.*data\.download=true to fetch"),
+        (
+            ["report", "schedule.beta_end=abc"],
+            r"report: schedule\.beta_end must be a number in \(0, 1\), but got 'abc'",
+        ),
+        (["report", "schedule.beta=1"], r"report: Could not override 'schedule\.beta'"),
+    ],
+)
+def test_commands_say_what_was_wrong(arguments, message, broken, capsys, monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    assert main([word.replace("BROKEN", str(broken)) for word in arguments]) == 1
+    said = capsys.readouterr().err
+    assert re.search(message, said)
+    assert "Traceback" not in said
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    assert isinstance(caught(main, [word.replace("BROKEN", str(broken)) for word in arguments]), Exception)
+
+
+def test_alone_it_prints_its_help(capsys):
+    with pytest.raises(SystemExit) as end:
+        main([])
+    assert end.value.code == 0
+    assert "export ckpt=RUN out=FOLDER" in capsys.readouterr().out
+
+
+def failed(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *OVERRIDES, "hydra.run.dir=run", *words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=folder,
+        env={**environment(folder), **variables},
+    )
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-3000:]
+    return done
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_says_a_sentence_and_where_the_stack_is(tmp_path):
+    words = ["data=image_folder", "data.root=nowhere"]
+    done = failed(tmp_path, *words)
+    said = done.stderr[done.stderr.index("Error executing job") :].splitlines()
+    log = tmp_path / "run" / "train.log"
+    assert re.match(r"data\.root='nowhere' is not a folder \(looked for ", said[1])
+    assert said[2] == f"The stack is in {log}"
+    assert len(said) == 5
+    assert re.search(r"(?s)Traceback.*FileNotFoundError: data\.root='nowhere'", log.read_text())
+    full = failed(tmp_path, *words, HYDRA_FULL_ERROR="1").stderr
+    assert re.search(r"(?s)Traceback.*trainer\.fit\(.*FileNotFoundError: data\.root='nowhere'", full)
+    assert "The stack is in" not in full
+    assert "Traceback" in failed(tmp_path, "+model.network.mark=rank0").stderr, "the user's own code"
+
+
+@pytest.mark.slow
+def test_a_file_that_breaks_in_a_worker(tmp_path, broken):
+    words = ["data=image_folder", f"data.root={broken}", "data.channels=1", "data.image_size=8", "data.num_workers=1"]
+    done = failed(tmp_path, *words, "data.val_share=0.2")
+    assert re.search(r"\nSample \d, \S+c\.png, cannot be read: .*\n(in reading .*\n)?The stack is in ", done.stderr)
+    assert "Traceback" not in done.stderr
+    assert "DataLoader worker process" in (tmp_path / "run" / "train.log").read_text()
+
+
+@pytest.mark.slow
+def test_of_two_ranks_each_says_its_own(tmp_path):
+    done = failed(
+        tmp_path, *TWO, "data.image_shape=[1,4,4]", "model.network.in_channels=1", "model.network.out_channels=1"
+    )
+    assert re.search(r"\ndata\.image_shape says \[1, 4, 4\], but data\.train\[0\] has shape \[1, 8, 8\]", done.stderr)
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in (tmp_path / "run" / "train.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_sweep_repeats_the_sentence_in_its_table(tmp_path):
+    words = [sys.executable, str(ROOT / "train.py"), "-m", *OVERRIDES, "hydra.sweep.dir=sweep"]
+    words += ["schedule.beta_end=abc,0.02"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment(tmp_path))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert re.search(
+        r"\n +0  schedule\.beta_end=abc +failed: schedule\.beta_end must be .*, but got 'abc' \(str\)\.\n",
+        done.stdout,
+    )
+    assert "Traceback" in (tmp_path / "sweep" / "0" / "train.log").read_text()
