@@ -148,10 +148,11 @@ class Resume:
                 )
             return done
         whole, rest = divmod(done * before, loader.global_batch)
+        again = isinstance(loader, EpochLoader) and done * before >= loader.sampler.length
         why = f"of which {done * before} images are no whole number" if rest else ""
         if before != loader.global_batch and isinstance(loader, StreamLoader):
             why = "and a stream goes on exactly only in the same batches"
-        elif before != loader.global_batch and done * before >= loader.sampler.length:
+        elif before != loader.global_batch and again:
             why = "and a loader that has begun again beside a longer one goes on exactly only in the same batches"
         if why:
             self._refuse(
