@@ -1,19 +1,20 @@
 """Train a denoiser: compose the configs, make the objects, fit. ``python train.py --help`` lists what can be chosen."""
 
 import hydra
-import pytorch_lightning as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from diffaug.config import checkpoint_path, report
+from diffaug.config import checkpoint_path, report, seed_everything
+from diffaug.quiet import quieten
 from diffaug.sweeps import job
 
 
 @hydra.main(config_path="configs", config_name="train", version_base="1.3")
 @job
 def main(config: DictConfig) -> None:
+    quieten()
     ckpt_path = checkpoint_path(config.ckpt_path, config.folder)
-    pl.seed_everything(config.seed, workers=True)
+    seed_everything(config.seed)
     data = instantiate(config.data)
     model = instantiate(config.model, process=data.process)
     trainer = instantiate(config.trainer)

@@ -10,12 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from diffaug.checks import integer
+from diffaug.help import page
 
 
 def config_dir() -> Path:
@@ -37,6 +41,7 @@ class DiffaugSearchPath(SearchPathPlugin):
 
 
 Plugins.instance().register(DiffaugSearchPath)
+OmegaConf.register_new_resolver("diffaug.help", page, replace=True)
 
 
 def composed(overrides: Sequence[str], name: str = "train") -> DictConfig:
@@ -53,6 +58,17 @@ def made(config: DictConfig) -> Any:
 def schedule_names() -> list[str]:
     """The schedules of the package, by their YAML names."""
     return sorted(path.stem for path in (config_dir() / "schedule").glob("*.yaml"))
+
+
+def seed_everything(seed: int | None) -> None:
+    """Seed the global random states, of which the network's first weights are drawn.
+
+    Arguments:
+        seed: in [0, 2^64), as `DiffusionDataModule` takes it; Lightning's is its low 32 bits. None:
+            PL_GLOBAL_SEED, or else 0.
+    """
+    low = None if seed is None else integer("seed", seed, 0, 2**64 - 1) % 2**32
+    pl.seed_everything(low, workers=True, verbose=False)  # the log of a run names data.seed
 
 
 def checkpoint_path(ckpt_path: str | None, folder: str) -> str | None:
@@ -83,8 +99,10 @@ def checkpoint_path(ckpt_path: str | None, folder: str) -> str | None:
 
 
 def report(folder: str) -> str:
-    """What a finished run came to, from the files in its folder."""
+    """What a finished run came to, from the files in its folder; where that is, if it left no summary."""
     where = Path(folder)
+    if not (where / "summary.json").is_file():
+        return f"\neverything is in {where}"
     summary = json.loads((where / "summary.json").read_text())
     pictures = sorted(path.name for path in where.glob("*.png"))
     loss, kl = summary["val_loss"], summary["prior_kl_bits_per_dim"]

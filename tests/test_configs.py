@@ -1,17 +1,28 @@
 """Every config composes and makes what it says; what is wrong on a command line is said before any data is read."""
 
+import ast
+import inspect
+import os
+import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import pytorch_lightning as pl
+import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from diffaug import DiffusionDataModule, ForwardProcess
-from diffaug.config import checkpoint_path, config_dir
+from diffaug.config import checkpoint_path, config_dir, report, seed_everything
+from diffaug.data.module import _LOADER_OPTIONS
+from diffaug.help import commented, comments_of
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CHOICES = [
@@ -29,7 +40,6 @@ CHOICES = [
         "experiment",
     )
     for path in sorted((CONFIGS / group).glob("*.yaml"))
-    if path.stem != "base"
 ]
 
 
@@ -45,9 +55,11 @@ def _root() -> None:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes(choice):
-    group, name = choice.split("=")
-    if group == "data" and name == "image_folder":
+    group = choice.partition("=")[0]
+    if choice == "data=image_folder":
         choice += " data.root=photos"
+    if choice == "data=own":
+        choice += " data.train={_target_:torchvision.datasets.FakeData,_partial_:true} data.image_shape=[3,32,32]"
     config = composed(*choice.split())
     OmegaConf.to_container(config, resolve=True)
     assert isinstance(instantiate(config.process), ForwardProcess)
@@ -134,3 +146,175 @@ def test_no_checkpoint_to_go_on_from(tmp_path, monkeypatch):
     monkeypatch.chdir(other)
     with pytest.raises(FileNotFoundError, match=r"none under outputs"):
         checkpoint_path("last", "x")
+
+
+def keys(node: Any, *above: str) -> Iterator[str]:
+    """The keys of a YAML file, as they are set on a command line."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield ".".join((*above, key))
+            yield from keys(value, *above, key)
+
+
+def loaded(name: str) -> Any:
+    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+
+
+# What a Trainer of another release may have more or fewer of, from 2.6 on.
+OF_OTHER_RELEASES = {"model_registry", "enable_autolog_hparams"}
+OWN_VALUES = {
+    *("default_root_dir", "devices", "precision", "max_steps", "max_epochs", "val_check_interval"),
+    *("check_val_every_n_epoch", "log_every_n_steps", "gradient_clip_val", "callbacks", "logger", "plugins"),
+    "enable_model_summary",
+}
+
+
+def test_every_trainer_argument_is_there_with_its_default():
+    config = {key: value for key, value in loaded("trainer/auto").items() if not key.startswith("_")}
+    arguments = inspect.signature(pl.Trainer).parameters
+    assert set(config) ^ set(arguments) <= OF_OTHER_RELEASES
+    for name in set(config) & set(arguments) - OWN_VALUES:
+        assert config[name] == arguments[name].default, name
+
+
+def test_every_option_of_the_datamodule_is_there_with_its_default():
+    config = loaded("data/base/module")
+    options = inspect.signature(DiffusionDataModule).parameters
+    datasets = {"train", "val", "test", "predict"}
+    assert set(config) == set(options) - {*datasets, "loader_options"} | set(_LOADER_OPTIONS)
+    assert datasets <= set(loaded("data/own"))
+    for name in set(config) & set(options) - {"process", "seed", "batch_size"}:
+        assert config[name] == options[name].default, name
+
+
+def test_no_error_names_a_key_that_is_not_there():
+    """Else it could be set only with a plus sign. A pair's keys come with the pair; inner is an argument of wrap."""
+    known = set(keys(loaded("train"))) | set(keys(loaded("data/base/module"), "data"))
+    for path in CONFIGS.glob("*/*.yaml"):
+        config, group = loaded(f"{path.parent.name}/{path.stem}") or {}, path.parent.name
+        known |= set(keys(config, group))
+        for part in config.get("defaults", ()):  # such as /coverage@coverage: independent
+            known |= {f"{group}.{key.partition('@')[2]}" for key in part if "@" in key and isinstance(part, dict)}
+    known |= {f"schedule.base.{name.removeprefix('schedule.')}" for name in known if name.startswith("schedule.")}
+    groups = "schedule|times|noise|weight|data|process|model|trainer|callbacks|logger"
+    named = set()
+    for path in sorted((CONFIGS.parent / "diffaug").rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        comments = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in comments:
+                named |= set(re.findall(rf"\b(?:{groups})(?:\.[a-z_]+[a-z])+(?![\w.]*/)", node.value))
+    named -= {"data.inner", "process.pair.law", "process.pair.steps", "schedule.png"}
+    assert named - known == set()
+    assert len(named) > 60
+
+
+def test_no_choice_is_only_a_base():
+    for group in ("data", "trainer"):
+        assert not (CONFIGS / group / "base.yaml").exists()
+    with pytest.raises(HydraException, match=r"Available options in 'data':\s+cifar10\s+digits\s+fashion_mnist\s+im"):
+        composed("data=base")
+
+
+def test_without_callbacks_and_loggers(tmp_path):
+    config = composed("callbacks=none", "logger=none", "trainer=cpu", folder=str(tmp_path))
+    trainer = instantiate(config.trainer)
+    assert trainer.loggers == []
+    assert not [callback for callback in trainer.callbacks if type(callback).__module__.startswith("diffaug")]
+    assert report(str(tmp_path)) == f"\neverything is in {tmp_path}"
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "files"),
+    [
+        ("csv", "csv", "metrics.csv"),
+        ("tensorboard", "tensorboard", "tensorboard/events.out.*"),
+        ("wandb", "wandb", "wandb/offline-run-*"),
+    ],
+)
+def test_loggers(name, module, files, tmp_path, monkeypatch):
+    """Beside metrics.csv, all in the run's folder, without a network."""
+    pytest.importorskip(module, reason=f"{name} is not installed: pip install diffaug[loggers]")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    offline = ["logger.wandb.offline=true"] if name == "wandb" else []
+    config = composed(f"logger={name}", *offline, folder=str(tmp_path))
+    OmegaConf.resolve(config.logger)
+    for logger in instantiate(config.logger).values():
+        logger.log_metrics({"loss": 0.5}, step=1)
+        logger.finalize("success")
+        logger.save()
+    assert "0.5" in (tmp_path / "metrics.csv").read_text()
+    assert list(tmp_path.glob(files))
+
+
+def test_the_default_trainer_takes_the_gpu_where_there_is_one():
+    config = composed()
+    assert (config.trainer.accelerator, config.trainer.devices) == ("auto", 1)
+    assert composed("trainer=cpu").trainer.accelerator == "cpu"
+    one = composed("trainer=gpu").trainer
+    assert (one.accelerator, one.devices, one.precision) == ("gpu", 1, "bf16-mixed")
+
+
+def test_seeds_of_64_bits(monkeypatch):
+    """All of it goes to the draws; Lightning's, of which the network's weights come, has 32 bits."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.setenv(name, "")
+    seed_everything(2**64 - 1)
+    assert os.environ["PL_GLOBAL_SEED"] == str(2**32 - 1)
+    assert torch.initial_seed() == 2**32 - 1
+    seed_everything(7)
+    assert torch.initial_seed() == 7
+    assert instantiate(composed(f"seed={2**64 - 1}").data).seed == 2**64 - 1
+    for wrong in (2**64, -1, "abc"):
+        with pytest.raises(ValueError, match=r"^seed must be a whole number in \[0, 18446744073709551615\], but got"):
+            seed_everything(wrong)
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+
+
+def test_help_has_every_key_with_its_comment():
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        page = compose("train", ["folder=x", "trainer=ddp"], return_hydra_config=True).hydra.help.template
+    assert re.search(r"^  trainer=ddp: auto, cpu, debug, fsdp, gpu$", page, re.MULTILINE)
+    assert re.search(r"^  coverage@times\.coverage=independent: .*sobol", page, re.MULTILINE)
+    assert "base" not in page.partition("Keys of these")[0]
+    lines = page.splitlines()
+    for line in (
+        "trainer:  # several processes, each with all of the network: trainer=ddp trainer.devices=8; on the CPU: "
+        "trainer.accelerator=cpu",
+        "  devices: 2  # of each node: how many, a list of which, or -1, all",
+        "    timeout:  # after which a lost rank ends the job",
+        "  target: $${model.target}  # on whose loss the weight acts",  # Hydra's template makes one dollar of two
+        "  image_shape:  # [channels, height, width] of every image, which the network is built to",
+        "  rescale: false  # true: both ends times 1000 / timesteps",
+    ):
+        assert line in lines, line
+    for name in ("trainer/auto", "data/base/module"):
+        text = (CONFIGS / f"{name}.yaml").read_text()
+        comments = comments_of(text)
+        without = {key for key in yaml.safe_load(text) if not comments.get((key,))}
+        assert without <= {"_target_", "_convert_"}
+
+
+def test_comments_of_yaml():
+    text = "\n".join(
+        [
+            "# @package _global_",
+            "# of the file",
+            "a: 1 # one",
+            "b: # two",
+            "  c: 'x # y'",
+            "  d: {e: 1} # four",
+            "  f:",
+            "    - g: 1 # of a list",
+        ]
+    )
+    assert comments_of(text) == {(): "of the file", ("a",): "one", ("b",): "two", ("b", "d"): "four"}
+    assert commented("b:\n  d:\n    e: 2\na: '3'", comments_of(text)).splitlines() == [
+        "b:  # two",
+        "  d:  # four",
+        "    e: 2",
+        "a: '3'  # one",
+    ]

@@ -328,7 +328,7 @@ def plain(folder, *schedulers):
         (("experiment=zero_terminal_snr_v",), "DDPMPipeline", ("DDIMScheduler", "DPMSolverMultistepScheduler")),
         (("schedule=vp_sde",), "DDPMPipeline", ("DDIMScheduler", "DPMSolverMultistepScheduler")),
         (
-            ("+model.condition=label", "+model.network.num_class_embeds=10", "process.fields=[x_t,epsilon,t,label]"),
+            ("model.condition=label", "model.network.num_class_embeds=10", "process.fields=[x_t,epsilon,t,label]"),
             "ConsistencyModelPipeline",
             ("DDIMScheduler", "DPMSolverMultistepScheduler"),
         ),

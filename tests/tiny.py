@@ -24,9 +24,9 @@ OVERRIDES = (
     "trainer.max_steps=2",
     "trainer.val_check_interval=2",
     "trainer.log_every_n_steps=1",
-    "+trainer.num_sanity_val_steps=0",
-    "+trainer.limit_val_batches=1",
-    "+trainer.enable_progress_bar=false",
+    "trainer.num_sanity_val_steps=0",
+    "trainer.limit_val_batches=1",
+    "trainer.enable_progress_bar=false",
     "data.batch_size=8",
     "~callbacks.pictures",
 )
