@@ -38,7 +38,7 @@ class Seen(Callback):
         if pl_module.condition is not None:
             self.labels = getattr(batch, pl_module.condition)
 
-    def sampled(self, model: Denoiser, count: int, steps: int) -> Tensor | None:
+    def sampled(self, trainer: pl.Trainer, model: Denoiser, count: int, steps: int) -> Tensor | None:
         """Samples under the labels of the last batch, in turn; None before a batch was seen.
 
         None, too, where samples are no images, as of a network that is trained on an encoder's latents.
@@ -48,7 +48,8 @@ class Seen(Callback):
         labels = self.labels
         if labels is not None:
             labels = labels[torch.arange(count, device=labels.device) % len(labels)]
-        return model.sample((count, *self.shape), steps=steps, labels=labels, progress=True)
+        bar = trainer.progress_bar_callback is not None
+        return model.sample((count, *self.shape), steps=steps, labels=labels, progress=bar)
 
 
 class Pictures(Seen):
@@ -77,7 +78,7 @@ class Pictures(Seen):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero or not self.samples or not isinstance(pl_module, Denoiser):
             return
-        images = self.sampled(pl_module, self.samples, self.steps)
+        images = self.sampled(trainer, pl_module, self.samples, self.steps)
         if images is not None:
             plots.samples(images).save(self.folder / "samples.png")
 
@@ -105,7 +106,7 @@ class Progress(Seen):
         self._validations += 1
         if trainer.state.fn != "fit" or self._validations % self.every:
             return
-        images = self.sampled(pl_module, self.samples, self.steps)
+        images = self.sampled(trainer, pl_module, self.samples, self.steps)
         if images is not None:
             self.taken.append((trainer.global_step, images.cpu()))
 

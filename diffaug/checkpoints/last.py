@@ -171,7 +171,7 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.global_step != self._saved and self._fits:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)  # unsaid, Lightning logs what it takes
             self._saved, self._when = trainer.global_step, time.monotonic()
 
     def _end(self, trainer: pl.Trainer) -> None:

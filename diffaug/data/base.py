@@ -27,6 +27,7 @@ _STAGE_OF = {
     RunningStage.TESTING: "test",
     RunningStage.PREDICTING: "predict",
 }
+_UNSETTLED = "not settled"
 _DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 
 
@@ -59,7 +60,7 @@ class NoisingDataModule(pl.LightningDataModule):
         )
         self.views, self.device_transform, self.image_key = self._noiser.views, device_transform, image_key
         self.allow_changed_recipe = flag("data.allow_changed_recipe", allow_changed_recipe)
-        self.backend = "not settled"
+        self.backend = _UNSETTLED
         self._resume = Resume(allow_changed_recipe)
 
     def _begin_setup(self, stage: str | None) -> None:
@@ -68,7 +69,7 @@ class NoisingDataModule(pl.LightningDataModule):
             from_lightning = os.environ.get("PL_GLOBAL_SEED")
             self.seed = int(from_lightning or 0)
             _log.info("seed %d, %s", self.seed, "seed_everything's" if from_lightning else "as none was given")
-        else:
+        elif self.backend == _UNSETTLED:
             _log.info("seed %d", self.seed)
         if getattr(stage, "value", stage) in (None, "fit"):
             self._resume.begin_fit()
@@ -95,10 +96,11 @@ class NoisingDataModule(pl.LightningDataModule):
             works = everywhere
         if wanted and not works:
             self.process.compile_mode = False
-        self.backend = f"{device.type}, {'compiled' if works else 'eager'}"
+        before, self.backend = self.backend, f"{device.type}, {'compiled' if works else 'eager'}"
         if works and example is None and self.process.compile_mode == "auto":
             self.backend += f" where a sample has {COMPILE_ELEMENTS} elements or more"
-        _log.info("the forward process runs on %s", self.backend)
+        if self.backend != before:  # setup runs once for each stage
+            _log.info("the forward process runs on %s", self.backend)
 
     def _ranks(self) -> dict[str, Any]:
         """This process among those that share the data out: ranks that split a model count as one."""

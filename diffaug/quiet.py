@@ -1,0 +1,32 @@
+"""What Lightning and torch say in a run of train.py that its user can do nothing about, left out by its text."""
+
+import logging
+import re
+import warnings
+
+LOGGED = (
+    "💡 Tip: For seamless cloud",  # litlogger, litmodels
+    "TPU available: False",
+    "You are using a CUDA device",  # and the next line of it says what to call in code; trainer=gpu is the way here
+    "No CUDA runtime is found, using CUDA_HOME",  # of a machine with CUDA's compiler and no GPU
+)
+LOGGERS = (
+    "pytorch_lightning.utilities.rank_zero",
+    "lightning_fabric.utilities.rank_zero",
+    "torch.utils.cpp_extension",
+)
+WARNED = (
+    "`isinstance(treespec, LeafSpec)` is deprecated",  # Lightning's own use of torch
+)
+
+
+def _is_worth_reading(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(LOGGED)
+
+
+def quieten() -> None:
+    """Leave these messages out of this process's logs and warnings."""
+    for name in LOGGERS:
+        logging.getLogger(name).addFilter(_is_worth_reading)
+    for text in WARNED:
+        warnings.filterwarnings("ignore", message=re.escape(text))
