@@ -1,6 +1,7 @@
 """The list of an image folder's broken files: written by ``python -m diffaug check``, gone by under on_error="skip"."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -13,8 +14,13 @@ ON_ERROR = ("raise", "skip")
 
 def command(**options: object) -> str:
     """The command line that writes the list, with these options of the folder but for those that are None."""
-    given = [f"data.{key}={value}" for key, value in options.items() if value is not None]
+    given = [f"data.{key}={_quoted(str(value))}" for key, value in options.items() if value is not None]
     return "python -m diffaug check data=image_folder " + shlex.join(given)
+
+
+def _quoted(value: str) -> str:
+    """A value as Hydra's grammar takes it, in quotation marks where it must be; the shell's come on top of it."""
+    return value if re.fullmatch(r"[\w./:~-]+", value) else '"' + value.replace('"', r"\"") + '"'
 
 
 def reason(error: Exception) -> str:

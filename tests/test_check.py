@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import warnings
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def test_a_broken_file_names_the_way_to_skip_it(photos):
     folder = ImageFolder(str(photos), 8, bits=12, broken_list="a list.json")
     message = (
         r"Sample 4, .*004\.png, cannot be read: .*data\.on_error=skip, once this has listed them: python -m diffaug "
-        rf"check data=image_folder data\.root={photos} data\.bits=12 'data\.broken_list=a list\.json'$"
+        rf"check data=image_folder data\.root={photos} data\.bits=12 'data\.broken_list=\"a list\.json\"'$"
     )
     with pytest.raises(ValueError, match=message):
         folder[4]
@@ -154,6 +155,16 @@ def test_an_item_that_cannot_be_had_is_named():
 
     said = check(DiffusionDataModule(Dataset([0, 1]), process=PROCESS), workers=0)
     assert "\n  data.train[1] 1 (KeyError)" in said
+
+
+@pytest.mark.parametrize("name", ["my photos (1), x=y", 'a "b" c', "it's"])
+def test_the_command_that_is_named_can_be_given_as_it_stands(photos, tmp_path, name, capsys):
+    root = photos.rename(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="This writes it: ") as error:
+        ImageFolder(str(root), 8, on_error="skip")
+    words = shlex.split(str(error.value).split("This writes it: ")[1])
+    assert main([*words[3:], "workers=0"]) == 0, capsys.readouterr().err
+    assert len(ImageFolder(str(root), 8, on_error="skip")) == 18
 
 
 @pytest.mark.slow

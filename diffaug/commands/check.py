@@ -124,4 +124,4 @@ def _try_to_write(path: Path) -> None:
         raise ValueError(
             f"The list of broken files cannot be written to {path}: {error.strerror}. Say where it may "
             "be, here and when you train: data.broken_list=FILE"
-        ) from error
+        ) from None
