@@ -193,14 +193,13 @@ class Denoiser(pl.LightningModule):
             float32 images, in [-1, 1] if ``clip``.
         """
         schedule, device = self.process.schedule, self.device
-        flag("clip", clip)
         flag("progress", progress)
         if (labels is None) != (self.condition is None):
             raise ValueError(
                 f"model.condition is {self.condition!r}, so sample() "
                 + ("takes no labels." if self.condition is None else "needs labels=, one for each image.")
             )
-        clip = self.process.value_range is not None if clip is None else clip
+        clip = self.process.value_range is not None if clip is None else flag("clip", clip)
         labels = labels if labels is None else labels.to(device)
         if times is None:
             steps = min(steps, schedule.timesteps) if schedule.discrete else steps
