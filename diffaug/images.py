@@ -72,11 +72,19 @@ class ImageBatch:
         extra = {name: function(v) if isinstance(v, Tensor) else v for name, v in self.extra.items()}
         return ImageBatch(function(self.image), function(self.place), extra, self.first)
 
-    def to(self, *args: Any, **kwargs: Any) -> "ImageBatch":
-        return self._map(lambda tensor: tensor.to(*args, **kwargs))
+    def to(self, device: torch.device | str) -> "ImageBatch":
+        # Lightning passes non_blocking to tensors only: without it every batch waits for the work already queued.
+        without_waiting = overlaps_copies(device)
+        return self._map(lambda tensor: tensor.to(device, non_blocking=without_waiting))
 
     def pin_memory(self, *_: Any) -> "ImageBatch":
         return self._map(lambda tensor: tensor.pin_memory())
+
+
+def overlaps_copies(device: torch.device | str) -> bool:
+    """Whether a copy to this device may go on while the host works; to the CPU and to MPS, values could be read too
+    early (Lightning's own rule)."""
+    return torch.device(device).type not in ("cpu", "mps")
 
 
 def _sent(image: Tensor, places: NDArray[np.int64], extra: dict[str, Any], first: Place) -> ImageBatch:

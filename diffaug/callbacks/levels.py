@@ -1,5 +1,6 @@
 """LossByLevel: where along the noise levels the loss is, in training and in validation."""
 
+import functools
 import logging
 import math
 from collections.abc import Sequence
@@ -166,7 +167,7 @@ def binned(levels: Tensor, errors: Tensor, weights: Tensor | None, edges: Sequen
     dtype = torch.float32 if errors.device.type == "mps" else torch.float64  # no float64 there
     errors = errors.detach().to(dtype)
     weighted = errors if weights is None else errors * weights.detach().to(dtype)
-    border = torch.tensor(edges, dtype=dtype, device=errors.device)
+    border = _border(tuple(edges), dtype, errors.device)
     # Bin 0 and the last are beyond the outer edges; at an infinite edge, an infinite level lies in the bin beside it.
     place = torch.bucketize(levels.detach().to(dtype), border, right=True)
     if math.isinf(edges[-1]):
@@ -174,6 +175,13 @@ def binned(levels: Tensor, errors: Tensor, weights: Tensor | None, edges: Sequen
     terms = torch.stack([torch.ones_like(errors), errors, errors.square(), weighted], 1)
     sums = torch.zeros(len(edges) + 1, _SUMS, dtype=dtype, device=errors.device)
     return sums.index_add_(0, place, terms)[1:-1]
+
+
+@functools.lru_cache(maxsize=64)
+def _border(edges: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The edges on a device, kept: to copy them there at every step would halt the device at every step."""
+    with torch.inference_mode(False):
+        return torch.tensor(edges, dtype=dtype, device=device)
 
 
 def statistics(sums: Tensor, edges: Sequence[float]) -> list[tuple[float, float, tuple[float, float, float, float]]]:

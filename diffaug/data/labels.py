@@ -25,6 +25,7 @@ class LabelDropout:
 
     def __init__(self, rate: float, null: Any, key: str, fields: Sequence[str]) -> None:
         self.rate, self.null, self.key = number("data.label_dropout", rate, 0, 1), null, key
+        self._nulls: dict[tuple[torch.dtype, torch.device, int], Tensor] = {}
         if not self.rate:
             return
         if null is None:
@@ -43,14 +44,21 @@ class LabelDropout:
         dropped = points(keys, Purpose.LABEL_DROPOUT) < round(self.rate * 2**53)
         if not isinstance(label, Tensor):
             return [self.null if drop else own for drop, own in zip(dropped.tolist(), label, strict=True)]
-        null = None if isinstance(self.null, str) else _number(self.null)
-        if null is None or not _fits(null, label):
-            raise ValueError(
-                f"data.null_label={self.null!r} cannot stand for a label of the field {self.key!r}: these are "
-                f"{label.dtype}, of shape {tuple(label.shape[1:])} each."
-            )
-        null = null.to(label.dtype).to(label.device)
-        return torch.where(dropped.view(-1, *(1,) * (label.ndim - 1)), null, label)
+        return torch.where(dropped.view(-1, *(1,) * (label.ndim - 1)), self._null_like(label), label)
+
+    def _null_like(self, label: Tensor) -> Tensor:
+        """The null as labels like these are, kept on their device: to copy it there would halt it at every batch."""
+        kind = (label.dtype, label.device, label.ndim)
+        if kind not in self._nulls:
+            null = None if isinstance(self.null, str) else _number(self.null)
+            if null is None or not _fits(null, label):
+                raise ValueError(
+                    f"data.null_label={self.null!r} cannot stand for a label of the field {self.key!r}: these are "
+                    f"{label.dtype}, of shape {tuple(label.shape[1:])} each."
+                )
+            with torch.inference_mode(False):
+                self._nulls[kind] = null.to(label.dtype).to(label.device)
+        return self._nulls[kind]
 
 
 def _number(null: Any) -> Tensor:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from diffaug.images import Place
+from diffaug.images import Place, overlaps_copies
 from diffaug.noise.guard import KeyedCalls, mixed
 
 _ROWS = 256
@@ -39,7 +39,8 @@ class Placed:
 
     def to_device(self, device: torch.device) -> list[Places | None]:
         """The places, on a device."""
-        return [p and Places(p.rows.to(device, non_blocking=True), p.first) for p in self.places]
+        without_waiting = overlaps_copies(device)
+        return [p and Places(p.rows.to(device, non_blocking=without_waiting), p.first) for p in self.places]
 
     def pin_memory(self, *_: Any) -> "Placed":
         batch = self.batch

@@ -55,7 +55,7 @@ def gap(schedule: Schedule, s: Tensor, t: Tensor) -> Gap:
 
 def _level(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     clean = t < 0 if schedule.discrete else t <= 0
-    inside = torch.where(clean, schedule.ends[0].to(t), t)
+    inside = torch.where(clean, schedule.ends[0].item(), t)  # a number: a tensor of the host's would halt a device
     alpha, sigma = schedule.alpha_sigma(inside, torch.float64)
     log_snr = schedule.log_snr(inside, torch.float64)
     return torch.where(clean, 1.0, alpha), torch.where(clean, 0.0, sigma), torch.where(clean, torch.inf, log_snr)
@@ -72,8 +72,8 @@ def path(schedule: Schedule, x_0: Tensor, times: Tensor, key: Keys) -> Tensor:
     elements = (x_0[0].numel() + 3) // 4 * 4
     x, s = x_0, torch.full((len(x_0),), -1 if schedule.discrete else 0.0, dtype=times.dtype, device=x_0.device)
     states = []
-    for k, time in enumerate(times):
-        t = time.to(x.device).expand(len(x))
+    for k, time in enumerate(times.to(x.device).unbind()):
+        t = time.expand(len(x))
         x = step(schedule, x, s, t, gaussian(key, tuple(x.shape[1:]), Purpose.TRAJECTORY, k * elements))
         states.append(x)
         s = t

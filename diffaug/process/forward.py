@@ -305,7 +305,8 @@ class ForwardProcess(nn.Module):
         Arguments:
             x_0: images as `forward` takes them, shape (B, *).
         """
-        return chain.prior_kl(self.schedule, self.scaled(x_0).double().square().mean().item()) / math.log(2)
+        images = self.scaled(x_0.cpu() if x_0.device.type == "mps" else x_0).double()  # no float64 on MPS
+        return chain.prior_kl(self.schedule, images.square().mean().item()) / math.log(2)
 
 
 def _named(names: tuple[str, ...], fields: list[Tensor], like: Tensor) -> dict[str, Tensor]:
