@@ -10,7 +10,6 @@ call of Philox serves four elements. Without a compiler it runs eagerly, in piec
 
 import functools
 import shutil
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -48,10 +47,10 @@ def _whole(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtype
 
 
 def _whole_in_two(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtype) -> list[Tensor]:
-    """The same where the size is no multiple of 4: the blocks of four elements, and the others, three at most, apart.
+    """The same for a size that is no multiple of 4: blocks of four elements, and the others, three at most, apart.
 
-    So epsilon never visits memory: 9 bytes an element instead of 17. (It wants a size that is a constant of the compiled
-    code, as on CUDA; with a variable one the C++ compiler takes minutes.)
+    So epsilon never visits memory: 9 bytes an element instead of 17. (It wants a size that is a constant of the
+    compiled code, as on CUDA; with a variable one the C++ compiler takes minutes.)
     """
     elements = x.shape[1]
     blocks = lanes(elements)
@@ -113,17 +112,18 @@ def drawn(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtype,
 
     Returns:
         F tensors of dtype ``dtype``, shape (B, N).
+
+    Raises:
+        CompileError: it does not compile.
     """
     if compiled:
-        made = _try_compiled(_whole, x, keys, mix, centre, dtype)
-        if made is not None:
-            return made
+        return _call_compiled(_whole, x, keys, mix, centre, dtype)
     return (_pieces if x.device.type == "cpu" else _whole)(x, keys, mix, centre, dtype)
 
 
 def drawn_with_uniform_times(
     x: Tensor, keys: Keys, table: Tensor, centre: float, dtype: torch.dtype
-) -> tuple[Tensor, list[Tensor]] | None:
+) -> tuple[Tensor, list[Tensor]]:
     """Uniform independent timesteps and every image field in one compiled call: the commonest recipe, spared a launch.
 
     The times are integer arithmetic and the fields are `drawn`'s own definition, so nothing but the time it takes
@@ -133,10 +133,13 @@ def drawn_with_uniform_times(
         table: (p, q) of each field at each timestep, float32, shape (T, F, 2).
 
     Returns:
-        The timesteps, int64, shape (B,), and the fields; None if it cannot be compiled.
+        The timesteps, int64, shape (B,), and the fields.
+
+    Raises:
+        CompileError: it does not compile.
     """
-    made = _try_compiled(_whole_with_uniform_times, x, keys, table, centre, dtype)
-    return None if made is None else (made[0], made[1:])
+    t, *fields = _call_compiled(_whole_with_uniform_times, x, keys, table, centre, dtype)
+    return t, fields
 
 
 def _whole_with_uniform_times(x: Tensor, keys: Keys, table: Tensor, centre: float, dtype: torch.dtype) -> list[Tensor]:
@@ -144,17 +147,11 @@ def _whole_with_uniform_times(x: Tensor, keys: Keys, table: Tensor, centre: floa
     return [t, *_whole(x, keys, table[t], centre, dtype)]
 
 
-_failed: list[Exception] = []
+class CompileError(RuntimeError):
+    """The pass does not compile here. Whoever hands out batches decides whether the eager path may stand in."""
 
 
-def failed() -> bool:
-    """Whether a compile has failed in this process: from then on all of it is eager."""
-    return bool(_failed)
-
-
-def _try_compiled(function: Callable[..., list[Tensor]], *args: Any) -> list[Tensor] | None:
-    if _failed:
-        return None
+def _call_compiled(function: Callable[..., list[Tensor]], *args: Any) -> list[Tensor]:
     from torch._dynamo.exc import TorchDynamoException  # here, as importing it takes a second
 
     x, _, coefficients, *_ = args
@@ -166,14 +163,8 @@ def _try_compiled(function: Callable[..., list[Tensor]], *args: Any) -> list[Ten
     try:
         return _compiled(function, x.device.type)(*args)
     except TorchDynamoException as error:
-        _failed.append(error)
         reason = (str(error).splitlines() or [""])[0]
-        warnings.warn(
-            f"torch.compile failed ({type(error).__name__}: {reason}); diffaug goes on with its eager path, which is "
-            "slower and may differ in the last bit. Set process.compile=false to begin there.",
-            stacklevel=2,
-        )
-        return None
+        raise CompileError(f"torch.compile failed ({type(error).__name__}: {reason})") from error
 
 
 @functools.cache

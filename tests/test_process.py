@@ -417,22 +417,46 @@ def test_errors_say_what_to_do(call, message):
         call(ForwardProcess(LinearBeta()))
 
 
+def broken_compiler(function: object, device_type: str) -> object:
+    def call(*args: object) -> None:
+        raise torch._dynamo.exc.InternalTorchDynamoError("no compiler today")
+
+    return call
+
+
 def test_a_failed_compile_is_one_warning_and_the_eager_path(monkeypatch):
-    def broken(function: object) -> object:
-        def call(*args: object) -> None:
-            raise torch._dynamo.exc.InternalTorchDynamoError("no compiler today")
-
-        return call
-
-    monkeypatch.setattr(kernel, "_compiled", broken)
-    monkeypatch.setattr(kernel, "_failed", [])
-    process = ForwardProcess(LinearBeta(), compile=True)
+    monkeypatch.setattr(kernel, "_compiled", broken_compiler)
+    process, other = ForwardProcess(LinearBeta(), compile=True), ForwardProcess(LinearBeta(), compile=True)
     with pytest.warns(UserWarning, match=r"torch\.compile failed .*no compiler today.*process\.compile=false"):
         batch = process(IMAGES, INDEX)
     assert equal(batch, ForwardProcess(LinearBeta(), compile=False)(IMAGES, INDEX))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         process(IMAGES, INDEX)
+    with pytest.warns(UserWarning, match=r"torch\.compile failed"):  # each process speaks for itself
+        assert other.can_compile(IMAGES) is False
+    assert other.compile_mode is False
+
+
+def test_a_compile_that_fails_after_others_worked_ends_the_run(monkeypatch):
+    """One rank must not go on alone with other bits."""
+    sizes = []
+
+    def counted(function: object, device_type: str) -> object:
+        def call(x: torch.Tensor, *args: object) -> list[torch.Tensor]:
+            assert x.is_contiguous()
+            sizes.append(len(x))
+            return [x[:, 0], x, x]
+
+        return call
+
+    monkeypatch.setattr(kernel, "_compiled", counted)
+    process = ForwardProcess(LinearBeta(), compile=True)
+    assert process.can_compile(IMAGES, batches={5, 64})
+    assert sizes == [1, 2, 5, 64]
+    monkeypatch.setattr(kernel, "_compiled", broken_compiler)
+    with pytest.raises(RuntimeError, match=r"no compiler today.*batch of \(3, 3, 8, 8\).*process\.compile=false"):
+        process(IMAGES[:3], INDEX[:3])
 
 
 def test_auto_compiles_by_device_and_sample_size_alone():

@@ -88,7 +88,7 @@ class NoisingDataModule(pl.LightningDataModule):
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device="cpu") if example is None else example
         wanted = self.process.compiles(device, image.numel())
-        works = wanted and self.process.can_compile(image.to(device), self._dtype())
+        works = wanted and self.process.can_compile(image.to(device), self._dtype(), self._batch_sizes())
         if self.trainer:
             everywhere = self.trainer.strategy.reduce_boolean_decision(works, all=True)
             if works and not everywhere:
@@ -101,6 +101,10 @@ class NoisingDataModule(pl.LightningDataModule):
             self.backend += f" where a sample has {COMPILE_ELEMENTS} elements or more"
         if self.backend != before:  # setup runs once for each stage
             _log.info("the forward process runs on %s", self.backend)
+
+    def _batch_sizes(self) -> set[int]:
+        """The sizes of batch that are known to come, views counted."""
+        return set()
 
     def _ranks(self) -> dict[str, Any]:
         """This process among those that share the data out: ranks that split a model count as one."""

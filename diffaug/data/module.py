@@ -195,6 +195,9 @@ class DiffusionDataModule(NoisingDataModule):
             "val_repeats": self.val_repeats,
         }
 
+    def _batch_sizes(self) -> set[int]:
+        return {self.batch_size * self.views}
+
     def _example(self) -> Tensor | None:
         """One image of any stage; None where all are streams, from which nothing is taken before its time."""
         made = (self.clean_images(stage, 1) for stage in STAGES if self._datasets.get(stage))

@@ -7,7 +7,8 @@ it, whose thousand small steps have the same law, is in `diffaug.process.chain`.
 """
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -89,6 +90,7 @@ class ForwardProcess(nn.Module):
         self.value_range = checked_range(value_range)
         self.compile_mode = choice("process.compile", compile, (True, False, "auto"))
         self.dtype = checked_dtype(dtype)
+        self._has_compiled = False
         check_parts(self)
 
     def extra_repr(self) -> str:
@@ -104,13 +106,22 @@ class ForwardProcess(nn.Module):
             return elements >= kernel.COMPILE_ELEMENTS and kernel.compiler_for(device.type)
         return bool(self.compile_mode)
 
-    def can_compile(self, x_0: Tensor, dtype: torch.dtype | None = None) -> bool:
-        """Compile the pass for images like these, shape (B, *), and say whether it worked; a failure is one warning."""
-        two = x_0[:1].expand(2, *x_0.shape[1:])
-        index = torch.arange(2, device=x_0.device)
-        with torch.inference_mode(False), torch.no_grad():
-            self._drawn(two, keys(index), Uniform(), None, dtype or self.dtype or torch.float32)
-        return not kernel.failed()
+    def can_compile(self, x_0: Tensor, dtype: torch.dtype | None = None, batches: Collection[int] = ()) -> bool:
+        """Compile the pass for batches of images like the first of these, shape (B, *), and say whether it worked.
+
+        A failure is one warning, after which this process is eager. After a success it never is.
+
+        Arguments:
+            batches: sizes of batch that are to come, beside 1 and 2: a compiled form serves all sizes but 1.
+        """
+        for size in sorted({1, 2, *batches}):
+            # Not expanded: the compiled form is for images that lie in memory one after another.
+            some, index = x_0[:1].repeat(size, *(1,) * (x_0.ndim - 1)), torch.arange(size, device=x_0.device)
+            with torch.inference_mode(False), torch.no_grad():
+                self._drawn(some, keys(index), Uniform(), None, dtype or self.dtype or torch.float32)
+            if self.compile_mode is False:
+                return False
+        return True
 
     def forward(
         self,
@@ -187,6 +198,27 @@ class ForwardProcess(nn.Module):
         self, x_0: Tensor, key: Keys, times: Times, position: Tensor | None, dtype: torch.dtype
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The times, and every image-shaped field and the second time, by name."""
+        try:
+            return self._mixed(x_0, key, times, position, dtype)
+        except kernel.CompileError as error:
+            if self._has_compiled:
+                # This process, one rank of several perhaps, must not go on alone with other bits.
+                raise RuntimeError(
+                    f"{error}, for a batch of {tuple(x_0.shape)}, after others had compiled; the eager path may differ "
+                    "in the last bit, so it does not take over within a run. Set process.compile=false, and go on from "
+                    "the last checkpoint or begin again."
+                ) from error
+            self.compile_mode = False
+            warnings.warn(
+                f"{error}; diffaug goes on with its eager path, which is slower and may differ in the last bit. Set "
+                "process.compile=false to begin there.",
+                stacklevel=3,
+            )
+            return self._mixed(x_0, key, times, position, dtype)
+
+    def _mixed(
+        self, x_0: Tensor, key: Keys, times: Times, position: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         names = tuple(name for name in self.fields if name in IMAGE_FIELDS)
         if not names and not set(self.fields) & set(PAIR_FIELDS):
             return times.draw(key, self.schedule, position), {}
@@ -195,13 +227,15 @@ class ForwardProcess(nn.Module):
         scale, centre = self._scale_and_centre(x_0)
         if compiled and self.schedule.discrete and times == Uniform():
             table = mix_table(self.schedule, names, scale, x_0.device, self.sigma_data)
-            together = kernel.drawn_with_uniform_times(flat, key, table, centre, dtype)
-            if together is not None:
-                return together[0], _named(names, together[1], x_0)
+            t, fields = kernel.drawn_with_uniform_times(flat, key, table, centre, dtype)
+            self._has_compiled = True
+            return t, _named(names, fields, x_0)
         t = times.draw(key, self.schedule, position)
         if isinstance(self.noise, Gaussian) and not set(self.fields) & set(PAIR_FIELDS):
             mix = mixes(self.schedule, names, t, scale, self.sigma_data)
-            return t, _named(names, kernel.drawn(flat, key, mix, centre, dtype, compiled=compiled), x_0)
+            fields = kernel.drawn(flat, key, mix, centre, dtype, compiled=compiled)
+            self._has_compiled |= compiled
+            return t, _named(names, fields, x_0)
         return t, self._from_noise(self.scaled(x_0), key, t, names, dtype)
 
     def _from_noise(
