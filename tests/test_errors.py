@@ -87,7 +87,8 @@ def test_from_a_worker(broken):
     error = read(ImageFolder(str(broken), 8).__getitem__, 2)
     assert "Original Traceback" in str(error)
     path = re.escape(f"{broken}/c.png")
-    assert re.fullmatch(rf"Sample 2, {path}, cannot be read: [^\n]*diffaug check data=image_folder [^\n]*", sentence(error))
+    known = rf"Sample 2, {path}, cannot be read: [^\n]*diffaug check data=image_folder [^\n]*"
+    assert re.fullmatch(known, sentence(error))
     refused = read(number, "data.val_at", 3, 0, 1)
     assert sentence(refused) == "data.val_at must be a number in [0, 1], but got 3 (int)."
     assert sentence(read(int, "x")) is None
