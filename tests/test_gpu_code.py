@@ -127,7 +127,7 @@ for batch, elements in ((3, 3072), (2, 1027), (1, 3072)):
     index = torch.arange(batch) * 1_000_003 + 2**39 + 2**32 - 7
     key = keys(index, seed=2**63 + 12345678901, epoch=2**20 - 3, view=2**20 - 5, dataset=1023)
     x = torch.randint(0, 256, (batch, elements), dtype=torch.uint8)
-    table = torch.rand(1000, 2, 2) * 2 - 1
+    table = (torch.rand(1000, 2, 2) * 2 - 1) / torch.tensor([255.0, 1.0])
     table[:, 1] = torch.tensor([0.0, 1.0])
     real = (x, key, table)
     expected = kernel._whole_with_uniform_times(*real, 255.0, torch.float32)
