@@ -101,7 +101,7 @@ class Run:
         with self.log.open("a") as log:
             self.process = start(words, folder, log)
 
-    def until(self, ready: Callable[[], object], seconds: float = 90) -> None:
+    def until(self, ready: Callable[[], object], seconds: float = 180) -> None:
         for _ in range(int(seconds * 20)):
             if ready():
                 return
@@ -116,7 +116,7 @@ class Run:
         self.until(lambda: mark.is_file() and mark.read_text())
         return int(mark.read_text())
 
-    def end(self, seconds: float = 60) -> int:
+    def end(self, seconds: float = 180) -> int:
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
