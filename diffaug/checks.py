@@ -14,10 +14,12 @@ def refuse(where: str, value: Any, wanted: str) -> ValueError:
 
     Arguments:
         where: the YAML key that sets the value, for example ``schedule.beta_end``.
-        value: what came.
+        value: what came; of tensors and arrays their dtype and shape are said.
         wanted: what was wanted, as the end of the sentence "... must be".
     """
-    return ValueError(f"{where} must be {wanted}, but got {value!r} ({type(value).__name__}).")
+    array = hasattr(value, "dtype") and hasattr(value, "shape")
+    came = f"{value.dtype} of shape {tuple(value.shape)}" if array else repr(value)
+    return ValueError(f"{where} must be {wanted}, but got {came} ({type(value).__name__}).")
 
 
 def number(

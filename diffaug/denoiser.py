@@ -1,5 +1,6 @@
 """Denoiser: a LightningModule that trains any network on the batches of a DiffusionDataModule."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -71,7 +72,11 @@ class Denoiser(pl.LightningModule):
         self._watched: tuple[Tensor, Tensor] | None = None  # the last loss and its step, until one is not finite
 
     def forward(self, x: Tensor, time: Tensor, labels: Any = None) -> Tensor:
-        out = self.network(x, time) if labels is None else self.network(x, time, class_labels=labels)
+        try:
+            out = self.network(x, time) if labels is None else self.network(x, time, class_labels=labels)
+        except RuntimeError as error:
+            _explain_size(self.network, x, error)
+            raise
         return out if isinstance(out, Tensor) else out.sample
 
     def _errors(self, batch: Any) -> Tensor:
@@ -153,7 +158,14 @@ class Denoiser(pl.LightningModule):
         optimizer = self.make_optimizer(self.parameters())
         if self.make_lr_scheduler is None:
             return optimizer
-        scheduler = self.make_lr_scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        steps, trainer = self.trainer.estimated_stepping_batches, self.trainer
+        if not 0 < steps < math.inf:
+            raise ValueError(
+                f"model.lr_scheduler needs the number of steps, at least 1, but trainer.max_steps={trainer.max_steps} "
+                f"and trainer.max_epochs={trainer.max_epochs} make it {steps}: set one of them, or "
+                "model.lr_scheduler=null."
+            )
+        scheduler = self.make_lr_scheduler(optimizer, total_steps=int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -248,3 +260,16 @@ def _check_conditioning(network: nn.Module, condition: str | None) -> None:
             f"model.network.num_class_embeds={classes} makes a network of labels, but model.condition gives it none: "
             "set model.condition=label, and process.fields to hold label too."
         )
+
+
+def _explain_size(network: nn.Module, x: Tensor, error: RuntimeError) -> None:
+    """Raise in place of a network's error where the sides of its images do not fit how often it halves them."""
+    blocks = getattr(getattr(network, "config", None), "block_out_channels", None) or [0]
+    multiple = 2 ** (len(blocks) - 1)
+    if any(side % multiple for side in x.shape[2:]):
+        raise ValueError(
+            f"model.network, a {type(network).__name__} of {len(blocks)} levels, halves its images {len(blocks) - 1} "
+            f"times, so their sides must be multiples of {multiple}, but they are of shape {tuple(x.shape[1:])}. Set "
+            "data.image_size to a multiple (or crop them in the transforms), or give model.network.block_out_channels "
+            "fewer levels."
+        ) from error

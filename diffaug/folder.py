@@ -134,7 +134,13 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
     def recipe(self) -> dict[str, Any]:
         """What a resume compares: the names of the files, as a digest, and the classes."""
         names = "\n".join(self.names).encode(errors="surrogateescape")
-        return {"files": hashlib.blake2b(names, digest_size=16).hexdigest(), "classes": self.classes}
+        return {
+            "files": hashlib.blake2b(names, digest_size=16).hexdigest(),
+            "classes": self.classes,
+            "image_size": self.image_size,
+            "channels": self.channels,
+            "bits": self.bits,
+        }
 
     def _without_broken(self, found: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
         broken = broken_files.read(self.broken_list, self._check)

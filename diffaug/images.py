@@ -63,6 +63,13 @@ class ImageBatch:
     def __len__(self) -> int:
         return len(self.image)
 
+    def __getitem__(self, index: Any) -> Any:
+        # Python asks for this when it unpacks or goes through a batch, too.
+        raise TypeError(
+            "This batch is as the loader gives it, images before the noise. A Trainer's training_step gets x_t, "
+            "epsilon, t; without a Trainer: x_t, epsilon, t = data.noise(batch). (batch.image has the images.)"
+        )
+
     def __reduce__(self) -> tuple[Any, ...]:
         # From a worker every tensor comes over a connection of its own, at the cost of reading some thirty small
         # images. The few numbers of the places come as bytes.
@@ -72,10 +79,10 @@ class ImageBatch:
         extra = {name: function(v) if isinstance(v, Tensor) else v for name, v in self.extra.items()}
         return ImageBatch(function(self.image), function(self.place), extra, self.first)
 
-    def to(self, device: torch.device | str) -> "ImageBatch":
+    def to(self, target: torch.device | str | torch.dtype) -> "ImageBatch":
         # Lightning passes non_blocking to tensors only: without it every batch waits for the work already queued.
-        without_waiting = overlaps_copies(device)
-        return self._map(lambda tensor: tensor.to(device, non_blocking=without_waiting))
+        options = {} if isinstance(target, torch.dtype) else {"non_blocking": overlaps_copies(target)}
+        return self._map(lambda tensor: tensor.to(target, **options))
 
     def pin_memory(self, *_: Any) -> "ImageBatch":
         return self._map(lambda tensor: tensor.pin_memory())

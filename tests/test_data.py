@@ -440,3 +440,21 @@ def test_the_items_that_are_looked_at_are_spread_over_the_dataset():
     assert spread(3, 8) == [0, 1, 2]
     assert spread(7, 1) == [0]
     assert spread(2**25 + 4, 3) == [0, 2**24 + 1, 2**25 + 3]  # beyond float32's whole numbers
+
+
+def test_loaders_before_setup_say_so():
+    data = DiffusionDataModule(pictures(), pictures(), process=PROCESS)
+    for loader, stage in ((data.train_dataloader, "train"), (data.val_dataloader, "val")):
+        with pytest.raises(RuntimeError, match=rf"data\.{stage} is not made yet: call data\.setup\('fit'\) first"):
+            loader()
+
+
+def test_a_raw_batch_says_how_it_is_noised():
+    data = DiffusionDataModule(pictures(), process=PROCESS)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    for use in (lambda: [*batch], lambda: batch[0], lambda: exec("x_t, epsilon, t = batch", {"batch": batch})):
+        with pytest.raises(TypeError, match=r"images before the noise.*x_t, epsilon, t = data\.noise\(batch\)"):
+            use()
+    x_t, _, _ = data.noise(batch)
+    assert x_t.shape == batch.image.shape

@@ -206,3 +206,44 @@ def test_a_network_of_labels_is_given_labels_and_no_other(classes, condition, me
     else:
         with pytest.raises(ValueError, match=message):
             Denoiser(network, process, condition=condition)
+
+
+def test_images_that_a_network_cannot_halve(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    network = diffusers.UNet2DModel(
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 8, 8),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 3,
+        up_block_types=("UpBlock2D",) * 3,
+        norm_num_groups=4,
+    )
+    model = Denoiser(network, ForwardProcess(LinearBeta(), compile=False))
+    fine = model.sample((1, 1, 12, 12), steps=1)
+    assert fine.shape == (1, 1, 12, 12)
+    with pytest.raises(
+        ValueError,
+        match=r"UNet2DModel of 3 levels, halves its images 2 times, so their sides must be multiples of 4, but they "
+        r"are of shape \(1, 12, 14\)\. Set data\.image_size",
+    ):
+        model.sample((1, 1, 12, 14), steps=1)
+
+    class Broken(nn.Module):
+        def forward(self, x, time):
+            raise RuntimeError("of another kind")
+
+    with pytest.raises(RuntimeError, match=r"^of another kind$"):
+        Denoiser(Broken(), ForwardProcess(LinearBeta(), compile=False)).sample((1, 1, 3, 3), steps=1)
+
+
+@pytest.mark.parametrize(("lengths", "steps"), [({"max_steps": 0}, "0"), ({"max_steps": -1, "max_epochs": -1}, "inf")])
+def test_a_schedule_of_rates_needs_a_number_of_steps(lengths, steps, tmp_path):
+    def make(optimizer, total_steps):
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=total_steps)
+
+    module = data()
+    with pytest.raises(
+        ValueError, match=rf"needs the number of steps, at least 1, but trainer\.max_steps=.* make it {steps}: set one"
+    ):
+        trainer(tmp_path, **lengths).fit(Denoiser(Net(), module.process, lr_scheduler=make), module)

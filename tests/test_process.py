@@ -17,6 +17,7 @@ from diffaug.noise.philox import Purpose, keys
 Z = stats.norm.isf(0.5e-6)
 IMAGES = torch.arange(64 * 3 * 8 * 8).remainder(251).to(torch.uint8).view(64, 3, 8, 8)
 INDEX = torch.arange(64) * 1000003 % 2**35
+FLOATS = IMAGES.float()
 has_compiler = pytest.mark.skipif(not kernel.compiler_for("cpu"), reason="needs a C++ compiler for torch.compile")
 
 
@@ -382,10 +383,10 @@ def test_trajectory_is_keyed_and_joint():
     ("call", "message"),
     [
         (lambda p: p(IMAGES), r"pass index=, the images' numbers .* or\s+generator="),
-        (lambda p: p(IMAGES, INDEX[:3]), r"index must be of shape \(64,\)"),
+        (lambda p: p(IMAGES, INDEX[:3]), r"index must be a tensor of shape \(64,\), the number of each image"),
         (
             lambda p: p(IMAGES.long(), INDEX),
-            r"x_0 must be uint8 or float images .* got 'torch.int64 of shape \(64, 3, 8, 8\)'",
+            r"x_0 must be a tensor of uint8 or float images.* got torch\.int64 of shape \(64, 3, 8, 8\) \(Tensor\)",
         ),
         (lambda p: p(IMAGES, INDEX, stage="fit"), r"stage must be one of"),
         (
@@ -395,9 +396,30 @@ def test_trajectory_is_keyed_and_joint():
         (lambda p: p(IMAGES, INDEX, extra={"t": INDEX}), r"dataset yields \['t'\], which diffaug itself names"),
         (lambda p: ForwardProcess(LinearBeta(), fields=("x_t", "lable"))(IMAGES, INDEX), r"asks for \['lable'\]"),
         (lambda p: p.noised(IMAGES, torch.full((64,), 1000), IMAGES), r"wants t as int64 in \[0, 999\]"),
-        (lambda p: p.step(IMAGES, INDEX * 0 + 5, INDEX * 0 + 5, IMAGES), r"s must be less than t"),
+        (lambda p: p([[1]], INDEX), r"x_0 must be a tensor of uint8 or float images, .*, but got \[\[1\]\] \(list\)"),
+        (lambda p: p(IMAGES[:2], [0, 1]), r"index must be a tensor of shape \(2,\), .*, but got \[0, 1\] \(list\)"),
+        (lambda p: p(IMAGES[:1], INDEX[0]), r"index must be a tensor of shape \(1,\), .*torch\.int64 of shape \(\)"),
+        (lambda p: p(IMAGES, generator=0), r"generator must be a torch\.Generator, such as .*, but got 0 \(int\)"),
         (
-            lambda p: ForwardProcess(Rectified()).posterior(IMAGES, IMAGES, torch.full((64,), 0.5)),
+            lambda p: p.noised(IMAGES, 5, IMAGES),
+            r"t must be a tensor of shape \(64,\), one time .* got 5 \(int\)",
+        ),
+        (lambda p: p.noised(IMAGES, INDEX[:1], IMAGES), r"t must be a tensor of shape \(64,\), .* of shape \(1,\)"),
+        (
+            lambda p: p.noised(IMAGES, INDEX, IMAGES[:, :1]),
+            r"epsilon must be a tensor of shape \(64, 3, 8, 8\), as x_0 is, but got .* of shape \(64, 1, 8, 8\)",
+        ),
+        (lambda p: p.noised(5, INDEX, IMAGES), r"x_0 must be a tensor of uint8 or float images, .* got 5 \(int\)"),
+        (lambda p: p.step(IMAGES, INDEX, INDEX, IMAGES), r"x_s must be a tensor of float images, .* torch\.uint8 of"),
+        (lambda p: p.step(FLOATS, 4, INDEX, FLOATS), r"s must be a tensor of shape \(64,\), .* got 4 \(int\)"),
+        (lambda p: p.step(FLOATS, INDEX, INDEX, FLOATS[:3]), r"epsilon must be .* \(64, 3, 8, 8\), as x_s is"),
+        (lambda p: p.posterior(FLOATS, FLOATS[:, :1], INDEX), r"x_t must be .* \(64, 3, 8, 8\), as x_0 is"),
+        (lambda p: p.posterior(FLOATS, FLOATS, 5), r"t must be a tensor of shape \(64,\), .* got 5 \(int\)"),
+        (lambda p: p.trajectory(IMAGES, [1, 2], INDEX), r"times must be a tensor of shape \(K,\), .* got \[1, 2\]"),
+        (lambda p: p.trajectory(IMAGES, INDEX[1:3], INDEX[:5]), r"index must be a tensor of shape \(64,\)"),
+        (lambda p: p.step(FLOATS, INDEX * 0 + 5, INDEX * 0 + 5, FLOATS), r"s must be less than t"),
+        (
+            lambda p: ForwardProcess(Rectified()).posterior(FLOATS, FLOATS, torch.full((64,), 0.5)),
             r"posterior needs s=",
         ),
         (lambda p: ForwardProcess("linear"), r"process.schedule must be a Schedule object, but got 'linear'"),

@@ -25,9 +25,10 @@ from pytorch_lightning.callbacks import (
 )
 from pytorch_lightning.tuner import Tuner
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, TensorDataset, WeightedRandomSampler
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
+from diffaug.data.recipe import describe_sampler
 from diffaug.times import Antithetic, Importance, Independent, PerImage, Sobol, Stratified, Uniform
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -643,6 +644,58 @@ class TestRefusals:
         assert len(rest.seen) == 3
         with pytest.raises(ValueError, match=r"train\.files: abc -> abd"):
             fit(named("abd"), memory, path)
+
+    def test_samplers_of_any_kind(self):
+        """torch takes any iterable; numbers that a sampler counts by are not what it is."""
+
+        class Counts(Sampler[int]):
+            epoch = calls = 0
+
+            def __init__(self) -> None:
+                self.groups = [[0, 1, 2], [3]]
+
+            def set_epoch(self, epoch: int) -> None:
+                self.epoch = epoch
+
+            def __iter__(self) -> Iterator[int]:
+                self.calls += 1
+                return iter(range(self.epoch, 20))
+
+            def __len__(self) -> int:
+                return 20 - self.epoch
+
+        for sampler in (range(20), list(range(20))):
+            assert len(fit(own(sampler=sampler))[0].seen) == 15
+        assert describe_sampler(range(12)) != describe_sampler(range(8, 20))
+        counts = Counts()
+        before = describe_sampler(counts)
+        list(counts)
+        assert describe_sampler(counts) == before
+
+    def test_loaders_of_the_epoch(self):
+        """A wrapped DataModule whose loaders depend on the epoch: exact within one, refused where another comes."""
+
+        class Curriculum(pl.LightningDataModule):
+            def train_dataloader(self) -> Any:
+                assert self.trainer is not None
+                return DataLoader(images(8 + 4 * self.trainer.current_epoch), 4, shuffle=True)
+
+        def make() -> Any:
+            return DiffusionDataModule.wrap(Curriculum(), PROCESS, seed=5)
+
+        memory, options = Memory(), {"reload_dataloaders_every_n_epochs": 1}
+        whole, _ = fit(make(), memory, callbacks=(Saver(FEW),), **options)
+        assert len(whole.seen) == 2 + 3 + 4
+        refused = 0
+        for path, done in memory.done.items():
+            if done in (2, 5) and path.endswith("_end"):  # the loader that comes next is another
+                with pytest.raises(ValueError, match=r"train\.images: "):
+                    fit(make(), memory, path, **options)
+                refused += 1
+            else:
+                rest, _ = fit(make(), memory, path, **options)
+                assert rest.seen == whole.seen[done:], path
+        assert 0 < refused < len(memory.done) / 2
 
     def test_in_order_false(self):
         with pytest.raises(ValueError, match=r"data\.in_order must be true: a resume goes on after .*, but got False"):

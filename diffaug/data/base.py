@@ -139,7 +139,9 @@ class NoisingDataModule(pl.LightningDataModule):
             "views": self.views,
             "device_transform": describe(self.device_transform),
             "encoder": describe(self._noiser.encoder),
+            "image_key": self.image_key,
             "label_dropout": self._dropout.rate,
+            "null_label": repr(self._dropout.null),
         }
 
     def state_dict(self) -> dict[str, Any]:

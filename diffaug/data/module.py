@@ -196,7 +196,8 @@ class DiffusionDataModule(NoisingDataModule):
         }
 
     def _batch_sizes(self) -> set[int]:
-        return {self.batch_size * self.views}
+        size = self.__dict__.get("batch_size")  # a wrapped DataModule's is its loaders' own
+        return {size * self.views} if isinstance(size, int) else set()
 
     def _example(self) -> Tensor | None:
         """One image of any stage; None where all are streams, from which nothing is taken before its time."""
@@ -231,7 +232,14 @@ class DiffusionDataModule(NoisingDataModule):
 
     def images(self, stage: str, number: int = 0) -> Images:
         """A stage's dataset as its loader reads it: items are (image, place, extra), before any noise."""
-        return self._datasets[stage][number]
+        return self._made(stage)[number]
+
+    def _made(self, stage: str) -> list[Images]:
+        """The datasets of a stage, once they are made."""
+        if stage not in self._datasets:
+            of = {"train": "fit", "val": "fit"}.get(stage, stage)
+            raise RuntimeError(f"data.{stage} is not made yet: call data.setup({of!r}) first, as a Trainer does.")
+        return self._datasets[stage]
 
     def clean_images(self, stage: str, count: int) -> Tensor | None:
         """Up to so many images of a stage, spread evenly over it, on the CPU; None for a stream."""
@@ -269,7 +277,7 @@ class DiffusionDataModule(NoisingDataModule):
 
     def _evaluation_loaders(self, stage: str) -> Any:
         loaders, repeats = [], self.val_repeats if stage == "val" else 1
-        for images in self._datasets[stage]:
+        for images in self._made(stage):
             options = {"generator": torch.Generator(), **self._options()}
             if isinstance(images.dataset, IterableDataset):
                 loaders.append(Loader(Stream(images, **self._ranks(), train=False), **options))

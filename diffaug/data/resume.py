@@ -53,6 +53,12 @@ class Resume:
         """Take a checkpoint's state."""
         self._loaded = state
 
+    def announce(self, trainer: pl.Trainer | None) -> None:
+        """Set the Trainer's epoch before the user's code makes the loaders: they may be of the epoch."""
+        if trainer and self._loaded:
+            place = EpochProgress(self._loaded["epoch"], self._loaded["batches"])
+            set_progress(trainer, place, self._loaded["stepped"])
+
     def state(self, trainer: pl.Trainer) -> dict[str, Any]:
         """How far the training is: plain numbers and texts."""
         if self._loaded or self._waiting:

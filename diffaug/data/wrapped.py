@@ -148,6 +148,8 @@ class WrappedDataModule(DiffusionDataModule):
         self.inner.load_state_dict(state_dict.get("inner", {}))
 
     def _remade(self, stage: str) -> Any:
+        if stage == "train":
+            self._resume.announce(self.trainer)
         made = getattr(self.inner, f"{stage}_dataloader")()
         together = made if isinstance(made, CombinedLoader) else None
         tree = made if together is None else together.iterables

@@ -90,10 +90,48 @@ def check_parts(process: Parts) -> None:
         )
 
 
+def check_images(where: str, images: Any, *, bytes_too: bool = True) -> None:
+    """Refuse what is no batch of images."""
+    kinds = "uint8 or float" if bytes_too else "float"
+    fits = isinstance(images, Tensor) and images.ndim >= 2
+    if not fits or not (images.is_floating_point() or (bytes_too and images.dtype == torch.uint8)):
+        raise refuse(where, images, f"a tensor of {kinds} images, of shape (B, *)")
+
+
+def check_like(where: str, value: Any, shape: Sequence[int], what: str) -> None:
+    """Refuse what is no tensor of this shape."""
+    if not isinstance(value, Tensor) or value.shape != tuple(shape):
+        raise refuse(where, value, f"a tensor of shape {tuple(shape)}, {what}")
+
+
+def check_states(images: dict[str, Any], times: dict[str, Any]) -> None:
+    """Refuse the states of a chain and their times, where they are no float images of one shape, one time for each."""
+    (first, x), *others = images.items()
+    check_images(first, x, bytes_too=False)
+    for name, other in others:
+        check_like(name, other, x.shape, f"as {first} is")
+    for name, t in times.items():
+        check_like(name, t, x.shape[:1], "one time for each image")
+
+
+def numbered(x_0: Tensor, generator: torch.Generator | None) -> tuple[int, Tensor]:
+    """A seed for a batch of images that no index tells apart, and a number for each of them, shape (B,)."""
+    if generator is None:
+        raise ValueError(
+            "ForwardProcess needs to know which images these are: pass index=, the images' numbers in their dataset "
+            "(then the noise of each is the same on every machine and repeats on a resume), or generator=, a "
+            "torch.Generator, where there is no such number."
+        )
+    if not isinstance(generator, torch.Generator):
+        raise refuse("generator", generator, "a torch.Generator, such as torch.Generator().manual_seed(0)")
+    check_images("x_0", x_0)
+    words = torch.randint(2**32, (2,), generator=generator, device=generator.device, dtype=torch.int64).tolist()
+    return words[0] | words[1] << 32, torch.arange(len(x_0), device=x_0.device)
+
+
 def check_call(fields: tuple[str, ...], x_0: Tensor, index: Tensor, extra: dict[str, Any]) -> None:
     """Refuse images, indices or extra fields that `ForwardProcess.forward` cannot work with."""
-    if x_0.ndim < 2 or not (x_0.dtype == torch.uint8 or x_0.is_floating_point()):
-        raise refuse("x_0", f"{x_0.dtype} of shape {tuple(x_0.shape)}", "uint8 or float images of shape (B, *)")
+    check_images("x_0", x_0)
     if x_0.numel() >= ELEMENTS_MAX * max(x_0.shape[0], 1):
         raise refuse("x_0", tuple(x_0.shape), "of fewer than 2^32 elements a sample")
     if x_0.requires_grad and torch.is_grad_enabled():
@@ -102,8 +140,7 @@ def check_call(fields: tuple[str, ...], x_0: Tensor, index: Tensor, extra: dict[
             "make x_0 under torch.no_grad(). For a gradient to x_0 draw t and epsilon so, then mix them by "
             "process.noised(x_0, t, epsilon)."
         )
-    if x_0.shape[0] != len(index):
-        raise refuse("index", tuple(index.shape), f"of shape ({len(x_0)},), as there are {len(x_0)} images")
+    check_like("index", index, x_0.shape[:1], "the number of each image in its dataset")
     clash = sorted(set(extra) & set(FIELDS))
     if clash:
         raise ValueError(

@@ -14,8 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffaug.checks import refuse
 from diffaug.noise import gaussian
 from diffaug.noise.philox import Keys, Purpose
+from diffaug.process.arguments import check_states
 from diffaug.schedules import Schedule
 from diffaug.schedules.base import STRAIGHT, VARIANCE_EXPLODING
 
@@ -63,12 +65,15 @@ def _level(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def step(schedule: Schedule, x_s: Tensor, s: Tensor, t: Tensor, epsilon: Tensor) -> Tensor:
     """A draw of q(x_t | x_s); see `ForwardProcess.step`."""
+    check_states({"x_s": x_s, "epsilon": epsilon}, {"s": s, "t": t})
     between = gap(schedule, s, t)
     return _times(between.ratio, x_s) + _times(between.sigma_t * between.fresh.sqrt(), epsilon)
 
 
 def path(schedule: Schedule, x_0: Tensor, times: Tensor, key: Keys) -> Tensor:
     """One joint path through times that rise; see `ForwardProcess.trajectory`."""
+    if not isinstance(times, Tensor) or times.ndim != 1:
+        raise refuse("times", times, "a tensor of shape (K,), of times that rise")
     elements = (x_0[0].numel() + 3) // 4 * 4
     x, s = x_0, torch.full((len(x_0),), -1 if schedule.discrete else 0.0, dtype=times.dtype, device=x_0.device)
     states = []
@@ -86,6 +91,7 @@ def posterior(schedule: Schedule, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor
         if not schedule.discrete:
             raise ValueError("posterior needs s= for a continuous schedule: there is no step just before t.")
         s = t - 1
+    check_states({"x_0": x_0, "x_t": x_t}, {"t": t, "s": s})
     between = gap(schedule, s, t)
     of_x_t = between.ratio * (between.sigma_s / between.sigma_t).square()
     mean = _times(between.alpha_s * between.fresh, x_0) + _times(of_x_t, x_t)

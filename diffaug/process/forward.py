@@ -19,7 +19,16 @@ from diffaug.checks import choice, number
 from diffaug.noise import Gaussian, Noise, gaussian
 from diffaug.noise.philox import STAGES, Keys, Purpose, keys
 from diffaug.process import chain
-from diffaug.process.arguments import check_call, check_parts, checked_dtype, checked_fields, checked_range
+from diffaug.process.arguments import (
+    check_call,
+    check_images,
+    check_like,
+    check_parts,
+    checked_dtype,
+    checked_fields,
+    checked_range,
+    numbered,
+)
 from diffaug.process.batch import NoisyBatch, batch_type
 from diffaug.schedules import Schedule
 from diffaug.targets import (
@@ -166,15 +175,7 @@ class ForwardProcess(nn.Module):
                 requires a gradient.
         """
         if index is None:
-            if generator is None:
-                raise ValueError(
-                    "ForwardProcess needs to know which images these are: pass index=, the images' numbers in their "
-                    "dataset (then the noise of each is the same on every machine and repeats on a resume), or "
-                    "generator=, a torch.Generator, where there is no such number."
-                )
-            words = torch.randint(2**32, (2,), generator=generator, device=generator.device, dtype=torch.int64).tolist()
-            seed = words[0] | words[1] << 32
-            index = torch.arange(len(x_0), device=x_0.device)
+            seed, index = numbered(x_0, generator)
             position = index if position is None else position
         choice("stage", stage, STAGES)
         extra = {} if extra is None else extra
@@ -265,6 +266,7 @@ class ForwardProcess(nn.Module):
 
     def scaled(self, x_0: Tensor) -> Tensor:
         """Images as float32 in [-1, 1]; latents as float32."""
+        check_images("x_0", x_0)
         scale, centre = self._scale_and_centre(x_0)
         return (2.0 * x_0.float() - centre) * scale
 
@@ -278,6 +280,9 @@ class ForwardProcess(nn.Module):
             t: native times, shape (B,).
             epsilon: of x_0's shape.
         """
+        check_images("x_0", x_0)
+        check_like("t", t, x_0.shape[:1], "one time for each image")
+        check_like("epsilon", epsilon, x_0.shape, "as x_0 is")
         self.schedule.log_snr(t)  # its own check of t
         scale, centre = self._scale_and_centre(x_0)
         mix = mixes(self.schedule, ("x_t",), t, scale)
@@ -327,8 +332,10 @@ class ForwardProcess(nn.Module):
         Returns:
             float32, shape (B, K, *).
         """
+        x_0 = self.scaled(x_0)
+        check_like("index", index, x_0.shape[:1], "the number of each image in its dataset")
         key = keys(index, seed=seed, stage=stage, epoch=epoch, view=view)
-        return chain.path(self.schedule, self.scaled(x_0), times, key)
+        return chain.path(self.schedule, x_0, times, key)
 
     def prior_kl_bits_per_dim(self, x_0: Tensor) -> float:
         """How far x_T is from its prior, KL(q(x_T | x_0) || p(x_T)), in bits per dimension, averaged over images.
