@@ -81,7 +81,7 @@ class ImageBatch:
 
     def to(self, target: torch.device | str | torch.dtype) -> "ImageBatch":
         # Lightning passes non_blocking to tensors only: without it every batch waits for the work already queued.
-        options = {} if isinstance(target, torch.dtype) else {"non_blocking": overlaps_copies(target)}
+        options: dict[str, Any] = {} if isinstance(target, torch.dtype) else {"non_blocking": overlaps_copies(target)}
         return self._map(lambda tensor: tensor.to(target, **options))
 
     def pin_memory(self, *_: Any) -> "ImageBatch":
