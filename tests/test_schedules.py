@@ -233,7 +233,7 @@ def test_bad_fields_are_refused_by_name_value_and_range(schedule):
             if wrong == "abc.txt":
                 continue  # a file that is not there
             assert repr(shown) in message or shown in ([], {})
-            assert re.search(r"in [\[(].+, ?.*[\])]|>=? \d|one of|a finite number", message), message
+            assert re.search(r"in [\[(].+, ?.*[\])]|>=? \d|one of|a finite number|true or false", message), message
 
 
 def test_a_time_out_of_range_or_of_the_wrong_kind_is_refused(schedule):
