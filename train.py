@@ -4,7 +4,7 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from diffaug.config import checkpoint_path, report, seed_everything
+from diffaug.config import check_words, checkpoint_path, report, seed_everything
 from diffaug.quiet import quieten
 from diffaug.sweeps import job
 
@@ -14,6 +14,7 @@ from diffaug.sweeps import job
 def main(config: DictConfig) -> None:
     quieten()
     ckpt_path = checkpoint_path(config.ckpt_path, config.folder)
+    check_words(config.trainer)
     seed_everything(config.seed)
     data = instantiate(config.data)
     model = instantiate(config.model, process=data.process)

@@ -18,7 +18,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from diffaug.checks import integer
+from diffaug.checks import flag, integer
 from diffaug.help import page
 
 
@@ -58,6 +58,14 @@ def made(config: DictConfig) -> Any:
 def schedule_names() -> list[str]:
     """The schedules of the package, by their YAML names."""
     return sorted(path.stem for path in (config_dir() / "schedule").glob("*.yaml"))
+
+
+def check_words(trainer: DictConfig) -> None:
+    """Refuse yes, no, on and off among a Trainer's arguments: Hydra makes strings of them, all of which are true."""
+    arguments: Any = OmegaConf.to_container(trainer)
+    for key, value in arguments.items():
+        if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):
+            flag(f"trainer.{key}", value)
 
 
 def seed_everything(seed: int | None) -> None:

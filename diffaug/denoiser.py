@@ -268,8 +268,7 @@ def _explain_size(network: nn.Module, x: Tensor, error: RuntimeError) -> None:
     multiple = 2 ** (len(blocks) - 1)
     if any(side % multiple for side in x.shape[2:]):
         raise ValueError(
-            f"model.network, a {type(network).__name__} of {len(blocks)} levels, halves its images {len(blocks) - 1} "
-            f"times, so their sides must be multiples of {multiple}, but they are of shape {tuple(x.shape[1:])}. Set "
-            "data.image_size to a multiple (or crop them in the transforms), or give model.network.block_out_channels "
-            "fewer levels."
+            f"model.network, a {type(network).__name__} of {len(blocks)} levels, needs images whose sides are "
+            f"multiples of {multiple}, but these are of shape {tuple(x.shape[1:])}. Set data.image_size to a multiple "
+            "(or crop them in the transforms), or give model.network.block_out_channels fewer levels."
         ) from error

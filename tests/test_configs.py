@@ -20,7 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from diffaug import DiffusionDataModule, ForwardProcess
-from diffaug.config import checkpoint_path, config_dir, report, seed_everything
+from diffaug.config import check_words, checkpoint_path, config_dir, report, seed_everything
 from diffaug.data.module import _LOADER_OPTIONS
 from diffaug.help import commented, comments_of
 
@@ -275,6 +275,12 @@ def test_seeds_of_64_bits(monkeypatch):
     torch.set_rng_state(states[2])
 
 
+def test_words_are_no_flags_of_the_trainer():
+    check_words(composed("trainer=ddp", "trainer.sync_batchnorm=true", "trainer.deterministic=warn").trainer)
+    with pytest.raises(ValueError, match=r"^trainer\.sync_batchnorm must be true or false, but got 'no' \(str\)\.$"):
+        check_words(composed("trainer.sync_batchnorm=no").trainer)
+
+
 def test_help_has_every_key_with_its_comment():
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         page = compose("train", ["folder=x", "trainer=ddp"], return_hydra_config=True).hydra.help.template
@@ -319,3 +325,14 @@ def test_comments_of_yaml():
         "    e: 2",
         "a: '3'  # one",
     ]
+
+
+def test_the_readme_lists_every_choice():
+    table = re.findall(r"^\| ([\w@.]+)(?:, [\w ]+)? \| ([\w, ]+) \|$", (CONFIGS.parent / "README.md").read_text(), re.M)
+    listed: dict[str, set[str]] = {}
+    for name, choices in table:
+        listed.setdefault(name.partition("@")[0], set()).update(choices.split(", "))
+    for group in sorted(
+        path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name not in ("model", "hydra")
+    ):
+        assert listed[group] == {path.stem for path in (CONFIGS / group).glob("*.yaml")}, group

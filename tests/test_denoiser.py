@@ -224,8 +224,8 @@ def test_images_that_a_network_cannot_halve(tmp_path):
     assert fine.shape == (1, 1, 12, 12)
     with pytest.raises(
         ValueError,
-        match=r"UNet2DModel of 3 levels, halves its images 2 times, so their sides must be multiples of 4, but they "
-        r"are of shape \(1, 12, 14\)\. Set data\.image_size",
+        match=r"UNet2DModel of 3 levels, needs images whose sides are multiples of 4, but these are of shape "
+        r"\(1, 12, 14\)\. Set data\.image_size",
     ):
         model.sample((1, 1, 12, 14), steps=1)
 
