@@ -5,8 +5,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from diffaug.config import check_words, checkpoint_path, report, seed_everything
-from diffaug.quiet import quieten
-from diffaug.sweeps import job
+from diffaug.training.quiet import quieten
+from diffaug.training.sweeps import job
 
 
 @hydra.main(config_path="configs", config_name="train", version_base="1.3")

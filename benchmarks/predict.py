@@ -17,8 +17,8 @@ import torch
 from fake_gpu import DEVICE, autotuner, fake_gpu, kernels, program
 from machine_code import Code, compile_kernel, picoseconds, read_code
 
-from diffaug import kernel
-from diffaug.noise.philox import Keys
+from diffaug.process import kernel
+from diffaug.randomness.philox import Keys
 
 BATCH, ELEMENTS = 256, 3 * 256 * 256
 GPUS = {  # capability, multiprocessors, gigahertz under load, terabytes a second: the data sheets'

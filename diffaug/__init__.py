@@ -6,6 +6,7 @@ in, ``(x_t, epsilon, t)`` on the accelerator out.
 
 import diffaug.config  # so that Hydra finds the package's configs
 from diffaug.data import DiffusionDataModule as DiffusionDataModule
+from diffaug.data import ImageFolder as ImageFolder
 from diffaug.noise import Gaussian as Gaussian
 from diffaug.noise import Immiscible as Immiscible
 from diffaug.noise import InputPerturbation as InputPerturbation

@@ -24,12 +24,13 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf.errors import OmegaConfBaseException
 
-from diffaug import plots, report
+from diffaug import plots
 from diffaug.commands.check import check
 from diffaug.commands.plot import an_image, label, levels_of
 from diffaug.commands.preview import preview
+from diffaug.commands.report import page, table
 from diffaug.config import composed, made, schedule_names
-from diffaug.errors import sentence
+from diffaug.training.errors import sentence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,9 +65,9 @@ def _report(options: argparse.Namespace) -> None:
         schedules = {
             name: made(composed([*options.overrides, f"schedule={name}"]).schedule) for name in schedule_names()
         }
-        print(report.table(schedules))
+        print(table(schedules))
     else:
-        print(report.page(made(composed(options.overrides).process)))
+        print(page(made(composed(options.overrides).process)))
 
 
 def _plot(options: argparse.Namespace) -> None:

@@ -16,10 +16,10 @@ from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
-from diffaug.callbacks import LossByLevel, Pictures, Progress, Summary
-from diffaug.callbacks.levels import binned, statistics
-from diffaug.denoiser import Denoiser
 from diffaug.targets import MinSNR
+from diffaug.training import LossByLevel, Pictures, Progress, Summary
+from diffaug.training.denoiser import Denoiser
+from diffaug.training.loss_by_level import binned, statistics
 
 EDGES = (-math.inf, -2.0, 0.0, 2.0, math.inf)
 

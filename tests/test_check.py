@@ -14,10 +14,10 @@ from torch.utils.data import IterableDataset, TensorDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.__main__ import main
-from diffaug.broken import NAME
 from diffaug.commands.check import check
-from diffaug.datasets import image_folder
-from diffaug.folder import ImageFolder
+from diffaug.data.broken import NAME
+from diffaug.data.catalogue import image_folder
+from diffaug.data.folder import ImageFolder
 
 PROCESS = ForwardProcess(LinearBeta(), compile=False)
 BROKEN = ["cats/004.png", "dogs/015.png", "gone/only.png"]

@@ -17,9 +17,9 @@ import pytest
 import torch
 from tiny import checkpoint, load
 
-from diffaug.checkpoints import AtomicCheckpointIO
-from diffaug.checkpoints.files import claim
 from diffaug.config import composed, made
+from diffaug.training import AtomicCheckpointIO
+from diffaug.training.checkpoint_io import claim
 
 FORK = multiprocessing.get_context("fork")
 

@@ -14,9 +14,9 @@ from torch.utils.data import TensorDataset
 import diffaug
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Offset
 from diffaug.checks import flag
-from diffaug.datasets import image_folder, torchvision
-from diffaug.denoiser import Denoiser
-from diffaug.loaders import EpochSampler
+from diffaug.data.catalogue import image_folder, torchvision
+from diffaug.data.order import EpochSampler
+from diffaug.training.denoiser import Denoiser
 
 PROCESS = ForwardProcess(LinearBeta(), compile=False)
 

@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 from scipy.stats import qmc
 
-from diffaug.noise.philox import Keys, keys
+from diffaug.randomness.philox import Keys, keys
 from diffaug.schedules import EDM, LinearBeta
 from diffaug.times import (
     Antithetic,

@@ -12,8 +12,8 @@ import pytorch_lightning as pl
 import torch
 from tiny import LONG, TWO, Run, goes_on, gone, load, step_of
 
-from diffaug.checkpoints import LastCheckpoint
-from diffaug.checkpoints.files import claim
+from diffaug.training import LastCheckpoint
+from diffaug.training.checkpoint_io import claim
 
 WORKER = "data.num_workers=1"
 ENDS = "saving after this step (or the validation under way), then ending"

@@ -13,10 +13,10 @@ import pytest
 import torch
 from tiny import checkpoint, load
 
-from diffaug.checkpoints import AtomicCheckpointIO
-from diffaug.checkpoints.files import damage
 from diffaug.commands.export import load_weights
 from diffaug.config import composed
+from diffaug.training import AtomicCheckpointIO
+from diffaug.training.checkpoint_io import damage
 
 
 def refusal(path: Path) -> str | None:

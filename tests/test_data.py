@@ -401,7 +401,7 @@ class Stream(IterableDataset):
 @pytest.mark.parametrize("works", [True, False])
 def test_the_backend_is_settled_before_the_size_of_what_is_noised_is_known(kind, works, monkeypatch):
     """Wrapped DataModules, streams and encoders too: at setup, and not at a first batch that not every rank has."""
-    monkeypatch.setattr("diffaug.kernel.compiler_for", lambda _: True)
+    monkeypatch.setattr("diffaug.process.kernel.compiler_for", lambda _: True)
     monkeypatch.setattr(ForwardProcess, "can_compile", lambda *_: works)
     process = ForwardProcess(LinearBeta())
     if kind == "wrapped":

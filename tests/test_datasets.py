@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, SVHN, FashionMNIST
 
 from diffaug import DiffusionDataModule, ForwardProcess
-from diffaug.datasets import digits, held_out, image_folder, torchvision
+from diffaug.data.catalogue import digits, held_out, image_folder, torchvision
 from diffaug.schedules import LinearBeta
 
 REPOSITORY = Path(__file__).resolve().parents[1]

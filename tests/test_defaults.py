@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.data.labels import LabelDropout
-from diffaug.noise.philox import keys
+from diffaug.randomness.philox import keys
 from diffaug.schedules import Rectified
 from diffaug.targets import IMAGE_FIELDS, NUMBER_FIELDS, mixes
 from diffaug.times import Importance, Stratified, Uniform
@@ -28,7 +28,7 @@ NAMES = {group: sorted(path.stem for path in (ROOT / "configs" / group).glob("*.
 
 def forget() -> None:
     """Empty every cache of tables."""
-    for name in [name for name in sys.modules if name.startswith("diffaug.") and name != "diffaug.kernel"]:
+    for name in [name for name in sys.modules if name.startswith("diffaug.") and name != "diffaug.process.kernel"]:
         for value in vars(sys.modules[name]).values():
             if hasattr(value, "cache_clear"):
                 value.cache_clear()

@@ -14,10 +14,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from diffaug import VPSDE, DiffusionDataModule, ForwardProcess, LinearBeta, Rectified, Trigonometric, Uniform
-from diffaug.checkpoints import LastCheckpoint
-from diffaug.denoiser import Denoiser
 from diffaug.targets import NUMBER_FIELDS
 from diffaug.times import Fixed
+from diffaug.training import LastCheckpoint
+from diffaug.training.denoiser import Denoiser
 
 
 class Net(nn.Module):

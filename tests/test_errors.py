@@ -19,8 +19,8 @@ from diffaug import LinearBeta
 from diffaug.__main__ import main
 from diffaug.checks import number
 from diffaug.commands.plot import levels_of
-from diffaug.errors import UserError, for_the_user, sentence
-from diffaug.folder import ImageFolder
+from diffaug.data.folder import ImageFolder
+from diffaug.training.errors import UserError, for_the_user, sentence
 
 
 def caught(function, *arguments, **options) -> Exception:

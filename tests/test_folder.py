@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from diffaug.folder import ImageFolder
+from diffaug.data.folder import ImageFolder
 
 SIZE = 8
 RED, WHITE = (255, 0, 0), (255, 255, 255)

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffaug import kernel
-from diffaug.noise.philox import Keys, keys
+from diffaug.process import kernel
+from diffaug.randomness.philox import Keys, keys
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
@@ -116,8 +116,8 @@ def test_the_pass_is_as_few_kernels_and_instructions(batch, elements, fields, dt
 INTERPRETED = """
 import torch
 import fake_gpu
-from diffaug import kernel
-from diffaug.noise.philox import Keys, keys
+from diffaug.process import kernel
+from diffaug.randomness.philox import Keys, keys
 
 for batch, elements in ((3, 3072), (2, 1027), (1, 3072)):
     # Keys that fill every word: a large seed, indices near 2^40, late epochs and views.

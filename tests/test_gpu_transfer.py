@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Rectified
-from diffaug.callbacks.levels import binned
+from diffaug.data.batch import ImageBatch, Place
 from diffaug.data.labels import LabelDropout
 from diffaug.data.placed import Placed, Places
-from diffaug.images import ImageBatch, Place
-from diffaug.noise.philox import keys
+from diffaug.randomness.philox import keys
+from diffaug.training.loss_by_level import binned
 
 
 class Copies(torch.utils._python_dispatch.TorchDispatchMode):

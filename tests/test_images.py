@@ -12,9 +12,10 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 from torchvision.datasets import FakeData
 from torchvision.transforms import v2
 
+from diffaug.data.batch import Place, collate
+from diffaug.data.dataset import Images, Keyed
 from diffaug.data.placed import PlacedCollate
-from diffaug.images import Images, Keyed, Place, collate
-from diffaug.noise.guard import KeyedCalls, mixed, sample_seed
+from diffaug.randomness.user_code import KeyedCalls, mixed, sample_seed
 
 IMAGE = Image.new("RGB", (6, 4), (1, 2, 3))
 
@@ -305,7 +306,7 @@ def test_hugging_face_broken_image_names_the_sample():
 
 def test_what_a_collate_draws_in_a_worker_is_not_taken_for_a_draw_of_the_items(monkeypatch):
     """Else every item of a wrapped loader would be seeded for nothing, at a third of the cost of reading it."""
-    monkeypatch.setattr("diffaug.noise.guard.get_worker_info", lambda: True)
+    monkeypatch.setattr("diffaug.randomness.user_code.get_worker_info", lambda: True)
     monkeypatch.setattr(KeyedCalls, "_left", None)
     items = Keyed(Items(lambda i: torch.zeros(1, 2, 2)))
     collate = PlacedCollate(torch.stack, (0,))

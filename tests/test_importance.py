@@ -18,7 +18,7 @@ from scipy import stats
 from torch.overrides import TorchFunctionMode
 
 import diffaug.times
-from diffaug.noise.philox import keys
+from diffaug.randomness.philox import keys
 from diffaug.schedules import LinearBeta, Rectified
 from diffaug.times import Importance, Stratified, Uniform
 

@@ -26,12 +26,12 @@ from diffaug import (
 from diffaug.__main__ import main
 from diffaug.commands.export import export, run_of
 from diffaug.config import composed, made, schedule_names
-from diffaug.denoiser import Denoiser
 from diffaug.interop import from_diffusers, target_of, to_diffusers
 from diffaug.noise import gaussian
-from diffaug.noise.philox import Purpose, keys
+from diffaug.randomness.philox import Purpose, keys
 from diffaug.schedules.base import VARIANCE_PRESERVING
 from diffaug.times import LogitNormal
+from diffaug.training.denoiser import Denoiser
 
 diffusers = pytest.importorskip("diffusers")
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from diffaug.items import as_tensor, check_range, split
+from diffaug.data.items import as_tensor, check_range, split
 
 IMAGE = Image.new("RGB", (6, 4), (1, 2, 3))
 

@@ -9,10 +9,11 @@ import torch
 from scipy import stats
 from torch.utils.data import BatchSampler, RandomSampler, TensorDataset, WeightedRandomSampler
 
+from diffaug.data.batch import Place, collate
+from diffaug.data.dataset import Images
 from diffaug.data.evaluation import EvaluationBatches, EvaluationSampler
-from diffaug.images import Images, Place, collate
-from diffaug.loaders import EpochLoader, EpochSampler, occurrences, order_keys, permuted
-from diffaug.noise.philox import Purpose, keys, words
+from diffaug.data.order import EpochLoader, EpochSampler, occurrences, order_keys, permuted
+from diffaug.randomness.philox import Purpose, keys, words
 
 
 def order(size: int, epoch: int = 0, seed: int = 0) -> list[int]:

@@ -15,7 +15,7 @@ from scipy import stats
 
 from diffaug.noise import Gaussian, Immiscible, InputPerturbation, Noise, Offset, Pyramid, StudentT, gaussian
 from diffaug.noise.kinds import sums
-from diffaug.noise.philox import Keys, Purpose, keys
+from diffaug.randomness.philox import Keys, Purpose, keys
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("noise/*.yaml"))

@@ -13,7 +13,19 @@ import torch
 from scipy import stats
 
 from diffaug.noise import gaussian
-from diffaug.noise.philox import STAGES, Keys, Purpose, indices, keys, lanes, normals, philox, points, uniforms, words
+from diffaug.randomness.philox import (
+    STAGES,
+    Keys,
+    Purpose,
+    indices,
+    keys,
+    lanes,
+    normals,
+    philox,
+    points,
+    uniforms,
+    words,
+)
 
 FALSE_ALARM = 1e-6
 Z = stats.norm.isf(FALSE_ALARM / 2)  # about 4.9

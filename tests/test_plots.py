@@ -21,7 +21,7 @@ from diffaug import (
 from diffaug.__main__ import main
 from diffaug.commands.plot import label
 from diffaug.plots.images import whole_bins
-from diffaug.report import density
+from diffaug.process.density import density
 from diffaug.targets import EDMWeight, MinSNR
 
 pytest.importorskip("matplotlib")

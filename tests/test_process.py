@@ -11,8 +11,9 @@ import pytest
 import torch
 from scipy import stats
 
-from diffaug import Cosine, ForwardProcess, LinearBeta, NoisyBatch, Rectified, ScaledLinearBeta, kernel
-from diffaug.noise.philox import Purpose, keys
+from diffaug import Cosine, ForwardProcess, LinearBeta, NoisyBatch, Rectified, ScaledLinearBeta
+from diffaug.process import kernel
+from diffaug.randomness.philox import Purpose, keys
 
 Z = stats.norm.isf(0.5e-6)
 IMAGES = torch.arange(64 * 3 * 8 * 8).remainder(251).to(torch.uint8).view(64, 3, 8, 8)
@@ -498,7 +499,7 @@ def test_cpu_and_gpu_agree(device):
         for a, b in zip(here[:2], there[:2], strict=True):
             assert (a - b.cpu()).abs().max() <= 1e-6 * a.abs().max()
     key, key_there = keys(INDEX), keys(INDEX.to(device))
-    from diffaug.noise.philox import words
+    from diffaug.randomness.philox import words
 
     block = torch.arange(100)
     for a, b in zip(

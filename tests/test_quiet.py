@@ -12,7 +12,7 @@ import pytest
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from tiny import OVERRIDES, ROOT, environment
 
-from diffaug.quiet import LOGGED, LOGGERS, WARNED, quieten
+from diffaug.training.quiet import LOGGED, LOGGERS, WARNED, quieten
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import torch
 
 from diffaug import ForwardProcess, LinearBeta, Rectified
 from diffaug.__main__ import main
-from diffaug.report import facts, trained_on
+from diffaug.commands.report import facts
+from diffaug.process.density import trained_on
 from diffaug.schedules import Truncated
 from diffaug.targets import MinSNR, SNRWeight
 

@@ -10,8 +10,8 @@ from test_data import fit, together
 from torch.utils.data import IterableDataset, get_worker_info
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
+from diffaug.data.dataset import Keyed
 from diffaug.data.stream import Stream
-from diffaug.images import Keyed
 
 PROCESS = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "x_0", "index", "view", "label"))
 

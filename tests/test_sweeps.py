@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 from tiny import OVERRIDES, ROOT, TWO, environment, gone, start
 
-from diffaug.sweeps import command, export_ranks, options, port_of, results, table
+from diffaug.training.sweeps import command, export_ranks, options, port_of, results, table
 
 
 def sweep(folder: Path, *overrides: str, expect: int = 0) -> subprocess.CompletedProcess[str]:

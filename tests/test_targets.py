@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from diffaug import ForwardProcess
-from diffaug.noise.philox import keys
+from diffaug.randomness.philox import keys
 from diffaug.schedules import Cosine, LinearBeta, Rectified, Schedule
 from diffaug.targets import (
     IMAGE_FIELDS,

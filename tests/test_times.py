@@ -21,7 +21,7 @@ from scipy import stats
 import diffaug.times as T
 from diffaug import ForwardProcess
 from diffaug.config import config_dir
-from diffaug.noise.philox import keys
+from diffaug.randomness.philox import keys
 from diffaug.schedules import EDM, VE, LinearBeta, Rectified, Schedule, ZeroTerminalSNR
 from diffaug.times import Importance, Independent, LevelTimes, Times
 

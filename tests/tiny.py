@@ -16,7 +16,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from diffaug.checkpoints import AtomicCheckpointIO
+from diffaug.training import AtomicCheckpointIO
 
 ROOT = Path(__file__).resolve().parents[1]
 OVERRIDES = (

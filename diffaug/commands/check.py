@@ -16,13 +16,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
-from diffaug.broken import write
 from diffaug.checks import integer
 from diffaug.data import DiffusionDataModule
+from diffaug.data.batch import Place
+from diffaug.data.broken import write
+from diffaug.data.dataset import Images
+from diffaug.data.folder import ImageFolder
 from diffaug.data.sources import listed
-from diffaug.folder import ImageFolder
-from diffaug.images import Images, Place
-from diffaug.noise.philox import STAGES
+from diffaug.randomness.philox import STAGES
 
 _SHOWN = 20
 _BATCH = 16

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffaug.checkpoints.files import damage
 from diffaug.checks import refuse
-from diffaug.denoiser import Denoiser
 from diffaug.interop import to_diffusers
 from diffaug.schedules import EDM, VE, Rectified
 from diffaug.schedules.base import STRAIGHT
+from diffaug.training.checkpoint_io import damage
+from diffaug.training.denoiser import Denoiser
 
 EMBEDDED = 1000
 """The range of ``t_embed``: diffusers' t has it too where there are so many timesteps."""

@@ -1,11 +1,19 @@
-"""DiffusionDataModule: any image data in, ``(x_t, epsilon, t)`` on the accelerator out.
+"""The DataModules: any image data in, ``(x_t, epsilon, t)`` on the accelerator out.
 
-dataset item -> the user's transform, still uint8, + its place       in the workers       images, loaders, stream
-             -> collate, pin, transfer: a quarter of the bytes
-             -> device_transform, encoder, then the ForwardProcess    on_after_batch_transfer      noising, labels
-             -> NoisyBatch(x_t, epsilon, t) -> training_step
+What a sample passes, in this order, and the file that has it:
 
-The user's datasets are in module and sources; another LightningDataModule in wrapped, its loaders in rebuilt, placed.
+in the workers    an item of the dataset, found by its Place                       dataset (of a stream: stream)
+                  its image, as a tensor, and the rest by name                     items
+                  the user's transform; still uint8: a quarter of the bytes        dataset
+                  in an order that every rank can tell                             order (validation: evaluation)
+                  joined into a batch                                              batch
+on the device     device_transform, encoder, views, label dropout, then the        device, labels
+                  ForwardProcess: NoisyBatch(x_t, epsilon, t) -> training_step
+
+Who does it: `module` for your datasets (`sources` makes them), `wrapped` for another DataModule (`rebuild` its
+loaders), both on `base`. What a checkpoint holds: `recipe` what a run trains on, `progress` and `resume` how far it is.
+The data of configs/data: `catalogue`, `folder`, `broken`.
 """
 
+from diffaug.data.folder import ImageFolder as ImageFolder
 from diffaug.data.module import DiffusionDataModule as DiffusionDataModule

@@ -11,13 +11,13 @@ from pytorch_lightning.trainer.states import RunningStage
 from torch import Tensor
 
 from diffaug.checks import flag, integer, refuse
+from diffaug.data.device import Noiser
 from diffaug.data.labels import LabelDropout
-from diffaug.data.noising import Noiser
 from diffaug.data.progress import read_progress
 from diffaug.data.recipe import check_ranks, check_recipe, describe
 from diffaug.data.resume import Resume
-from diffaug.kernel import COMPILE_ELEMENTS
 from diffaug.process import ForwardProcess
+from diffaug.process.kernel import COMPILE_ELEMENTS
 
 _log = logging.getLogger("diffaug")
 _STAGE_OF = {

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DistributedSampler, Sampler, SequentialSampler
 
-from diffaug.images import Place
-from diffaug.loaders import Loader, occurrences, sampled
-from diffaug.noise.philox import Purpose
+from diffaug.data.batch import Place
+from diffaug.data.order import Loader, occurrences, sampled
+from diffaug.randomness.philox import Purpose
 
 
 class EvaluationSampler(DistributedSampler[Any], SequentialSampler):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import number
-from diffaug.noise.philox import Keys, Purpose, points
+from diffaug.randomness.philox import Keys, Purpose, points
 
 
 class LabelDropout:

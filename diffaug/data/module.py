@@ -12,14 +12,15 @@ from torch.utils.data import IterableDataset, Sampler
 
 from diffaug.checks import choice, flag, integer, number, refuse
 from diffaug.data.base import NoisingDataModule
+from diffaug.data.batch import ImageBatch, Place, collate
+from diffaug.data.dataset import Images
 from diffaug.data.evaluation import EvaluationSampler, evaluation_loader
+from diffaug.data.order import EpochLoader, EpochSampler, FixedSampler, Loader, check_order
 from diffaug.data.recipe import check_ranks, describe, describe_dataset
 from diffaug.data.sources import Source, are_datasets, called, check_sources, is_function, listed, prepared, spread
 from diffaug.data.stream import Stream, StreamLoader, check_overfit
-from diffaug.images import ImageBatch, Images, Place, collate
-from diffaug.loaders import EpochLoader, EpochSampler, FixedSampler, Loader, check_order
-from diffaug.noise.philox import STAGES, VIEW_BITS
 from diffaug.process import ForwardProcess
+from diffaug.randomness.philox import STAGES, VIEW_BITS
 from diffaug.targets import FIELDS
 from diffaug.times import Fixed, Grid, Uniform
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from diffaug.images import Place, overlaps_copies
-from diffaug.noise.guard import KeyedCalls, mixed
+from diffaug.data.batch import Place, overlaps_copies
+from diffaug.randomness.user_code import KeyedCalls, mixed
 
 _ROWS = 256
 _COLLATE = 2**63  # beside the numbers of epochs: what a collate function draws is no sample's

@@ -12,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 from lightning_fabric.utilities.data import sized_len
 
+from diffaug.data.order import EpochLoader
 from diffaug.data.progress import (
     EpochProgress,
     read_progress,
@@ -21,7 +22,6 @@ from diffaug.data.progress import (
 )
 from diffaug.data.recipe import check_ranks, check_recipe, describe_sampler
 from diffaug.data.stream import StreamLoader
-from diffaug.loaders import EpochLoader
 
 _log = logging.getLogger("diffaug")
 _OURS = (EpochLoader, StreamLoader)

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from diffaug.checks import integer, refuse
-from diffaug.images import Images, Place
-from diffaug.noise.philox import DATASET_BITS, INDEX_BITS, STAGES
+from diffaug.data.batch import Place
+from diffaug.data.dataset import Images
+from diffaug.randomness.philox import DATASET_BITS, INDEX_BITS, STAGES
 
 _log = logging.getLogger("diffaug")
 
@@ -44,7 +45,7 @@ def check_sources(**given: Any) -> dict[str, Any]:
             if isinstance(part, (str, os.PathLike)):
                 raise ValueError(
                     f"data.{stage} must be a dataset, or a function that makes one, but got the path {str(part)!r}. Of "
-                    f"a folder of images diffaug.folder.ImageFolder({str(part)!r}, image_size=64) is the dataset; on "
+                    f"a folder of images diffaug.ImageFolder({str(part)!r}, image_size=64) is the dataset; on "
                     f"the command line: data=image_folder data.root={part}"
                 )
     if are_datasets(given["train"]):

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from diffaug.images import Keyed, Place, note
-from diffaug.loaders import Loader
-from diffaug.noise.guard import sample_seed, untouched_random_state
+from diffaug.data.batch import Place
+from diffaug.data.dataset import Keyed, note
+from diffaug.data.order import Loader
+from diffaug.randomness.user_code import sample_seed, untouched_random_state
 
 _log = logging.getLogger("diffaug")
 _END = object()

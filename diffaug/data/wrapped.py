@@ -12,17 +12,17 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from diffaug.checks import refuse
+from diffaug.data.batch import Place
+from diffaug.data.items import described, split
 from diffaug.data.module import DiffusionDataModule
 from diffaug.data.placed import Placed, Places, batch_place, device_of, leaves, mapped, rows_from
-from diffaug.data.rebuilt import rebuilt
+from diffaug.data.rebuild import rebuilt
 from diffaug.data.recipe import check_ranks
 from diffaug.data.sources import spread, warn_of_half_range
 from diffaug.data.stream import Stream
-from diffaug.images import Place, split
-from diffaug.items import described
-from diffaug.noise.guard import keyed_random_state
-from diffaug.noise.philox import STAGES, Purpose
 from diffaug.process import ForwardProcess
+from diffaug.randomness.philox import STAGES, Purpose
+from diffaug.randomness.user_code import keyed_random_state
 
 
 class WrappedDataModule(DiffusionDataModule):

@@ -1,4 +1,4 @@
-"""Noise: keyed random numbers (`diffaug.noise.philox`) and the kinds of noise made of them.
+"""Noise: keyed random numbers (`diffaug.randomness.philox`) and the kinds of noise made of them.
 
 `diffaug.noise.kinds` has those that are a few lines, `diffaug.noise.pyramid` noise at many resolutions.
 """

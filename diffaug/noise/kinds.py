@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import flag, integer, number, refuse
-from diffaug.noise.philox import Keys, Purpose, lanes, normals
+from diffaug.randomness.philox import Keys, Purpose, lanes, normals
 
 
 def gaussian(keys: Keys, shape: tuple[int, ...], purpose: int = Purpose.EPSILON, first: int = 0) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffaug.checks import integer, number
 from diffaug.noise.kinds import Noise, gaussian, per_sample, sums
-from diffaug.noise.philox import Keys, Purpose, lanes, words
+from diffaug.randomness.philox import Keys, Purpose, lanes, words
 from diffaug.schedules.base import in_float64
 
 _MOST = 32  # levels: so many blocks of the generator are kept for their factors

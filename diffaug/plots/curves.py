@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffaug.plots.picture import Picture, line, new_figure, tidy
 from diffaug.process import ForwardProcess
-from diffaug.report import density, span
+from diffaug.process.density import density, span
 from diffaug.schedules import Schedule
 from diffaug.schedules.base import VARIANCE_PRESERVING
 
@@ -111,7 +111,7 @@ def recipes(
     """What recipes train on: where they draw noise levels, and what the errors there count, over log-SNR.
 
     Above, the density of the draws. Below, that density times the loss weight, stated for all on the loss of one
-    target, so that recipes with different targets can be laid over one another; see `diffaug.report.density`. On the
+    target, so that recipes with different targets can be laid over one another; see `density`. On the
     loss of epsilon it is the weighting function w of Kingma and Gao 2023, "Understanding Diffusion Objectives as the
     ELBO with Simple Data Augmentation", of which the ELBO is the flat one. Each curve has area 1 over the whole range
     of its schedule, and ends where that does.
@@ -168,7 +168,7 @@ def levels(rows: Sequence[Sequence[Any]], over: str = "log_snr") -> Picture:
     """Loss by noise level over the course of training: the mean error in each bin, its spread at the last report.
 
     Arguments:
-        rows: as `diffaug.callbacks.LossByLevel` keeps them, one for each bin that was not empty, of `LEVEL_COLUMNS`.
+        rows: as `diffaug.training.LossByLevel` keeps them, one for each bin that was not empty, of `LEVEL_COLUMNS`.
         over: what the bins are of: log_snr or unit (time).
     """
     stages = list(dict.fromkeys(row[0] for row in rows))

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from diffaug.noise import gaussian
-from diffaug.noise.philox import Purpose, keys
 from diffaug.plots.picture import Picture, new_figure, show, tidy
 from diffaug.process import ForwardProcess
+from diffaug.randomness.philox import Purpose, keys
 from diffaug.schedules import Schedule
 from diffaug.targets import converted
 

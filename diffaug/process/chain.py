@@ -16,8 +16,8 @@ from torch import Tensor
 
 from diffaug.checks import refuse
 from diffaug.noise import gaussian
-from diffaug.noise.philox import Keys, Purpose
 from diffaug.process.arguments import check_states
+from diffaug.randomness.philox import Keys, Purpose
 from diffaug.schedules import Schedule
 from diffaug.schedules.base import STRAIGHT, VARIANCE_EXPLODING
 

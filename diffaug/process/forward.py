@@ -14,11 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffaug import kernel
 from diffaug.checks import choice, number
 from diffaug.noise import Gaussian, Noise, gaussian
-from diffaug.noise.philox import STAGES, Keys, Purpose, keys
-from diffaug.process import chain
+from diffaug.process import chain, kernel
 from diffaug.process.arguments import (
     check_call,
     check_images,
@@ -30,6 +28,7 @@ from diffaug.process.arguments import (
     numbered,
 )
 from diffaug.process.batch import NoisyBatch, batch_type
+from diffaug.randomness.philox import STAGES, Keys, Purpose, keys
 from diffaug.schedules import Schedule
 from diffaug.targets import (
     IMAGE_FIELDS,

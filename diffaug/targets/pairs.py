@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import choice, integer
-from diffaug.noise.philox import Keys, Purpose, indices, points, uniforms
+from diffaug.randomness.philox import Keys, Purpose, indices, points, uniforms
 from diffaug.schedules import Schedule
 from diffaug.targets.level import Level
 

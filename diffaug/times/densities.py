@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import integer, number, refuse
-from diffaug.noise.philox import Keys, indices, uniforms
+from diffaug.randomness.philox import Keys, indices, uniforms
 from diffaug.schedules import Schedule
 from diffaug.times.coverage import Coverage, Independent
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffaug.noise.philox import Keys, Purpose, indices, lanes, normals, points
+from diffaug.randomness.philox import Keys, Purpose, indices, lanes, normals, points
 
 COMPILE_ELEMENTS = 512
 """The size of a sample from which compiling pays for itself."""

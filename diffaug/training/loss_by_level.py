@@ -37,7 +37,7 @@ class LossByLevel(Callback):
     makes no difference.
 
     A LightningModule's ``training_step`` and ``validation_step`` must return a dict with ``t`` and ``errors``, and
-    ``weights`` where there are any, shape (B,) each, as `diffaug.denoiser.Denoiser`'s do.
+    ``weights`` where there are any, shape (B,) each, as `diffaug.training.denoiser.Denoiser`'s do.
 
     Arguments:
         folder: where loss_by_level.png and loss_by_level.csv go; None draws nothing.

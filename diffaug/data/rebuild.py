@@ -20,12 +20,12 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from diffaug.data.dataset import Keyed
 from diffaug.data.evaluation import EvaluationSampler, evaluation_loader
+from diffaug.data.order import EpochLoader, EpochSampler, FixedSampler, Loader, check_order
 from diffaug.data.placed import PlacedCollate
 from diffaug.data.stream import Stream, StreamLoader, check_overfit
-from diffaug.images import Keyed
-from diffaug.loaders import EpochLoader, EpochSampler, FixedSampler, Loader, check_order
-from diffaug.noise.philox import STAGES
+from diffaug.randomness.philox import STAGES
 
 _log = logging.getLogger("diffaug")
 _KEPT = (

@@ -33,9 +33,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from diffaug import broken as broken_files
 from diffaug.checks import choice, integer
-from diffaug.items import as_tensor, over_white
+from diffaug.data import broken as broken_files
+from diffaug.data.items import as_tensor, over_white
 
 _log = logging.getLogger("diffaug")
 _ENDINGS = (
@@ -69,7 +69,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
             stored in 16. None takes all the file's.
         on_error: what becomes of broken files: "raise" refuses them when it is their turn; "skip" leaves out those on
             the list, and refuses others.
-        broken_list: the file of that list; None is `diffaug.broken.NAME` in the folder.
+        broken_list: the file of that list; None is `diffaug.data.broken.NAME` in the folder.
 
     Attributes:
         paths: the files, str.

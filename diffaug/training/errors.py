@@ -10,7 +10,7 @@ from hydra.errors import CompactHydraException, HydraException, InstantiationExc
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 # The text of an error that crossed from a DataLoader's worker: a stack, of which the last place and what follows count.
 _FROM_A_WORKER = re.compile(
     r'Caught \w+ in .*\n  File "(?P<file>[^"]+)", line \d+, in [^\n]+\n'

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, DistributedSampler, Sampler, SequentialSampler
 
 from diffaug.checks import flag, refuse
-from diffaug.images import Place
-from diffaug.noise.guard import sample_seed, untouched_random_state
-from diffaug.noise.philox import Purpose, keys, words
+from diffaug.data.batch import Place
+from diffaug.randomness.philox import Purpose, keys, words
+from diffaug.randomness.user_code import sample_seed, untouched_random_state
 
 _CHUNK = 2**14
 _ROUNDS = 8

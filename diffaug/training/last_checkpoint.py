@@ -15,8 +15,8 @@ from pytorch_lightning.callbacks import Checkpoint
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
-from diffaug.checkpoints.files import claim
 from diffaug.checks import integer, number
+from diffaug.training.checkpoint_io import claim
 
 _log = logging.getLogger("diffaug")
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)  # by which a system, submitit and a user tell of the end

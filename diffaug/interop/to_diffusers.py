@@ -1,30 +1,6 @@
-"""To and from diffusers: its schedulers' forward process as a schedule, and a schedule as its schedulers.
-
-==================================  =======================================  ======================================
-schedule                            diffusers scheduler                      what its networks predict
-==================================  =======================================  ======================================
-discrete, variance preserving       DDIM, DDPM, DPMSolverMultistep, and      epsilon; v_prediction (v); sample (x_0)
-                                    every other one that is given by betas
-continuous, variance preserving     the same, with beta such that its t is   the same
-                                    ours times ``timesteps``
-Rectified, and Shifted on it        FlowMatchEulerDiscrete; DPMSolver-       flow; flow_prediction (flow)
-                                    Multistep with use_flow_sigmas
-EDM; VE                             EDMEuler, EDMDPMSolverMultistep, with    epsilon (F, not the noise: EDM's own
-                                    the grid karras; exponential             preconditioning is applied to it)
-==================================  =======================================  ======================================
-
-diffusers keeps its tables in float32: its alpha_bar agrees with ours to 2e-5 of its value, and its 1 - alpha_bar to
-1e-6 absolutely: of a sigma below 0.01 few digits are left. A discrete t means the same on both sides: zero-based, least
-noise at 0.
-
-How t is drawn is not part of a scheduler. Whoever brings it along from diffusers' training scripts for SD3: these use
-their draw as an index into timesteps that fall, so ``--logit_mean`` is -mean of `diffaug.times.LogitNormal`;
-``--mode_scale`` is s of `diffaug.times.Mode`, which is symmetric. ``--weighting_scheme`` sigma_sqrt and cosmap are
-weights there, on the error of x_0 by default: see `diffaug.targets.weights`.
-"""
+"""A schedule as one of diffusers' schedulers."""
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -41,7 +17,6 @@ from diffaug.schedules import (
     Schedule,
     Shifted,
     SigmoidBeta,
-    Tabulated,
     ZeroTerminalSNR,
 )
 from diffaug.schedules.base import STRAIGHT, VARIANCE_PRESERVING, betas_of
@@ -229,99 +204,3 @@ def _edm(
     if isinstance(schedule, EDM):
         chosen["rho"] = schedule.rho
     return choice("scheduler", scheduler or _EDM_SCHEDULERS[0], _EDM_SCHEDULERS), chosen
-
-
-def from_diffusers(scheduler: Any) -> Schedule:
-    """The schedule of a diffusers scheduler, or of its config, with equal alpha_bar and sigma.
-
-    What a scheduler says of sampling alone (solver, spacing, karras or beta sigmas, clipping) is not part of it. See
-    `target_of` for what its networks predict.
-
-    Arguments:
-        scheduler: a scheduler; or its config, a mapping as ``scheduler.config`` or scheduler_config.json holds it.
-
-    Raises:
-        ValueError: diffaug has no counterpart, with what to do instead.
-    """
-    config, name = _config(scheduler)
-    if name.startswith("FlowMatch") or config.get("use_flow_sigmas"):
-        return _from_flow(config, name)
-    if name.startswith("EDM"):
-        ends = {"sigma_min": config.get("sigma_min", 0.002), "sigma_max": config.get("sigma_max", 80.0)}
-        if config.get("sigma_schedule", "karras") == "exponential":
-            return VE(**ends)
-        return EDM(**ends, rho=float(config.get("rho", 7.0)))
-    if config.get("trained_betas") is None and "beta_schedule" not in config:
-        raise ValueError(
-            f"from_diffusers knows schedulers that are given by betas, EDM's and the flow matching ones, but got "
-            f"{name}: use Tabulated with its betas or alpha_bars, or write its log-SNR as a schedule of your own."
-        )
-    return _from_betas(config, name, scheduler)
-
-
-def _config(scheduler: Any) -> tuple[dict[str, Any], str]:
-    config = getattr(scheduler, "config", scheduler)
-    if not isinstance(config, Mapping):
-        raise refuse("scheduler", scheduler, "a diffusers scheduler, or its config")
-    if config is not scheduler:
-        return dict(config), type(scheduler).__name__
-    # scheduler.config does not say whose it is; scheduler_config.json does.
-    guess = "EDM" if "sigma_data" in config else "FlowMatch" if "shift" in config else "Scheduler"
-    return dict(config), str(config.get("_class_name") or f"{guess} (a config without _class_name)")
-
-
-def _from_flow(config: Mapping[str, Any], name: str) -> Schedule:
-    if config.get("use_dynamic_shifting"):
-        raise ValueError(
-            f"{name} with use_dynamic_shifting has another schedule for every size of image: state the one you want, "
-            "Shifted(Rectified(), factor=s), with s = exp(mu) where time_shift_type is exponential."
-        )
-    shift = float(config.get("shift", config.get("flow_shift", 1.0)))
-    return Rectified() if shift == 1 else Shifted(Rectified(), factor=shift)
-
-
-def _from_betas(config: Mapping[str, Any], name: str, scheduler: Any) -> Schedule:
-    steps, kind = config.get("num_train_timesteps", 1000), config.get("beta_schedule", "linear")
-    ends = {"beta_start": config.get("beta_start", 1e-4), "beta_end": config.get("beta_end", 0.02)}
-    trained = config.get("trained_betas")
-    if trained is not None:
-        values = torch.as_tensor(trained, dtype=torch.float64).tolist()
-        # As a rescaled table has it already: its last beta is 1.
-        return Tabulated(tuple(values)) if values[-1] == 1.0 else _rescaled(Tabulated(tuple(values)), config)
-    if kind == "linear":
-        return _rescaled(LinearBeta(steps, **ends), config)
-    if kind == "scaled_linear":
-        return _rescaled(ScaledLinearBeta(steps, **ends), config)
-    if kind == "squaredcos_cap_v2":
-        return _rescaled(Cosine(steps), config)
-    if kind == "sigmoid":
-        return _rescaled(SigmoidBeta(steps, **ends), config)
-    table = getattr(scheduler, "betas", None)
-    if isinstance(table, Tensor):
-        return Tabulated(tuple(table.double().tolist()))
-    raise ValueError(
-        f"beta_schedule={kind!r} of {name} has no name in diffaug: pass the scheduler itself, not its config, and its "
-        "table of betas is taken."
-    )
-
-
-def _rescaled(schedule: Schedule, config: Mapping[str, Any]) -> Schedule:
-    return ZeroTerminalSNR(schedule) if config.get("rescale_betas_zero_snr") else schedule
-
-
-def target_of(scheduler: Any) -> str:
-    """What the networks of a diffusers scheduler predict, by diffaug's name: epsilon, v, x_0, flow or F.
-
-    Arguments:
-        scheduler: as `from_diffusers` takes it.
-    """
-    config, name = _config(scheduler)
-    if name.startswith("FlowMatch"):
-        return "flow"
-    kind = config.get("prediction_type", "epsilon")
-    if name.startswith("EDM"):
-        if kind == "epsilon":
-            return "F"
-        raise ValueError(f"{name} with prediction_type={kind!r} predicts -F, which diffaug has no name for.")
-    names = {diffusers: ours for ours, diffusers in PREDICTIONS.items() if ours != "F"}
-    return names[choice("prediction_type", kind, tuple(names))]

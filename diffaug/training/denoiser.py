@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from diffaug.checks import choice, flag
 from diffaug.noise import gaussian
-from diffaug.noise.philox import Purpose, keys
 from diffaug.process import ForwardProcess
+from diffaug.randomness.philox import Purpose, keys
 from diffaug.targets import INPUTS, NUMBER_FIELDS, as_input, check_target, convertible, recovered
 from diffaug.times import Importance
 
@@ -35,7 +35,7 @@ class Denoiser(pl.LightningModule):
 
     Both steps return what callbacks may want of each sample, beside the ``loss``: ``t``; ``errors``, its mean squared
     error, unweighted; ``weights``, what that counts in training; each of shape (B,). See
-    `diffaug.callbacks.LossByLevel`. Where times are drawn by importance, the errors also go to ``process.times``.
+    `diffaug.training.LossByLevel`. Where times are drawn by importance, the errors also go to ``process.times``.
 
     A loss that is not finite ends the run, on all ranks: at the latest ``trainer.log_every_n_steps`` batches later, and
     before any checkpoint. Until then the device keeps watch, so that no step waits for it.

@@ -18,7 +18,7 @@ from torch.utils.data import Subset
 from diffaug import plots
 from diffaug.data import DiffusionDataModule
 from diffaug.data.wrapped import WrappedDataModule
-from diffaug.denoiser import Denoiser
+from diffaug.training.denoiser import Denoiser
 
 _PRIOR_IMAGES = 2048
 

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from diffaug.checks import integer, refuse
+from diffaug.data.batch import Place
+from diffaug.data.dataset import note
+from diffaug.data.items import check_range
 from diffaug.data.labels import LabelDropout
-from diffaug.images import Place, check_range, note
-from diffaug.noise.guard import keyed_random_state
-from diffaug.noise.philox import STAGES, VIEW_BITS, Purpose, keys
 from diffaug.process import ForwardProcess
+from diffaug.randomness.philox import STAGES, VIEW_BITS, Purpose, keys
+from diffaug.randomness.user_code import keyed_random_state
 from diffaug.times import Times
 
 _log = logging.getLogger("diffaug")
@@ -75,7 +77,7 @@ class Noiser:
 
         Arguments:
             image: shape (B, *), as `ForwardProcess` takes it.
-            place: int64, shape (B, 4): the columns of `diffaug.images.Place`.
+            place: int64, shape (B, 4): the columns of `diffaug.data.batch.Place`.
             extra: further fields by name.
             first: the first sample's place, on the host.
             seed, stage, dataset: the rest of the key.

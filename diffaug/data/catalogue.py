@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from diffaug.broken import ON_ERROR
 from diffaug.checks import choice, flag, integer, number
 from diffaug.data import DiffusionDataModule
+from diffaug.data.broken import ON_ERROR
 
 
 def digits(**options: Any) -> DiffusionDataModule:
@@ -94,7 +94,7 @@ def image_folder(
     val_share: float = 0.1,
     **options: Any,
 ) -> DiffusionDataModule:
-    """Any folder of images, of any sizes and modes, in any subfolders: see `diffaug.folder.ImageFolder`.
+    """Any folder of images, of any sizes and modes, in any subfolders: see `diffaug.ImageFolder`.
 
     Arguments:
         root: the folder; the first level of subfolders, where there is one, gives the labels.
@@ -124,7 +124,7 @@ def image_folder(
 
 
 def _part(folder: dict[str, Any], share: float, validation: bool) -> Dataset[Any]:
-    from diffaug.folder import ImageFolder
+    from diffaug.data.folder import ImageFolder
 
     images = ImageFolder(**folder)
     chosen = held_out(images.names, share)

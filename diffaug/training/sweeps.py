@@ -28,7 +28,7 @@ from hydra.types import RunMode
 from hydra.utils import get_original_cwd
 from omegaconf import DictConfig, OmegaConf
 
-from diffaug.errors import UserError, for_the_user
+from diffaug.training.errors import UserError, for_the_user
 
 _OUTCOME = "outcome.txt"  # beside Hydra's own records of the job
 _OF_THE_SWEEP = ("hydra.mode=", "hydra.sweep.", "hydra.sweeper", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
@@ -46,7 +46,7 @@ def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
     Under submitit it tells Lightning which rank this is. A job of a sweep returns its validation loss, which is what
     a sweeper that searches goes by. The stack of an error goes to the run's log; of an error of the user's the
-    terminal shows no more than a sentence, and where the log is: see `diffaug.errors`.
+    terminal shows no more than a sentence, and where the log is: see `diffaug.training.errors`.
     """
 
     @wraps(function)
