@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffaug import DiffusionDataModule, ForwardProcess
 from diffaug.config import check_words, checkpoint_path, config_dir, report, seed_everything
+from diffaug.data.base import NoisingDataModule
 from diffaug.data.module import _LOADER_OPTIONS
 from diffaug.help import commented, comments_of
 
@@ -179,9 +180,10 @@ def test_every_trainer_argument_is_there_with_its_default():
 
 def test_every_option_of_the_datamodule_is_there_with_its_default():
     config = loaded("data/base/module")
-    options = inspect.signature(DiffusionDataModule).parameters
+    of_both = inspect.signature(NoisingDataModule).parameters
+    options = {**of_both, **inspect.signature(DiffusionDataModule).parameters}
     datasets = {"train", "val", "test", "predict"}
-    assert set(config) == set(options) - {*datasets, "loader_options"} | set(_LOADER_OPTIONS)
+    assert set(config) == set(options) - {*datasets, "options"} | set(_LOADER_OPTIONS)
     assert datasets <= set(loaded("data/own"))
     for name in set(config) & set(options) - {"process", "seed", "batch_size"}:
         assert config[name] == options[name].default, name

@@ -194,7 +194,7 @@ def test_fashion_mnist_fetches_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert (len(train), len(data.images("val"))) == (60000, 10000)
     assert int(train.data.sum(dtype=torch.int64)) == 3431114169
     batch = next(iter(data.val_dataloader()))
-    assert torch.equal(batch.image[:, 0], data.images("val").dataset.data[: len(batch)])
+    assert torch.equal(batch.image[:, 0], data.images("val").dataset.data[: len(batch.image)])
     shutil.rmtree(there)  # 55 MB unpacked
 
 

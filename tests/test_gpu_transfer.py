@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Rectified
-from diffaug.data.batch import ImageBatch, Place
+from diffaug.data.batch import Batch, Place, Places
 from diffaug.data.labels import LabelDropout
-from diffaug.data.placed import Placed, Places
 from diffaug.randomness.philox import keys
 from diffaug.training.loss_by_level import binned
 
@@ -33,14 +32,13 @@ class Copies(torch.utils._python_dispatch.TorchDispatchMode):
 
 
 def test_a_batch_crosses_without_waiting():
-    batch = ImageBatch(torch.zeros(4, 3, 2, 2), torch.zeros(4, 4, dtype=torch.int64), {"label": torch.arange(4)})
-    placed = Placed(None, [Places(batch.place, Place(0, 0, 0, 0))])
+    places = Places(torch.zeros(4, 4, dtype=torch.int64), Place(0, 0, 0, 0))
+    batch = Batch((torch.zeros(4, 3, 2, 2), {"label": torch.arange(4)}), [places])
     data = DiffusionDataModule(process=ForwardProcess(LinearBeta()))
     with Copies() as copies:
         moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
-        placed.to_device(torch.device("meta"))
-    assert moved.image.device.type == moved.place.device.type == moved.extra["label"].device.type == "meta"
-    assert copies.waits == [False] * 4
+    assert moved.image.device.type == moved.places[0].rows.device.type == moved.extra["label"].device.type == "meta"
+    assert copies.waits == [False] * 3
     with Copies() as control:
         torch.zeros(2).to("meta")
     assert control.waits == [True]

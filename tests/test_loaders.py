@@ -200,7 +200,7 @@ def epochs(a: EpochLoader, first: int, count: int) -> list[list[list[int]]]:
     out = []
     for epoch in range(first, first + count):
         a.sampler.set_epoch(epoch)
-        out.append([batch.place.tolist() for batch in a])
+        out.append([batch.places[0].rows.tolist() for batch in a])
     return out
 
 
@@ -224,7 +224,7 @@ def test_a_loader_goes_on_where_its_state_says(num_workers, done, drop_last, sam
     b.load_state_dict(state)
     assert b.state_dict() == state
     b.sampler.set_epoch(1 if done == per_epoch else 0)
-    rest = [batch.place.tolist() for batch in b]
+    rest = [batch.places[0].rows.tolist() for batch in b]
     expected = batches[done:per_epoch] if done < per_epoch else batches[per_epoch : 2 * per_epoch]
     assert rest == expected
     following = 2 if done == per_epoch else 1
@@ -246,7 +246,7 @@ def test_a_state_serves_another_number_of_ranks():
     assert states[0] == states[1] == {"epoch": 0, "batches": 3}
     again = loader(batch_size=4)
     again.load_state_dict(states[0])
-    assert [sorted(batch.place.tolist()) for batch in again] == whole[3:]
+    assert [sorted(batch.places[0].rows.tolist()) for batch in again] == whole[3:]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])

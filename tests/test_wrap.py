@@ -26,6 +26,8 @@ from torch.utils.data import (
 )
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
+from diffaug.data.base import NoisingDataModule
+from diffaug.data.nest import map_parts
 
 FIELDS = ("x_t", "epsilon", "t", "x_0", "index", "view", "label")
 PROCESS = ForwardProcess(LinearBeta(), fields=FIELDS)
@@ -221,9 +223,16 @@ class Foreign:
 def test_ranks_do_not_share_noise_where_keys_are_places(monkeypatch):
     noise = []
     for rank in range(3):
-        monkeypatch.setattr(DiffusionDataModule, "_ranks", lambda self, rank=rank: {"rank": rank, "ranks": 3})
+        monkeypatch.setattr(NoisingDataModule, "_ranks", lambda self, rank=rank: {"rank": rank, "ranks": 3})
         noise.append(together(fit(Inner(train=lambda: OwnLoader(pictures(), 2)))["train"], "epsilon"))
     assert len(torch.unique(torch.cat(noise).flatten(1), dim=0)) == 30
+
+
+@pytest.mark.parametrize("batch", [{"a": torch.zeros(2, 3)}, [torch.zeros(2, 3)] * 2, torch.zeros(2, 3)])
+def test_sub_batches_must_stay_apart(batch):
+    loaders = {"a": DataLoader(pictures(), 2), "b": DataLoader(pictures(), 2)}
+    with pytest.raises(ValueError, match=r"nested as its loaders are, a dict of \['a', 'b'\], but it is a"):
+        map_parts(torch.Tensor.clone, loaders, batch)
 
 
 def test_a_batch_larger_than_a_row_of_keys():

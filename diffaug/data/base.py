@@ -1,5 +1,6 @@
-"""What every DataModule that noises has in common: the process, the seed, the place among the ranks, the recipe."""
+"""NoisingDataModule: what the two DataModules share, process, seed, ranks, backend, recipe, state."""
 
+import inspect
 import logging
 import os
 from collections.abc import Callable
@@ -32,21 +33,36 @@ _DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": tor
 
 
 class NoisingDataModule(pl.LightningDataModule):
-    """A LightningDataModule whose batches are noised on their device; for its arguments see `DiffusionDataModule`."""
+    """A LightningDataModule whose batches are noised on their device.
+
+    Arguments:
+        process: what is done to a batch.
+        seed: of all draws, in [0, 2^64). None takes that of Lightning's ``seed_everything``, or else 0.
+        device_transform: applied to each training batch of images on the accelerator, before the noise. What it draws
+            repeats with the same batches; a sample's noise does not depend on its batch, what is drawn here does.
+        encoder: applied to every batch of every stage on the accelerator, last before the noise: from float images in
+            [-1, 1] to latents, which are noised as they are. A torch.nn.Module is moved there, in evaluation mode.
+        label_dropout: the share of the training labels that are dropped, for classifier-free guidance.
+        null_label: what stands for a dropped label.
+        label_key: which field is the label.
+        image_key: which part of an item is the image: a name, or a place in a tuple. None where there is only one.
+        views: how many noised copies of each training image a batch holds, side by side; it is decoded once.
+        allow_changed_recipe: whether a checkpoint of another schedule, seed, ... may be gone on from.
+    """
 
     def __init__(
         self,
-        *,
         process: ForwardProcess,
-        seed: int | None,
-        device_transform: Callable[[Tensor], Tensor] | None,
-        encoder: Callable[[Tensor], Tensor] | None,
-        label_dropout: float,
-        null_label: Any,
-        label_key: str,
-        image_key: str | int | None,
-        views: int,
-        allow_changed_recipe: bool,
+        *,
+        seed: int | None = None,
+        device_transform: Callable[[Tensor], Tensor] | None = None,
+        encoder: Callable[[Tensor], Tensor] | None = None,
+        label_dropout: float = 0.0,
+        null_label: Any = None,
+        label_key: str = "label",
+        image_key: str | int | None = None,
+        views: int = 1,
+        allow_changed_recipe: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(process, ForwardProcess):
@@ -123,6 +139,32 @@ class NoisingDataModule(pl.LightningDataModule):
     def _dtype(self) -> torch.dtype | None:
         return _DTYPES.get(str(self.trainer.precision)) if self.trainer else None
 
+    def clean_images(self, stage: str, count: int) -> Tensor | None:
+        """Up to so many images of a stage, spread evenly over it, on the CPU; None for a stream."""
+        raise NotImplementedError
+
+    def noise(self, batch: Any, *, stage: str = "train", dataset: int = 0) -> Any:
+        """Noise a batch of the DataModule's own loaders, as a Trainer has it done; for use without one.
+
+        Returns:
+            A named tuple of the process's fields, or a nest of them where several loaders are gone through side by
+            side.
+        """
+        raise NotImplementedError
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Noise a batch on its device."""
+        stage = self._stage()
+        if stage == "train":
+            self._resume.begin_batch()
+        return self.noise(batch, stage=stage, dataset=dataloader_idx)
+
+    def plot(self, batch: Any, count: int = 8) -> Any:
+        """Draw a noised batch, with the x_0 in it: ``data.plot(batch).save("batch.png")``."""
+        from diffaug import plots
+
+        return plots.batch(self.process, batch, count=count)
+
     def recipe(self) -> dict[str, Any]:
         """What this run trains on, in plain types: kept in checkpoints, compared on a resume."""
         return {
@@ -165,3 +207,7 @@ class NoisingDataModule(pl.LightningDataModule):
             )
         if state_dict.get("times"):
             self.process.times.load_state_dict(state_dict["times"])
+
+
+OPTIONS = tuple(inspect.signature(NoisingDataModule).parameters)[1:]
+"""The names of the options that both DataModules take."""

@@ -1,6 +1,6 @@
-"""A batch on its way from the loader to the accelerator, and how items are joined into one."""
+"""A batch on its way from the loader to the accelerator: its samples' places, and how items are joined into one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -8,7 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import default_collate
+
+from diffaug.randomness.user_code import call_keyed, mixed
+
+_COLLATE = 2**63  # beside the numbers of epochs: what a collate function draws is no sample's
 
 
 class Place(NamedTuple):
@@ -28,26 +33,72 @@ class Place(NamedTuple):
 
 
 Sample = tuple[Tensor, Place, dict[str, Any]]
+_ROWS = 256
 
 
-class ImageBatch:
+class Places(NamedTuple):
+    """The places of a batch's samples.
+
+    Attributes:
+        rows: int64, shape (B, 4): the columns of `Place`.
+        first: the first of them, on the host: what keys the draws of a whole batch.
+    """
+
+    rows: Tensor
+    first: Place
+
+    @classmethod
+    def of(cls, places: Sequence[Place]) -> "Places":
+        """The places of these samples, on the CPU."""
+        rows = np.fromiter(chain.from_iterable(places), np.int64, 4 * len(places))
+        return cls(torch.from_numpy(rows.reshape(len(places), 4)), places[0])
+
+    @classmethod
+    def count_from(cls, first: Place, length: int, device: torch.device) -> "Places":
+        """Places from a first one on, where a batch's rows have none of their own; past 256 they count as views."""
+        row = torch.arange(length, device=device)
+        index, view = first.index + row % _ROWS, row // _ROWS
+        return cls(torch.stack([index, view, first.position + row, torch.full_like(row, first.epoch)], 1), first)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # From a worker every tensor comes over a connection of its own, at the cost of reading some thirty small
+        # images. These few numbers come as bytes.
+        return _receive, (self.rows.numpy(force=True), self.first)
+
+
+def _receive(rows: NDArray[np.int64], first: Place) -> Places:
+    return Places(torch.from_numpy(rows), first)
+
+
+def first_place(count: int, *, epoch: int, rank: int, ranks: int) -> Place:
+    """The place of a batch's first sample where only the batch's number is known: unlike any other's of the epoch."""
+    start = (count * ranks + rank) * _ROWS
+    return Place(start, 0, start, epoch)
+
+
+class Batch:
     """A batch on its way to the accelerator. Not a tuple, so that no precision plugin rounds its images on the way.
 
     Attributes:
-        image: uint8 or float, shape (B, *).
-        place: int64, shape (B, 4): the columns of `Place`.
-        extra: what else the dataset yields and the process's fields ask for, by name.
-        first: the first sample's place, on the host: what keys the draws of a whole batch.
+        content: as the loader's collate function made it; of diffaug's own loaders (images, the rest by name).
+        places: of its samples; one entry for each of the sub-batches that several loaders side by side make, None
+            where a loader's samples have no places.
     """
 
-    __slots__ = ("extra", "first", "image", "place")
+    __slots__ = ("content", "places")
 
-    def __init__(self, image: Tensor, place: Tensor, extra: dict[str, Any], first: Place | None = None) -> None:
-        self.image, self.place, self.extra = image, place, extra
-        self.first = first or Place(*place[0].tolist())
+    def __init__(self, content: Any, places: list[Places | None]) -> None:
+        self.content, self.places = content, places
 
-    def __len__(self) -> int:
-        return len(self.image)
+    @property
+    def image(self) -> Tensor:
+        """The images of a batch of diffaug's own loaders: uint8 or float, shape (B, *)."""
+        return self.content[0]
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What else such a batch holds, by name."""
+        return self.content[1]
 
     def __getitem__(self, index: Any) -> Any:
         # Python asks for this when it unpacks or goes through a batch, too.
@@ -56,22 +107,21 @@ class ImageBatch:
             "epsilon, t; without a Trainer: x_t, epsilon, t = data.noise(batch). (batch.image has the images.)"
         )
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # From a worker every tensor comes over a connection of its own, at the cost of reading some thirty small
-        # images. The few numbers of the places come as bytes.
-        return _sent, (self.image, self.place.numpy(force=True), self.extra, self.first)
+    def to(self, device: torch.device | str) -> "Batch":
+        """Move it: without waiting for the work that is queued on the device, where that is safe."""
+        # Lightning passes non_blocking to tensors only: without it every batch would wait.
+        options = {"device": device, "non_blocking": overlaps_copies(device)}
+        content = tree_map_only(Tensor, lambda tensor: tensor.to(**options), self.content)
+        return Batch(content, [places and Places(places.rows.to(**options), places.first) for places in self.places])
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> "ImageBatch":
-        extra = {name: function(v) if isinstance(v, Tensor) else v for name, v in self.extra.items()}
-        return ImageBatch(function(self.image), function(self.place), extra, self.first)
-
-    def to(self, target: torch.device | str | torch.dtype) -> "ImageBatch":
-        # Lightning passes non_blocking to tensors only: without it every batch waits for the work already queued.
-        options: dict[str, Any] = {} if isinstance(target, torch.dtype) else {"non_blocking": overlaps_copies(target)}
-        return self._map(lambda tensor: tensor.to(target, **options))
-
-    def pin_memory(self, *_: Any) -> "ImageBatch":
-        return self._map(lambda tensor: tensor.pin_memory())
+    def pin_memory(self, *_: Any) -> "Batch":
+        content = self.content
+        pinned = (
+            content.pin_memory()
+            if hasattr(content, "pin_memory")
+            else tree_map_only(Tensor, Tensor.pin_memory, content)
+        )
+        return Batch(pinned, [places and Places(places.rows.pin_memory(), places.first) for places in self.places])
 
 
 def overlaps_copies(device: torch.device | str) -> bool:
@@ -80,12 +130,8 @@ def overlaps_copies(device: torch.device | str) -> bool:
     return torch.device(device).type not in ("cpu", "mps")
 
 
-def _sent(image: Tensor, places: NDArray[np.int64], extra: dict[str, Any], first: Place) -> ImageBatch:
-    return ImageBatch(image, torch.from_numpy(places), extra, first)
-
-
-def collate(items: list[Sample]) -> ImageBatch:
-    """Join items into an `ImageBatch`.
+def collate(items: list[Sample]) -> Batch:
+    """Join items into a `Batch`.
 
     Raises:
         ValueError: the images differ in shape or dtype, or an extra part cannot be joined.
@@ -99,10 +145,9 @@ def collate(items: list[Sample]) -> ImageBatch:
                 + _remedy(first, image)
             )
     joined = {name: _joined(name, [extra[name] for _, _, extra in items]) for name in extra}
-    places = np.fromiter(chain.from_iterable(place for _, place, _ in items), np.int64, 4 * len(items))
     # default_collate, in a worker, stacks straight into memory that the main process sees.
     images = default_collate([image for image, _, _ in items])
-    return ImageBatch(images, torch.from_numpy(places.reshape(len(items), 4)), joined, place)
+    return Batch((images, joined), [Places.of([place for _, place, _ in items])])
 
 
 def _remedy(one: Tensor, other: Tensor) -> str:
@@ -126,3 +171,20 @@ def _joined(name: str, values: list[Any]) -> Any:
         raise ValueError(
             f"process.fields asks for {name!r}, but these parts of a batch's items cannot be joined: {error}"
         ) from error
+
+
+class PlacedCollate:
+    """The user's collate function for items with places: what it draws is a function of the first sample's place.
+
+    Arguments:
+        collate: the user's.
+        domain: what its draws are keyed by, beside the place.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Any], domain: tuple[int, ...]) -> None:
+        self.collate, self.domain = collate, domain
+
+    def __call__(self, samples: list[tuple[Any, Place]]) -> Batch:
+        items, places = [item for item, _ in samples], [place for _, place in samples]
+        (batch,) = call_keyed(self.collate, [items], [mixed(*self.domain, _COLLATE, *places[0])])
+        return Batch(batch, [Places.of(places)])

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Subset
 from diffaug.data.batch import Place, Sample
 from diffaug.data.items import as_tensor, check_range, split
 from diffaug.randomness.philox import INDEX_BITS
-from diffaug.randomness.user_code import KeyedCalls, draws, mixed
+from diffaug.randomness.user_code import call_keyed, draws, mixed
 
 
 class Keyed(Dataset[Any]):
@@ -35,7 +35,6 @@ class Keyed(Dataset[Any]):
 
     def __init__(self, dataset: Any, *, name: str = "data.train", domain: tuple[int, ...] = (0,)) -> None:
         self.dataset, self.name, self.domain = dataset, name, domain
-        self._keyed = KeyedCalls()
         self._in_batches = _fetches_many(dataset)
 
     def finished(self, placed: tuple[Place, Any]) -> Any:
@@ -49,8 +48,8 @@ class Keyed(Dataset[Any]):
     def __getitems__(self, places: Sequence[Place]) -> list[Any]:
         fetched = self._fetched([place.index for place in places]) if self._in_batches else None
         if fetched is None:
-            return self._keyed(self._read, places, lambda: self.seeds(places))
-        return self._keyed(self.finished, list(zip(places, fetched, strict=True)), lambda: self.seeds(places))
+            return call_keyed(self._read, places, self.seeds(places))
+        return call_keyed(self.finished, list(zip(places, fetched, strict=True)), self.seeds(places))
 
     def seeds(self, places: Sequence[Place]) -> list[int]:
         """What seeds the random states for the samples at these places: 64 bits each."""

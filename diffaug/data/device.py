@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffaug.checks import integer, refuse
-from diffaug.data.batch import Place
+from diffaug.data.batch import Places
 from diffaug.data.dataset import note
 from diffaug.data.items import check_range
 from diffaug.data.labels import LabelDropout
@@ -63,10 +63,9 @@ class Noiser:
     def __call__(
         self,
         image: Tensor,
-        place: Tensor,
+        places: Places,
         extra: dict[str, Any],
         *,
-        first: Place,
         seed: int,
         stage: str,
         dataset: int,
@@ -77,15 +76,14 @@ class Noiser:
 
         Arguments:
             image: shape (B, *), as `ForwardProcess` takes it.
-            place: int64, shape (B, 4): the columns of `diffaug.data.batch.Place`.
+            places: of its samples.
             extra: further fields by name.
-            first: the first sample's place, on the host.
             seed, stage, dataset: the rest of the key.
             times: instead of those of the stage.
             dtype: the trainer's true precision, if it has one: of the image-shaped fields and of floats in ``extra``.
         """
         train = stage == "train"
-        key = (seed, Purpose.DEVICE_TRANSFORM, STAGES[stage], dataset, *first)
+        key = (seed, Purpose.DEVICE_TRANSFORM, STAGES[stage], dataset, *places.first)
         if train and self.device_transform is not None:
             with keyed_random_state(image.device, *key, 0):
                 image = on_device(self.device_transform, image, "data.device_transform")
@@ -94,9 +92,9 @@ class Noiser:
             image = self._encoded(image, (*key, 1))
         if dtype is not None:
             extra = {name: value.to(dtype) if _floats(value) else value for name, value in extra.items()}
-        index, view, position, epoch = place.unbind(1)
+        index, view, position, epoch = places.rows.unbind(1)
         if train and self.views > 1:
-            copies = torch.arange(self.views, device=place.device)
+            copies = torch.arange(self.views, device=index.device)
             view = (view[:, None] * self.views + copies).flatten()
             position = (position[:, None] * self.views + copies).flatten()
             image, index, epoch = (x.repeat_interleave(self.views, 0) for x in (image, index, epoch))

@@ -3,29 +3,26 @@
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, Sampler
 
 from diffaug.checks import choice, flag, integer, number, refuse
-from diffaug.data.base import NoisingDataModule
-from diffaug.data.batch import ImageBatch, Place, collate
+from diffaug.data.base import OPTIONS, NoisingDataModule
+from diffaug.data.batch import Batch, Place, collate
 from diffaug.data.dataset import Images
 from diffaug.data.evaluation import EvaluationSampler, evaluation_loader
 from diffaug.data.order import EpochLoader, EpochSampler, FixedSampler, Loader, check_order
 from diffaug.data.recipe import check_ranks, describe, describe_dataset
 from diffaug.data.sources import Source, are_datasets, called, check_sources, is_function, listed, prepared, spread
 from diffaug.data.stream import Stream, StreamLoader, check_overfit
+from diffaug.data.wrapped import WrappedDataModule
 from diffaug.process import ForwardProcess
 from diffaug.randomness.philox import STAGES, VIEW_BITS
 from diffaug.targets import FIELDS
 from diffaug.times import Fixed, Grid, Uniform
-
-if TYPE_CHECKING:
-    from diffaug.data.wrapped import WrappedDataModule
 
 _log = logging.getLogger("diffaug")
 _STAGES_OF_SETUP = {
@@ -57,20 +54,10 @@ class DiffusionDataModule(NoisingDataModule):
             the same numbers of both; after an interruption it is read again up to where it was.
         val, test, predict: likewise, or a list of them.
         process: what is done to a batch.
-        seed: of all draws, in [0, 2^64). None takes that of Lightning's ``seed_everything``, or else 0.
         transform: applied to each training image in the workers, as the dataset yields it.
         eval_transform: likewise for the other stages; None applies none.
-        device_transform: applied to each training batch of images on the accelerator, before the noise. What it draws
-            repeats with the same batches; a sample's noise does not depend on its batch, what is drawn here does.
-        encoder: applied to every batch of every stage on the accelerator, last before the noise: from float images in
-            [-1, 1] to latents, which are noised as they are. A torch.nn.Module is moved there, in evaluation mode.
-        label_dropout: the share of the training labels that are dropped, for classifier-free guidance.
-        null_label: what stands for a dropped label.
-        label_key: which field is the label.
-        image_key: which part of an item is the image: a name, or a place in a tuple. None where there is only one.
         image_shape: what every image must have, for example (3, 32, 32), so that a network can be built to it; None
             takes whatever comes.
-        views: how many noised copies of each training image a batch holds, side by side; it is decoded once.
         val_times: which t validation is at: "stratified" (even over unit time, each image at a t of its own), "grid"
             (every image at the same ``val_repeats`` times) or "fixed" (every image at ``val_at``).
         val_at: the unit time of val_times="fixed", in [0, 1).
@@ -79,9 +66,9 @@ class DiffusionDataModule(NoisingDataModule):
         shuffle: whether each training epoch has an order of its own.
         sampler: the training order instead: any sampler of indices.
         drop_last: whether a training epoch's last batch is dropped where it is short.
-        allow_changed_recipe: whether a checkpoint of another schedule, seed, ... may be gone on from.
-        loader_options: DataLoader's own: num_workers, pin_memory, prefetch_factor, persistent_workers, ...; None leaves
-            DataLoader's default, for pin_memory whether there is a CUDA device.
+        options: those of `diffaug.data.base.NoisingDataModule`, which every DataModule here has: seed, views, encoder,
+            label_dropout, ...; and DataLoader's own: num_workers, pin_memory, prefetch_factor, persistent_workers, ...,
+            of which None leaves DataLoader's default, for pin_memory whether there is a CUDA device.
 
     Example::
 
@@ -97,17 +84,9 @@ class DiffusionDataModule(NoisingDataModule):
         predict: Source | Sequence[Source] | None = None,
         *,
         process: ForwardProcess,
-        seed: int | None = None,
         transform: Callable[[Any], Any] | None = None,
         eval_transform: Callable[[Any], Any] | None = None,
-        device_transform: Callable[[Tensor], Tensor] | None = None,
-        encoder: Callable[[Tensor], Tensor] | None = None,
-        label_dropout: float = 0.0,
-        null_label: Any = None,
-        label_key: str = "label",
-        image_key: str | int | None = None,
         image_shape: Sequence[int] | None = None,
-        views: int = 1,
         val_times: str = "stratified",
         val_at: float = 0.5,
         val_repeats: int = 1,
@@ -115,26 +94,17 @@ class DiffusionDataModule(NoisingDataModule):
         shuffle: bool = True,
         sampler: Sampler[int] | None = None,
         drop_last: bool = False,
-        allow_changed_recipe: bool = False,
-        **loader_options: Any,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            process=process,
-            seed=seed,
-            device_transform=device_transform,
-            encoder=encoder,
-            label_dropout=label_dropout,
-            null_label=null_label,
-            label_key=label_key,
-            image_key=image_key,
-            views=views,
-            allow_changed_recipe=allow_changed_recipe,
-        )
+        loader_options = {name: options.pop(name) for name in _LOADER_OPTIONS if name in options}
+        if not options.keys() <= set(OPTIONS):
+            known = ", ".join((*OPTIONS, *_LOADER_OPTIONS))
+            raise ValueError(
+                f"DiffusionDataModule has no options {sorted(options.keys() - set(OPTIONS))}. Beside its own it takes "
+                f"{known}."
+            )
+        super().__init__(process, **options)
         self._sources = check_sources(train=train, val=val, test=test, predict=predict)
-        unknown = sorted(set(loader_options) - set(_LOADER_OPTIONS))
-        if unknown:
-            known = ", ".join(_LOADER_OPTIONS)
-            raise ValueError(f"DiffusionDataModule has no options {unknown}. Of DataLoader's own it takes {known}.")
         loader_options = {name: value for name, value in loader_options.items() if value is not None}
         integer("data.num_workers", loader_options.get("num_workers", 0), 0)
         for name in ("pin_memory", "persistent_workers", "in_order"):
@@ -197,8 +167,7 @@ class DiffusionDataModule(NoisingDataModule):
         }
 
     def _batch_sizes(self) -> set[int]:
-        size = self.__dict__.get("batch_size")  # a wrapped DataModule's is its loaders' own
-        return {size * self.views} if isinstance(size, int) else set()
+        return {self.batch_size * self.views}
 
     def _example(self) -> Tensor | None:
         """One image of any stage; None where all are streams, from which nothing is taken before its time."""
@@ -243,7 +212,6 @@ class DiffusionDataModule(NoisingDataModule):
         return self._datasets[stage]
 
     def clean_images(self, stage: str, count: int) -> Tensor | None:
-        """Up to so many images of a stage, spread evenly over it, on the CPU; None for a stream."""
         images = self.images(stage)
         if isinstance(images.dataset, IterableDataset):
             return None
@@ -287,31 +255,12 @@ class DiffusionDataModule(NoisingDataModule):
                 loaders.append(evaluation_loader(images, sampler, stage, images.name, **options))
         return loaders if are_datasets(self._sources[stage]) else loaders[0]
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Noise a batch on its device."""
-        if not isinstance(batch, ImageBatch):
-            raise refuse("the batch", type(batch), "one that diffaug's own loaders made; wrap yours with them")
-        stage = self._stage()
-        if stage == "train":
-            self._resume.begin_batch()
-        return self.noise(batch, stage=stage, dataset=dataloader_idx)
-
     def noise(self, batch: Any, *, stage: str = "train", dataset: int = 0) -> Any:
-        """What `on_after_batch_transfer` does, for use without a Trainer."""
-        key = {"seed": self.seed or 0, "stage": stage, "dataset": dataset, "dtype": self._dtype()}
+        if not isinstance(batch, Batch) or batch.places[0] is None:
+            raise refuse("the batch", type(batch), "one that diffaug's own loaders made; wrap yours with them")
         times = self._val_times if stage == "val" else None
-        return self._noiser(batch.image, batch.place, batch.extra, first=batch.first, times=times, **key)
+        key = {"seed": self.seed or 0, "stage": stage, "dataset": dataset, "dtype": self._dtype()}
+        return self._noiser(batch.image, batch.places[0], batch.extra, times=times, **key)
 
-    def plot(self, batch: Any, count: int = 8) -> Any:
-        """A picture of a noised batch, with the x_0 in it: ``data.plot(batch).save("batch.png")``."""
-        from diffaug import plots
-
-        return plots.batch(self.process, batch, count=count)
-
-    @classmethod
-    def wrap(cls, inner: pl.LightningDataModule, process: ForwardProcess, **options: Any) -> "WrappedDataModule":
-        """Noise what another LightningDataModule yields: `diffaug.data.wrapped.WrappedDataModule`."""
-        from diffaug.data.wrapped import WrappedDataModule, check_options  # they are built on this class
-
-        check_options(inner, options)
-        return WrappedDataModule(inner, process, **options)
+    wrap = staticmethod(WrappedDataModule)
+    """Noise what another LightningDataModule yields: `diffaug.data.wrapped.WrappedDataModule`."""

@@ -20,10 +20,10 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from diffaug.data.batch import PlacedCollate
 from diffaug.data.dataset import Keyed
 from diffaug.data.evaluation import EvaluationSampler, evaluation_loader
 from diffaug.data.order import EpochLoader, EpochSampler, FixedSampler, Loader, check_order
-from diffaug.data.placed import PlacedCollate
 from diffaug.data.stream import Stream, StreamLoader, check_overfit
 from diffaug.randomness.philox import STAGES
 
@@ -43,7 +43,7 @@ BY_PLACE = (
 )
 
 
-def rebuilt(
+def rebuild(
     loader: Any,
     *,
     stage: str,
@@ -55,7 +55,7 @@ def rebuilt(
     overfit: bool = False,
     epoch: Callable[[], int] = lambda: 0,
 ) -> Any:
-    """The loader made again, with places; or itself, where that cannot be done. Which, says the log.
+    """Rebuild a loader so that each sample carries its Place; return it unchanged where that is impossible. Logs which.
 
     Arguments:
         loader: what the user's ``*_dataloader`` returned.

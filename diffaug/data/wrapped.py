@@ -1,8 +1,7 @@
-"""Another LightningDataModule, wrapped: its hooks, its loaders, its state; then the noise."""
+"""WrappedDataModule: another LightningDataModule's hooks, loaders and state; then the noise."""
 
-import inspect
-from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import count
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,13 +9,14 @@ import torch
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from diffaug.checks import refuse
-from diffaug.data.batch import Place
+from diffaug.data.base import OPTIONS, NoisingDataModule
+from diffaug.data.batch import Batch, Place, Places, first_place
 from diffaug.data.items import described, split
-from diffaug.data.module import DiffusionDataModule
-from diffaug.data.placed import Placed, Places, batch_place, device_of, leaves, mapped, rows_from
-from diffaug.data.rebuild import rebuilt
+from diffaug.data.nest import device_of, is_leaf, map_parts
+from diffaug.data.rebuild import rebuild
 from diffaug.data.recipe import check_ranks
 from diffaug.data.sources import spread, warn_of_half_range
 from diffaug.data.stream import Stream
@@ -25,7 +25,7 @@ from diffaug.randomness.philox import STAGES, Purpose
 from diffaug.randomness.user_code import keyed_random_state
 
 
-class WrappedDataModule(DiffusionDataModule):
+class WrappedDataModule(NoisingDataModule):
     """Noise what another LightningDataModule yields: `DiffusionDataModule.wrap` makes one.
 
     The inner DataModule's hooks are called as a Trainer would call them, its device transforms
@@ -38,9 +38,8 @@ class WrappedDataModule(DiffusionDataModule):
     Arguments:
         inner: the other DataModule.
         process: what is done to a batch.
-        seed, device_transform, encoder, label_dropout, null_label, label_key, image_key, views, allow_changed_recipe:
-            as in `DiffusionDataModule`. ``image_key`` is a place in, or a key of, the batch as the inner DataModule's
-            hooks leave it.
+        options: those of `diffaug.data.base.NoisingDataModule`. ``image_key`` is a place in, or a key of, the batch as
+            the inner DataModule's hooks leave it.
 
     Example::
 
@@ -50,52 +49,29 @@ class WrappedDataModule(DiffusionDataModule):
 
     _whole = False
 
-    def __init__(
-        self,
-        inner: pl.LightningDataModule,
-        process: ForwardProcess,
-        *,
-        seed: int | None = None,
-        device_transform: Callable[[Tensor], Tensor] | None = None,
-        encoder: Callable[[Tensor], Tensor] | None = None,
-        label_dropout: float = 0.0,
-        null_label: Any = None,
-        label_key: str = "label",
-        image_key: str | int | None = None,
-        views: int = 1,
-        allow_changed_recipe: bool = False,
-    ) -> None:
+    def __init__(self, inner: pl.LightningDataModule, process: ForwardProcess, **options: Any) -> None:
+        unknown = sorted(options.keys() - set(OPTIONS))
+        if unknown:
+            raise ValueError(
+                f"DiffusionDataModule.wrap has no options {unknown}: datasets, transforms and loaders are "
+                f"{type(inner).__name__}'s own, so set there what concerns them. wrap takes {', '.join(OPTIONS)}."
+            )
         if not isinstance(inner, pl.LightningDataModule):
             raise refuse("data.inner", inner, "a pytorch_lightning.LightningDataModule")
-        if isinstance(inner, DiffusionDataModule):
+        if isinstance(inner, NoisingDataModule):
             raise refuse("data.inner", inner, "a DataModule of clean images; this one makes noise itself")
         self.inner = inner
         attached = inner.trainer
-        super().__init__(
-            process=process,
-            seed=seed,
-            device_transform=device_transform,
-            encoder=encoder,
-            label_dropout=label_dropout,
-            null_label=null_label,
-            label_key=label_key,
-            image_key=image_key,
-            views=views,
-            allow_changed_recipe=allow_changed_recipe,
-        )
+        super().__init__(process, **options)
         self.trainer = attached  # pyright: ignore[reportIncompatibleVariableOverride]
         for name in ("prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices", "_log_hyperparams"):
             setattr(self, name, getattr(inner, name))
-        self._loaders: dict[str, Any] = {}
+        self._nests: dict[str, Any] = {}
         self._counts = dict.fromkeys(STAGES, 0)
         # Lightning asks which of these a DataModule defines: those that the inner one lacks must not be there at all.
         for stage in STAGES:
             if is_overridden(f"{stage}_dataloader", inner):
                 setattr(self, f"{stage}_dataloader", partial(self._remade, stage))
-
-        # Its own loaders have these, the wrapper's none: here they would hide them, from Lightning's Tuner too.
-        for name in ("batch_size", "shuffle", "sampler", "drop_last"):
-            del self.__dict__[name]
         self._whole = True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -152,95 +128,88 @@ class WrappedDataModule(DiffusionDataModule):
             self._resume.announce(self.trainer)
         made = getattr(self.inner, f"{stage}_dataloader")()
         together = made if isinstance(made, CombinedLoader) else None
-        tree = made if together is None else together.iterables
-        numbers = iter(range(len(leaves(tree))))
-        several = len(leaves(tree)) > 1
-
+        nest = made if together is None else together.iterables
+        loaders = tree_leaves(nest)
         overfit = bool(self.trainer and self.trainer.overfit_batches)
 
-        def one(loader: Any) -> Any:
-            number = next(numbers)
-            name = f"{type(self.inner).__name__}.{stage}_dataloader()" + (f", loader {number}" if several else "")
+        def one(loader: Any, number: int) -> Any:
+            of_several = f", loader {number}" if len(loaders) > 1 else ""
+            name = f"{type(self.inner).__name__}.{stage}_dataloader(){of_several}"
             place = {"stage": stage, "number": number, "seed": self.seed or 0, "name": name, **self._ranks()}
-            return rebuilt(loader, **place, overfit=overfit, epoch=self._epoch)
+            return rebuild(loader, **place, overfit=overfit, epoch=self._epoch)
 
-        tree = mapped(one, tree, tree, "")
+        numbers = count()
+        nest = tree_map(lambda loader: one(loader, next(numbers)), nest)
         if stage == "train":
-            self._resume.begin(self.trainer, leaves(tree), "max_size_cycle" if together is None else together._mode)
+            mode = "max_size_cycle" if together is None else together._mode
+            self._resume.begin(self.trainer, tree_leaves(nest), mode)
         # In evaluation Lightning goes through several loaders one after another, unless it is told otherwise.
         apart = stage != "train" and (together is None or together._mode == "sequential")
-        self._loaders[stage] = None if apart else tree
-        return tree if together is None else CombinedLoader(tree, together._mode)  # pyright: ignore[reportArgumentType]
+        self._nests[stage] = None if apart else nest
+        return nest if together is None else CombinedLoader(nest, together._mode)  # pyright: ignore[reportArgumentType]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        bare, places = self._taken_apart(batch)
-        return Placed(self.inner.on_before_batch_transfer(bare, dataloader_idx), places)
+        batch = self._joined(batch)
+        return Batch(self.inner.on_before_batch_transfer(batch.content, dataloader_idx), batch.places)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        bare, places = self._taken_apart(batch)
-        moved = self.inner.transfer_batch_to_device(bare, device, dataloader_idx)
-        return Placed(moved, Placed(bare, places).to_device(device))
+        batch = self._joined(batch)
+        places = Batch(None, batch.places).to(device).places
+        return Batch(self.inner.transfer_batch_to_device(batch.content, device, dataloader_idx), places)
 
-    def _taken_apart(self, batch: Any) -> tuple[Any, list[Places | None]]:
-        """A batch without places, and the places: one for each sub-batch."""
-        if isinstance(batch, Placed):
-            return batch.batch, batch.places
-        tree = self._loaders.get(self._stage())
-        if not isinstance(tree, (Mapping, list, tuple)):
-            return batch, [None]
-        parts: list[Any] = []
-        mapped(parts.append, tree, batch, "the batch")
-        bare = mapped(lambda part: part.batch if isinstance(part, Placed) else part, tree, batch, "the batch")
-        return bare, [part.places[0] if isinstance(part, Placed) else None for part in parts]
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        stage = self._stage()
-        if stage == "train":
-            self._resume.begin_batch()
-        return self.noise(batch, stage=stage, dataset=dataloader_idx)
+    def _joined(self, batch: Any) -> Batch:
+        """A batch whose content is as the user's code knows it, and the places of its sub-batches beside it."""
+        if isinstance(batch, Batch):
+            return batch
+        nest, parts = self._nests.get(self._stage()), []
+        if is_leaf(nest):
+            return Batch(batch, [None])
+        map_parts(parts.append, nest, batch)
+        content = map_parts(lambda part: part.content if isinstance(part, Batch) else part, nest, batch)
+        return Batch(content, [part.places[0] if isinstance(part, Batch) else None for part in parts])
 
     def noise(self, batch: Any, *, stage: str = "train", dataset: int = 0) -> Any:
-        """What is done on the device, for use without a Trainer: the inner DataModule's hook, then the noise."""
-        bare, places = self._taken_apart(batch)
-        count = self._batch_number(stage)
-        first = next((p.first for p in places if p), None) or self._place_in_stream(count, stage)
-        device = next((p.rows.device for p in places if p), None) or device_of(bare)
+        batch = self._joined(batch)
+        number = self._batch_number(stage)
+        known = next((places for places in batch.places if places), None)
+        first = known.first if known else self._first_place(number, stage)
+        device = known.rows.device if known else device_of(batch.content)
         with keyed_random_state(device, self.seed or 0, Purpose.DEVICE_TRANSFORM, STAGES[stage], dataset, *first, 2):
-            bare = self.inner.on_after_batch_transfer(bare, dataset)
-        numbered = iter(enumerate(places))
-        tree = self._loaders.get(stage)
+            content = self.inner.on_after_batch_transfer(batch.content, dataset)
+        loaders = iter(enumerate(batch.places, dataset))
 
         def one(part: Any) -> Any:
-            number, known = next(numbered)
+            loader, places = next(loaders)
             if part is None:  # a loader that has ended before the others
                 return None
-            return self._noised(part, known, count, stage, dataset + number)
+            return self._noise_part(part, places or self._first_place(number, stage), stage, loader)
 
-        return mapped(one, tree if isinstance(tree, (Mapping, list, tuple)) else None, bare, "the batch")
+        nest = self._nests.get(stage)
+        return one(content) if is_leaf(nest) else map_parts(one, nest, content)
 
-    def _noised(self, batch: Any, places: Places | None, count: int, stage: str, dataset: int) -> Any:
+    def _noise_part(self, batch: Any, places: Places | Place, stage: str, loader: int) -> Any:
         where = f"the batch of {type(self.inner).__name__}.{stage}_dataloader()"
         image, extra = split(batch, self.image_key, where, batch=True)
         if not isinstance(image, Tensor) or image.ndim < 2:
             raise ValueError(
                 f"{where} must hold its images as one tensor of shape (B, ...), but has {described(image)}."
             )
-        what = f"{stage}, loader {dataset}"
+        what = f"{stage}, loader {loader}"
         if self._noiser.check_once(image, where, what):
             warn_of_half_range([image], self.process.value_range, where)
-        if places is None:
-            places = rows_from(self._place_in_stream(count, stage), len(image), image.device)
+        if isinstance(places, Place):
+            places = Places.count_from(places, len(image), image.device)
         if len(places.rows) != len(image):
             raise ValueError(
                 f"{where} has {len(image)} images of {len(places.rows)} samples: the collate function and the hooks of "
                 f"{type(self.inner).__name__} must keep one image a sample, in order, so that each has its own noise. "
                 "For several noised copies of an image set data.views."
             )
-        key = {"seed": self.seed or 0, "stage": stage, "dataset": dataset, "dtype": self._dtype()}
-        return self._noiser(image, places.rows, extra, first=places.first, **key)
+        key = {"seed": self.seed or 0, "stage": stage, "dataset": loader, "dtype": self._dtype()}
+        return self._noiser(image, places, extra, **key)
 
-    def _place_in_stream(self, count: int, stage: str) -> Place:
-        return batch_place(count, epoch=self._epoch() if stage == "train" else 0, **self._ranks())
+    def _first_place(self, number: int, stage: str) -> Place:
+        return first_place(number, epoch=self._epoch() if stage == "train" else 0, **self._ranks())
 
     def _batch_number(self, stage: str) -> int:
         """How many batches of the epoch came before this one, on this rank."""
@@ -252,33 +221,17 @@ class WrappedDataModule(DiffusionDataModule):
         loop = {"train": fit, "val": validation, "test": trainer.test_loop, "predict": trainer.predict_loop}[stage]
         return loop.batch_progress.current.ready
 
-    def images(self, stage: str, number: int = 0) -> Any:
-        raise ValueError(
-            f"The images of {stage} are {type(self.inner).__name__}'s own; clean_images({stage!r}, n) gives some."
-        )
-
     def clean_images(self, stage: str, count: int) -> Tensor | None:
         """Images of a stage, as the inner DataModule's loader and hooks give them; None where they have no index."""
-        loader = leaves(getattr(self.inner, f"{stage}_dataloader")())[0]
-        again = rebuilt(loader, stage=stage, number=0, seed=self.seed or 0, rank=0, ranks=1, name=stage)
+        loader = tree_leaves(getattr(self.inner, f"{stage}_dataloader")())[0]
+        again = rebuild(loader, stage=stage, number=0, seed=self.seed or 0, rank=0, ranks=1, name=stage)
         if again is loader or isinstance(again.dataset, Stream):
             return None
         some = [Place(i, 0, 0, 0) for i in spread(len(again.dataset), count)]
-        bare = again.collate_fn(again.dataset.__getitems__(some)).batch
+        bare = again.collate_fn(again.dataset.__getitems__(some)).content
         with keyed_random_state(torch.device("cpu"), self.seed or 0, Purpose.DEVICE_TRANSFORM):
             bare = self.inner.on_after_batch_transfer(self.inner.on_before_batch_transfer(bare, 0), 0)
         return split(bare, self.image_key, "the batch", batch=True)[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_loaders": {}}  # a process that is started makes its own
-
-
-def check_options(inner: Any, options: Mapping[str, Any]) -> None:
-    """Refuse what `DiffusionDataModule.wrap` does not take: such as a batch size, which is the inner DataModule's."""
-    known = [name for name in inspect.signature(WrappedDataModule).parameters if name not in ("inner", "process")]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(
-            f"DiffusionDataModule.wrap has no options {unknown}: datasets, transforms and loaders are "
-            f"{type(inner).__name__}'s own, so set there what concerns them. wrap takes {', '.join(known)}."
-        )
+        return {**self.__dict__, "_nests": {}}  # a process that is started makes its own

@@ -4,8 +4,7 @@ left as they were found."""
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from operator import or_
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,23 +26,19 @@ def _restore(states: _States) -> None:
     random.setstate(states[2])
 
 
-def _moved(before: _States, now: _States) -> tuple[bool, bool, bool]:
+def _moved(before: _States, now: _States) -> bool:
     return (
-        not torch.equal(now[0], before[0]),
-        now[1][2:] != before[1][2:] or not np.array_equal(now[1][1], before[1][1]),
-        now[2] != before[2],
+        not torch.equal(now[0], before[0])
+        or now[1][2:] != before[1][2:]
+        or not np.array_equal(now[1][1], before[1][1])
+        or now[2] != before[2]
     )
 
 
-def _seed_torch(seed: int) -> None:
+def _seed_all(seed: int) -> None:
     torch.default_generator.manual_seed(seed & _MASK_32)  # its CPU generator would drop more bits in silence
-
-
-def _seed_numpy(seed: int) -> None:
     np.random.seed(seed >> 32)  # noqa: NPY002
-
-
-_SEEDERS = (_seed_torch, _seed_numpy, random.seed)
+    random.seed(seed)
 
 
 @contextmanager
@@ -79,9 +74,7 @@ def keyed_random_state(device: torch.device, *key: int) -> Iterator[None]:
 
 def sample_seed(*key: int) -> None:
     """Seed all three global states by a key of whole numbers, each up to 64 bits. Use within the guard above."""
-    seed = mixed(*key)
-    for seeder in _SEEDERS:
-        seeder(seed)
+    _seed_all(mixed(*key))
 
 
 def mixed(*key: int, state: int = 0) -> int:
@@ -97,67 +90,30 @@ def mixed(*key: int, state: int = 0) -> int:
     return state
 
 
-class KeyedCalls:
-    """Call the user's code once for each item, what it draws from the global random states being the item's own.
+def call_keyed(function: Callable[[Any], _Result], items: Sequence[Any], seeds: Sequence[int]) -> list[_Result]:
+    """``[function(item) for item in items]``, each call under global states of its own 64-bit seed.
 
-    Seeding the three states takes some 7 microseconds, a third of reading a 28x28 image, and most code draws from one
-    of them or none. So a state is seeded for every item from the moment it is first seen to move. The calls of that
-    moment, which drew from an unseeded state, are made again: the result is always that of seeding everything.
-
-    (Code that draws and puts the state back itself goes unseen; without a seed of its own it would draw the same at
-    every call anyway. Generators of its own are its own to seed.)
-
-    In the main process the states are put back afterwards; in a worker process nothing else draws from them.
+    In the main process the states are put back afterwards; in a worker process nothing else draws from them. (Code
+    with generators of its own seeds them itself.)
     """
+    if get_worker_info() is None:
+        with untouched_random_state():
+            return _call_seeded(function, items, seeds)
+    return _call_seeded(function, items, seeds)
 
-    _left: ClassVar[_States | None] = None  # in a worker, how the last call of any of these left them, where known
 
-    def __init__(self) -> None:
-        self.drawn = (False, False, False)  # whether torch's, numpy's, Python's state has been seen to move
-
-    def __call__(
-        self, function: Callable[[Any], _Result], items: Sequence[Any], seeds: Callable[[], Sequence[int]]
-    ) -> list[_Result]:
-        """``[function(item) for item in items]``, each call under the states of its 64-bit seed."""
-        in_worker = get_worker_info() is not None
-        if in_worker and all(self.drawn):
-            KeyedCalls._left = None
-            return self._run(function, items, seeds)
-        # To read the states takes 45 microseconds. In a worker they are as the last call left them: nothing else draws
-        # there, and if something did, that would only be taken for a draw of the items'.
-        before, untouched = KeyedCalls._left or _states(), False
-        try:
-            while True:
-                results = self._run(function, items, seeds)
-                after = _states()
-                drawn = tuple(map(or_, self.drawn, _moved(before, after)))
-                KeyedCalls._left = after if in_worker else None
-                if drawn == self.drawn:
-                    untouched = not any(drawn)
-                    return results
-                self.drawn = drawn
-        finally:
-            if not in_worker and not untouched:
-                _restore(before)
-
-    def _run(
-        self, function: Callable[[Any], _Result], items: Sequence[Any], seeds: Callable[[], Sequence[int]]
-    ) -> list[_Result]:
-        seeders = [seeder for seeder, drawn in zip(_SEEDERS, self.drawn, strict=True) if drawn]
-        if not seeders:
-            return [function(item) for item in items]
-        results = []
-        for item, seed in zip(items, seeds(), strict=True):
-            for seeder in seeders:
-                seeder(seed)
-            results.append(function(item))
-        return results
+def _call_seeded(function: Callable[[Any], _Result], items: Sequence[Any], seeds: Sequence[int]) -> list[_Result]:
+    results = []
+    for item, seed in zip(items, seeds, strict=True):
+        _seed_all(seed)
+        results.append(function(item))
+    return results
 
 
 def draws(function: Callable[[], _Result]) -> tuple[_Result, bool]:
     """A function's result, and whether it drew from any of the three global states, which are put back."""
     before = _states()
     try:
-        return function(), any(_moved(before, _states()))
+        return function(), _moved(before, _states())
     finally:
         _restore(before)

@@ -17,7 +17,7 @@ from torch.utils.data import Subset
 
 from diffaug import plots
 from diffaug.data import DiffusionDataModule
-from diffaug.data.wrapped import WrappedDataModule
+from diffaug.data.base import NoisingDataModule
 from diffaug.training.denoiser import Denoiser
 
 _PRIOR_IMAGES = 2048
@@ -67,7 +67,7 @@ class Pictures(Seen):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        if not trainer.is_global_zero or not isinstance(data, DiffusionDataModule):
+        if not trainer.is_global_zero or not isinstance(data, NoisingDataModule):
             return
         schedule = data.process.schedule
         plots.schedules({repr(schedule): schedule}).save(self.folder / "schedule.png")
@@ -139,7 +139,7 @@ class Summary(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(data, DiffusionDataModule):
+        if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(data, NoisingDataModule):
             return
         loss = trainer.callback_metrics.get("val_loss")
         images = data.clean_images("train", _PRIOR_IMAGES)
@@ -151,7 +151,7 @@ class Summary(Callback):
             "steps": trainer.global_step,
             "seconds": round(self.seconds or time.monotonic() - getattr(self, "_began", time.monotonic()), 1),
         }
-        classes = None if isinstance(data, WrappedDataModule) else _classes(data.images("train").dataset)
+        classes = _classes(data.images("train").dataset) if isinstance(data, DiffusionDataModule) else None
         if classes:
             summary["classes"] = classes  # the name of each label
         self.folder.mkdir(parents=True, exist_ok=True)

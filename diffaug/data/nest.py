@@ -1,0 +1,41 @@
+"""Several loaders side by side: a nest of dicts, lists and tuples, and batches that are nested alike."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+
+def map_parts(function: Callable[[Any], Any], loaders: Any, batch: Any) -> Any:
+    """Apply a function to the parts of a batch that stand where ``loaders`` has its leaves.
+
+    Raises:
+        ValueError: they are not nested alike.
+    """
+    _, spec = tree_flatten(loaders)
+    try:
+        parts = spec.flatten_up_to(batch)
+    except ValueError as error:
+        raise ValueError(
+            f"The batch must be nested as its loaders are, {_kind(loaders)}, but it is {_kind(batch)}: the wrapped "
+            "DataModule's hooks must keep the sub-batches of several loaders apart, so that each gets its own noise."
+        ) from error
+    return tree_unflatten([function(part) for part in parts], spec)
+
+
+def is_leaf(nest: Any) -> bool:
+    """Whether it is one loader, or none, and no nest of several."""
+    return not isinstance(nest, (dict, list, tuple))
+
+
+def _kind(nest: Any) -> str:
+    if isinstance(nest, dict):
+        return f"a dict of {list(nest)}"
+    return f"a {type(nest).__name__} of {len(nest)}" if isinstance(nest, (list, tuple)) else f"a {type(nest).__name__}"
+
+
+def device_of(batch: Any) -> torch.device:
+    """The device of the first tensor in a batch; the CPU where there is none."""
+    return next((leaf.device for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)), torch.device("cpu"))
