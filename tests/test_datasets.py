@@ -176,6 +176,7 @@ def test_torchvision_of_another_form():
         torchvision(SVHN, root="data", process=PROCESS)
 
 
+@pytest.mark.slow
 def test_fashion_mnist_fetches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     raw = real("fashion-mnist") / "FashionMNIST" / "raw"
     there = tmp_path / "FashionMNIST" / "raw"
@@ -204,6 +205,7 @@ class CIFAR10Test(CIFAR10):
     train_list: list = []
 
 
+@pytest.mark.slow
 def test_cifar10_test_split():
     data = DiffusionDataModule(
         val=CIFAR10Test(str(real("cifar10")), train=False), process=PROCESS, batch_size=500, image_shape=(3, 32, 32)

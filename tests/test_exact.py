@@ -243,6 +243,7 @@ def test_a_resume_under_another_recipe_is_refused(reference, tmp_path):
     DiffusionDataModule(**options, allow_changed_recipe=True).load_state_dict(state)
 
 
+@pytest.mark.slow
 def test_validation_does_not_move(reference, tmp_path):
     """Epoch after epoch, with the sanity check or without, each validation image keeps its t and its noise."""
 

@@ -76,6 +76,7 @@ def test_no_circle():
         visit(module, ())
 
 
+@pytest.mark.slow
 def test_heavy_imports_wait():
     """What only some runs need is not loaded by importing diffaug (torchmetrics loads matplotlib by itself)."""
 

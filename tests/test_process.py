@@ -49,7 +49,7 @@ def test_continuous_times_are_float32():
     torch.testing.assert_close(x_t.double(), expected, rtol=0, atol=5e-7)
 
 
-@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=has_compiler)])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=[has_compiler, pytest.mark.slow])])
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 5, 7), (2, 9)])
 def test_a_draw_does_not_depend_on_its_batch(compile, shape):
     """Batch sizes 1, 7, 32 and all at once, a short last batch, any order: the same bits."""
@@ -64,7 +64,7 @@ def test_a_draw_does_not_depend_on_its_batch(compile, shape):
     assert equal(process(images[order], INDEX[order], seed=2**40 + 7, epoch=3), rows(whole, order))
 
 
-@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=has_compiler)])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=[has_compiler, pytest.mark.slow])])
 def test_a_draw_does_not_depend_on_memory_layout_or_grad_mode(compile):
     process = ForwardProcess(LinearBeta(), compile=compile)
     whole = process(IMAGES, INDEX)
@@ -87,6 +87,7 @@ def test_what_was_built_in_validation_serves_training():
     assert weight.grad is not None
 
 
+@pytest.mark.slow
 @has_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_eager_and_compiled_agree(dtype):
@@ -99,6 +100,7 @@ def test_eager_and_compiled_agree(dtype):
         assert (x.double() - y.double()).abs().max() <= limit * x.double().abs().max()
 
 
+@pytest.mark.slow
 @has_compiler
 def test_the_joint_call_draws_what_the_general_one_draws():
     """Uniform times are drawn within the compiled pass; any other times before it. Both make the same bits."""
@@ -333,7 +335,7 @@ def test_the_chain_has_the_law_of_the_closed_form():
                 assert abs(math.atanh(seen) - math.atanh(expected)) < Z / math.sqrt(n - 3), (s, t)
 
 
-@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=has_compiler)])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=[has_compiler, pytest.mark.slow])])
 def test_latents_are_noised_as_they_are(compile):
     latents = 1.3 * torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     fields = ("x_t", "epsilon", "t", "x_0")

@@ -268,7 +268,7 @@ SETTINGS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
         {},
     ),
 }
-QUICK = ("plain", "limit_3")
+QUICK = ("plain",)
 THOROUGH = ("wrapped", "no_max_epochs", "accumulate", "val_check_2")
 FEW = (
     "on_fit_start",
@@ -810,6 +810,7 @@ def test_a_fit_begins_without_the_losses_of_another():
     assert again.seen == first.seen
 
 
+@pytest.mark.slow
 def test_a_search_for_a_batch_size_leaves_no_trace(tmp_path):
     """Lightning's scaler tries sizes for some batches each; the run after it is that of the size it found."""
     data, model = own(batch_size=2), Model()

@@ -541,6 +541,7 @@ class Sized(pl.LightningDataModule):
         return DataLoader(pictures(40), batch_size=getattr(self, "batch_size", self.hparams.batch_size), shuffle=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attribute", [True, False])
 def test_the_tuner_tries_the_sizes_that_it_reports(attribute, tmp_path):
     inner, listener = Sized(2, attribute), Tuned()
