@@ -2,13 +2,13 @@
 
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from shared import SCHEDULES, schedule_of
 
-ROOT = Path(__file__).resolve().parents[1]
+from diffaug.schedules import Schedule
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,3 +37,9 @@ def same_random_state() -> Iterator[None]:
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), numpy_state, strict=True))
     assert random.getstate() == python_state
+
+
+@pytest.fixture(params=SCHEDULES)
+def schedule(request: pytest.FixtureRequest) -> Schedule:
+    """The schedule of every YAML file."""
+    return schedule_of(request.param)

@@ -6,7 +6,6 @@ import os
 import random
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from shared import CONFIGS
 
 from diffaug import DiffusionDataModule, ForwardProcess
 from diffaug.config import check_words, checkpoint_path, config_dir, report, seed_everything
@@ -25,7 +25,6 @@ from diffaug.data.base import NoisingDataModule
 from diffaug.data.module import _LOADER_OPTIONS
 from diffaug.help import commented, comments_of
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CHOICES = [
     f"{path.parent.name}={path.stem}"
     for group in (

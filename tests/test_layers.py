@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from shared import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "diffaug"
 ORDER = (
     *("checks", "randomness", "schedules", "times", "noise", "targets", "process"),  # the library

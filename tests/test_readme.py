@@ -7,13 +7,12 @@ GPU, no cluster, no download and no earlier run is run for two steps. (Sweeps an
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
+from shared import ROOT
 from tiny import OVERRIDES, environment
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from shared import ROOT
 
 from diffaug.process import kernel
 from diffaug.randomness.philox import Keys, keys
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
 fake_gpu = pytest.importorskip("fake_gpu", reason="needs torch's private names where they were", exc_type=ImportError)

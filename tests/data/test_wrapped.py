@@ -13,7 +13,7 @@ from pytorch_lightning.tuner import Tuner
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.model_helpers import is_overridden
-from test_data import Listener, together, trainer
+from shared import Listener, together, trainer
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -186,7 +186,7 @@ class Pairs:
 @pytest.mark.parametrize(
     ("loader", "why"),
     [
-        (lambda: OwnLoader(pictures(), 2), "the loader is a test_wrap.OwnLoader"),
+        (lambda: OwnLoader(pictures(), 2), "the loader is a test_wrapped.OwnLoader"),
         (lambda: DataLoader(pictures(), batch_sampler=Pairs()), "a batch_sampler of its own, Pairs"),
         (lambda: DataLoader(pictures(), batch_size=None, sampler=BatchSampler(range(10), 2, False)), "batch_size=None"),
         (lambda: [tuple(t[i : i + 2] for t in pictures().tensors) for i in range(0, 10, 2)], "the loader is a"),
@@ -457,7 +457,7 @@ def test_it_can_be_made_in_yaml():
     data = instantiate(
         {
             "_target_": "diffaug.DiffusionDataModule.wrap",
-            "inner": {"_target_": "test_wrap.Inner", "batch_size": 3},
+            "inner": {"_target_": "test_wrapped.Inner", "batch_size": 3},
             "process": {"_target_": "diffaug.ForwardProcess", "schedule": {"_target_": "diffaug.LinearBeta"}},
         }
     )

@@ -2,10 +2,10 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from shared import ROOT
 from torch import nn
 
 from diffaug import (
@@ -34,7 +34,6 @@ from diffaug.times import LogitNormal
 from diffaug.training.denoiser import Denoiser
 
 diffusers = pytest.importorskip("diffusers")
-ROOT = Path(__file__).resolve().parents[1]
 BETA_SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler")
 
 

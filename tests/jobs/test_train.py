@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from shared import ROOT
 from tiny import OVERRIDES, TWO, environment
 
-ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 pytestmark = pytest.mark.slow
 

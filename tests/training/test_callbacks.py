@@ -6,12 +6,12 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import CSVLogger
+from shared import HERE
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
@@ -201,7 +201,7 @@ def test_the_names_of_the_classes_are_in_the_summary(tmp_path, kind):
 
 RANKS = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {tests!r} + "/training"]
 import pytorch_lightning as pl, test_callbacks as own
 data, callback = own.module(), own.LossByLevel(edges=own.EDGES)
 model = own.Denoiser(own.Net(), data.process)
@@ -219,7 +219,7 @@ def test_two_ranks_report_what_one_does(tmp_path):
 
     def rows(ranks, strategy):
         job = tmp_path / f"ranks_{ranks}.py"
-        job.write_text(RANKS.format(tests=str(Path(__file__).parent), ranks=ranks, strategy=strategy))
+        job.write_text(RANKS.format(tests=str(HERE), ranks=ranks, strategy=strategy))
         done = subprocess.run([sys.executable, str(job)], capture_output=True, text=True, timeout=300, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-2000:]
         line = next(line for line in done.stdout.splitlines() if line.startswith("ROWS"))

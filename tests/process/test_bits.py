@@ -1,7 +1,7 @@
 """The bits of a dozen recipes, recorded: a change of structure must not change what anybody trains on.
 
-``python tests/test_bits.py`` records them anew, which is right only where draws are meant to change. Times must agree
-exactly; images to 1e-6, as the C library's sines and logarithms may differ in the last bit from machine to machine.
+``PYTHONPATH=tests python tests/process/test_bits.py`` records them anew: right only where draws are meant to change.
+Times must agree exactly; images to 1e-6, as the sines and logarithms of two machines may differ in the last bit.
 """
 
 import json

@@ -1,14 +1,13 @@
 """Loss weights: known values, closed forms at high precision, and what they come to on the other targets' losses."""
 
 import functools
-from pathlib import Path
 
 import mpmath
 import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from test_targets import composed, schedule, times  # noqa: F401 - a fixture: every schedule YAML
+from shared import CONFIGS, schedule_of, times_inside
 
 from diffaug import ForwardProcess
 from diffaug.schedules import Cosine, LinearBeta, Rectified, ZeroTerminalSNR
@@ -28,7 +27,6 @@ from diffaug.targets import (
     Weight,
 )
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("weight/*.yaml"))
 mp = mpmath.mp
 
@@ -60,8 +58,8 @@ def stated(name: str, alpha: mpmath.mpf, sigma: mpmath.mpf) -> tuple[str, mpmath
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("which", ["linear", "rectified", "edm", "sigmoid_alpha_bar"])
 def test_weights_are_their_papers(name, which):
-    under = composed(which)
-    t = times(under)
+    under = schedule_of(which)
+    t = times_inside(under)
     target, _ = stated(name, mpmath.mpf(1), mpmath.mpf(1))
     found = of_yaml(name).of(under, target, t).tolist()
     alphas, sigmas = (c.tolist() for c in under.alpha_sigma(t, torch.float64))
@@ -108,18 +106,18 @@ def test_weights_on_v_follow_from_their_definition():
 
 def test_edm_takes_the_process_s_sigma_data():
     sigma = torch.tensor([0.1, 2.0], dtype=torch.float64)
-    found = EDMWeight().of(composed("edm"), "x_0", sigma, sigma_data=0.25).double()
+    found = EDMWeight().of(schedule_of("edm"), "x_0", sigma, sigma_data=0.25).double()
     torch.testing.assert_close(found, (sigma**2 + 0.0625) / (sigma * 0.25) ** 2, rtol=1e-7, atol=0)
-    torch.testing.assert_close(EDMWeight().of(composed("edm"), "F", sigma, sigma_data=0.25), torch.ones(2))
+    torch.testing.assert_close(EDMWeight().of(schedule_of("edm"), "F", sigma, sigma_data=0.25), torch.ones(2))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
-def test_one_weight_is_one_loss_whatever_the_target(schedule, name):  # noqa: F811
+def test_one_weight_is_one_loss_whatever_the_target(schedule, name):
     """The same wrong x_0, seen as an error of every target: weight times squared error is one number.
 
     The errors are made by mixing a wrong x_0 and the epsilon that x_t then implies, not by the ratio of the losses.
     """
-    t = times(schedule)
+    t = times_inside(schedule)
     level = Level(schedule, t)
     inner = (level.alpha > 0) & (level.sigma > 0)
     level = Level(schedule, t[inner])
@@ -135,7 +133,7 @@ def test_one_weight_is_one_loss_whatever_the_target(schedule, name):  # noqa: F8
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_nan_anywhere(schedule, name):  # noqa: F811
+def test_no_nan_anywhere(schedule, name):
     """At the ends, with SNR 0 or infinite, too; and inf only there."""
     t = schedule.from_unit(torch.linspace(0, 1, 201, dtype=torch.float64))
     alpha, sigma = schedule.alpha_sigma(t, torch.float64)
@@ -169,7 +167,7 @@ def test_limits_where_snr_is_0_or_infinite():
     for (weight, target), values in expected.items():
         found = weight.of(Rectified(), target, ends)
         torch.testing.assert_close(found, torch.tensor(values, dtype=torch.float32), rtol=2e-7, atol=0)
-    zero = composed("zero_terminal_snr")
+    zero = schedule_of("zero_terminal_snr")
     last = torch.tensor([999])
     assert MinSNR().of(zero, "epsilon", last).item() == 1
 
@@ -177,7 +175,7 @@ def test_limits_where_snr_is_0_or_infinite():
 @pytest.mark.parametrize("name", ["min_snr", "soft_min_snr", "snr"])
 def test_the_step_without_signal_is_learned_as_the_min_snr_authors_have_it(name):
     """Their code sets the weight to 1 where SNR is 0, whatever is predicted; every other step keeps its own."""
-    zero, t = composed("zero_terminal_snr"), torch.arange(1000)
+    zero, t = schedule_of("zero_terminal_snr"), torch.arange(1000)
     for target in ("v", "x_0", "flow", "F"):
         weights = of_yaml(name).of(zero, target, t)
         assert weights[999] == 1
@@ -199,7 +197,7 @@ def test_a_weight_that_leaves_the_last_step_unlearned_is_warned_of_once(weight, 
 
 
 def test_other_weights_are_not_warned_of(caplog):
-    zero = composed("zero_terminal_snr")
+    zero = schedule_of("zero_terminal_snr")
     for name in NAMES:
         if name not in ("p2", "sigmoid", "debiased"):
             of_yaml(name).check(zero, "v")
@@ -210,7 +208,7 @@ def test_other_weights_are_not_warned_of(caplog):
 
 
 def test_an_infinite_weight_is_refused():
-    zero = composed("zero_terminal_snr")
+    zero = schedule_of("zero_terminal_snr")
     message = (
         r"weight=Debiased\(\) on the loss of epsilon is infinite at t = 999 of ZeroTerminalSNR.*SNR is 0\..*min_snr"
     )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from shared import Listener, fit, pictures, together, trainer
 from torch.utils.data import IterableDataset, TensorDataset
 from torchvision.transforms import v2
 
@@ -16,59 +17,6 @@ from diffaug import Cosine, DiffusionDataModule, ForwardProcess, LinearBeta, Noi
 from diffaug.data.sources import spread
 
 PROCESS = ForwardProcess(LinearBeta())
-
-
-class Listener(pl.LightningModule):
-    """Keeps every batch it is given, by stage."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(1))
-        self.seen: dict[str, list[Any]] = {"train": [], "val": [], "test": [], "predict": []}
-
-    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        x_t, epsilon = batch[:2]
-        self.seen["train"].append(batch)
-        return (self.weight * x_t.float() - epsilon.float()).square().mean()
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.seen["val"].append(batch)
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        self.seen["test"].append(batch)
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Any:
-        self.seen["predict"].append(batch)
-        return batch.t
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.01)
-
-
-def trainer(**options: Any) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu",
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{"max_epochs": 1, "logger": False, **options},
-    )
-
-
-def pictures(count: int = 10, channels: int = 3, size: int = 6) -> TensorDataset:
-    generator = torch.Generator().manual_seed(count)
-    images = torch.randint(0, 256, (count, channels, size, size), generator=generator, dtype=torch.uint8)
-    return TensorDataset(images, torch.arange(count))
-
-
-def fit(data: DiffusionDataModule, **options: Any) -> dict[str, list[Any]]:
-    listener = Listener()
-    trainer(**options).fit(listener, data)
-    return listener.seen
-
-
-def together(batches: list[Any], name: str) -> torch.Tensor:
-    return torch.cat([getattr(batch, name) for batch in batches])
 
 
 def test_every_stage_gives_triples(same_random_state):

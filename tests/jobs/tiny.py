@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from diffaug.training import AtomicCheckpointIO
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
+
 OVERRIDES = (
     "model.network._target_=tiny.Tiny",
     "trainer.max_steps=2",

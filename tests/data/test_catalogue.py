@@ -11,14 +11,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
+from shared import ROOT
 from torchvision.datasets import CIFAR10, SVHN, FashionMNIST
 
 from diffaug import DiffusionDataModule, ForwardProcess
 from diffaug.data.catalogue import digits, held_out, image_folder, torchvision
 from diffaug.schedules import LinearBeta
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-DATA = REPOSITORY.parent / "shared" / "data"
+DATA = ROOT.parent / "shared" / "data"
 PROCESS = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "label"))
 
 
@@ -236,7 +236,7 @@ def test_photos():
 
 @pytest.mark.parametrize("name", ["digits", "cifar10", "fashion_mnist", "image_folder"])
 def test_configs_build_without_reading(name: str):
-    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = compose("train", [f"data={name}", "data.root=nowhere"] if name != "digits" else [f"data={name}"])
     config.seed = 0
     data = instantiate(config.data)

@@ -1,13 +1,11 @@
 """Fields, conversions and pairs: against closed forms worked out apart from the code, over every schedule YAML."""
 
 import math
-from pathlib import Path
 
 import mpmath
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from shared import schedule_of, times_inside
 
 from diffaug import ForwardProcess
 from diffaug.randomness.philox import keys
@@ -27,24 +25,7 @@ from diffaug.targets import (
     recovered,
 )
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 mpmath.mp.dps = 40
-
-
-def composed(name: str) -> Schedule:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return instantiate(compose(overrides=[f"+schedule={name}"]).schedule)
-
-
-@pytest.fixture(scope="module", params=sorted(path.stem for path in CONFIGS.glob("schedule/*.yaml")))
-def schedule(request: pytest.FixtureRequest) -> Schedule:
-    return composed(request.param)
-
-
-def times(schedule: Schedule, count: int = 41) -> torch.Tensor:
-    """From end to end where discrete; the interior of continuous time."""
-    ends = 0.0 if schedule.discrete else 1e-4
-    return schedule.from_unit(torch.linspace(ends, 1 - ends, count, dtype=torch.float64))
 
 
 def images(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,7 +53,7 @@ def closed_form(name: str, alpha: mpmath.mpf, sigma: mpmath.mpf, x_0: float, eps
 
 def test_fields_are_their_papers(schedule):
     x_0, epsilon = (x[:, 0] for x in images(41))
-    t = times(schedule)
+    t = times_inside(schedule)
     level = Level(schedule, t)
     for name in [*INPUTS, *TARGETS]:
         if name == "velocity":
@@ -103,7 +84,7 @@ def test_sigma_data_is_a_parameter():
 
 def test_f_has_unit_variance(schedule):
     """Karras et al. 2022, appendix B.6: for images of variance sigma_data^2, input and target have 1."""
-    level = Level(schedule, times(schedule))
+    level = Level(schedule, times_inside(schedule))
     for name in ("F", "x_in"):
         p, q = IMAGE_FIELDS[name](level)
         torch.testing.assert_close(p.square() * 0.25 + q.square(), torch.ones_like(p), rtol=1e-14, atol=0)
@@ -146,10 +127,10 @@ def test_velocity_in_closed_form():
     one = torch.ones_like(t)
     for found, expected in zip(Level(Rectified(), t).rates, (-one, one), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
-    found = torch.stack(Level(composed("trigonometric"), t).rates)
+    found = torch.stack(Level(schedule_of("trigonometric"), t).rates)
     angle = t * math.pi / 2
     torch.testing.assert_close(found, torch.stack((-angle.sin(), angle.cos())) * math.pi / 2, rtol=1e-10, atol=1e-11)
-    edm = composed("edm")
+    edm = schedule_of("edm")
     sigma = torch.tensor([0.01, 1.0, 40.0], dtype=torch.float64)
     low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
     torch.testing.assert_close(Level(edm, sigma).rates[1], 7 * sigma ** (6 / 7) * (high - low), rtol=1e-10, atol=0)
@@ -162,12 +143,12 @@ def test_velocity_needs_two_steps():
 
 def test_velocity_inside_inference_mode_can_be_trained_on_afterwards():
     with torch.inference_mode():
-        inside = mixes(composed("vp_sde"), ("velocity",), torch.tensor([0.3]))
-    torch.testing.assert_close(inside, mixes(composed("vp_sde"), ("velocity",), torch.tensor([0.3])))
+        inside = mixes(schedule_of("vp_sde"), ("velocity",), torch.tensor([0.3]))
+    torch.testing.assert_close(inside, mixes(schedule_of("vp_sde"), ("velocity",), torch.tensor([0.3])))
     with torch.inference_mode():
-        mixes(composed("sigmoid_beta"), ("velocity",), torch.tensor([3]))
+        mixes(schedule_of("sigmoid_beta"), ("velocity",), torch.tensor([3]))
     weight = torch.ones(1, requires_grad=True)
-    (mixes(composed("sigmoid_beta"), ("velocity",), torch.tensor([3])) * weight).sum().backward()
+    (mixes(schedule_of("sigmoid_beta"), ("velocity",), torch.tensor([3])) * weight).sum().backward()
 
 
 # --- conversions ------------------------------------------------------------------------------------------------
@@ -176,7 +157,7 @@ def test_velocity_inside_inference_mode_can_be_trained_on_afterwards():
 def test_every_pair_of_fields_converts(schedule):
     """target' = converted(source -> target) for every pair, at every time where x_t and source determine it."""
     x_0, epsilon = images(41, seed=1)
-    t = times(schedule)
+    t = times_inside(schedule)
     level = Level(schedule, t)
     mix = {name: tuple(c[:, None] for c in IMAGE_FIELDS[name](level)) for name in IMAGE_FIELDS}
     values = {name: p * x_0 + q * epsilon for name, (p, q) in mix.items()}
@@ -224,13 +205,13 @@ def test_known_inverses():
     s = torch.tensor([0.02, 1.0, 50.0], dtype=torch.float64)[:, None]
     x_t, network = x_0 + s * epsilon, torch.sin(7 * x_0)
     denoised = 0.25 / (s**2 + 0.25) * x_t + s * 0.5 / (s**2 + 0.25).sqrt() * network
-    found = converted(composed("edm"), "F", "x_0", network, x_t, s[:, 0])
+    found = converted(schedule_of("edm"), "F", "x_0", network, x_t, s[:, 0])
     torch.testing.assert_close(found, denoised, rtol=1e-12, atol=1e-12)
 
 
 def test_what_a_network_is_given_follows_from_x_t_alone(schedule):
     x_0, epsilon = images(41, seed=4)
-    t = times(schedule)
+    t = times_inside(schedule)
     level = Level(schedule, t)
     x_t, x_in = (
         sum(c[:, None] * x for c, x in zip(IMAGE_FIELDS[name](level), (x_0, epsilon), strict=True)) for name in INPUTS
@@ -241,7 +222,7 @@ def test_what_a_network_is_given_follows_from_x_t_alone(schedule):
 
 def test_the_impossible_is_refused():
     last = torch.tensor([999])
-    zero = composed("zero_terminal_snr")
+    zero = schedule_of("zero_terminal_snr")
     assert not convertible(zero, "epsilon", "x_0", last)
     assert convertible(zero, "epsilon", "score", last)
     with pytest.raises(ValueError, match=r"x_0 cannot be had from epsilon at t in \[999\].*Predict v, flow"):

@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-
-HERE = Path(__file__).parent
+from shared import HERE
 
 
 def run(out: Path, *, expect: int | None = 0, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run recorded.py to its end. ``expect`` is its exit status; None is any but 0."""
     done = subprocess.run(
-        [sys.executable, str(HERE / "recorded.py"), str(out), json.dumps(options)],
+        [sys.executable, str(HERE / "jobs" / "recorded.py"), str(out), json.dumps(options)],
         capture_output=True,
         text=True,
         timeout=300,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from test_data import fit, together
+from shared import fit, together
 from torch.utils.data import IterableDataset, get_worker_info
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta

@@ -5,19 +5,18 @@ Statistical limits have a false-alarm chance of at most 10^-6; the draws are key
 
 import functools
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from scipy import stats
+from shared import CONFIGS
 
 from diffaug.noise import Gaussian, Immiscible, InputPerturbation, Noise, Offset, Pyramid, StudentT, gaussian
 from diffaug.noise.kinds import sums
 from diffaug.randomness.philox import Keys, Purpose, keys
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("noise/*.yaml"))
 Z = stats.norm.isf(0.5e-6)
 COUNT = 2048

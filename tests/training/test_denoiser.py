@@ -3,13 +3,12 @@
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from test_targets import composed, schedule  # noqa: F401 - a fixture: every schedule YAML
+from shared import HERE, schedule_of
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -52,7 +51,7 @@ def trainer(folder, *callbacks, **options):
     return pl.Trainer(default_root_dir=folder, callbacks=list(callbacks), **{**defaults, **quiet, **options})
 
 
-def test_every_number_that_a_network_is_told_is_finite(schedule):  # noqa: F811
+def test_every_number_that_a_network_is_told_is_finite(schedule):
     """At every time that may be drawn, at both ends, and beside them."""
     if schedule.discrete:
         t = torch.arange(schedule.timesteps)
@@ -66,7 +65,7 @@ def test_every_number_that_a_network_is_told_is_finite(schedule):  # noqa: F811
 
 
 def test_levels_beyond_what_float32_tells_apart_are_held():
-    zero, t = composed("zero_terminal_snr"), torch.tensor([997, 998, 999])
+    zero, t = schedule_of("zero_terminal_snr"), torch.tensor([997, 998, 999])
     assert zero.log_snr(t)[2] == -math.inf  # the schedule itself says what is so
     told = NUMBER_FIELDS["log_snr"](zero, t)
     assert torch.equal(told[:2], zero.log_snr(t[:2]))
@@ -83,7 +82,7 @@ def test_levels_beyond_what_float32_tells_apart_are_held():
 
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 @pytest.mark.parametrize("time", ["c_noise", "log_snr"])
-@pytest.mark.parametrize("under", [Rectified(), Trigonometric(), composed("zero_terminal_snr")], ids=repr)
+@pytest.mark.parametrize("under", [Rectified(), Trigonometric(), schedule_of("zero_terminal_snr")], ids=repr)
 def test_training_and_sampling_stay_finite_where_alpha_is_0(under, time):
     process = ForwardProcess(under, fields=("x_t", "v", "t"), target="v", compile=False)
     model = Denoiser(Net(), process, time=time, target="v")
@@ -154,7 +153,7 @@ def test_no_step_waits_for_the_watch(tmp_path, monkeypatch):
 
 RANKS = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {tests!r} + "/training"]
 import torch, test_denoiser as own
 class Odd(own.Net):
     def forward(self, x, time):
@@ -170,7 +169,7 @@ own.trainer({folder!r}, **options).fit(own.Denoiser(Odd(), module.process), modu
 @pytest.mark.slow
 def test_all_ranks_end_where_one_has_no_finite_loss(tmp_path):
     job = tmp_path / "ranks.py"
-    job.write_text(RANKS.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    job.write_text(RANKS.format(tests=str(HERE), folder=str(tmp_path)))
     done = subprocess.run([sys.executable, str(job)], capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode != 0
     assert "train_loss is not finite on another rank" in done.stderr

@@ -13,7 +13,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
-from test_schedules import FILES, ROOT, composed
+from shared import ROOT, SCHEDULES, composed
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
@@ -76,7 +76,7 @@ def harder(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", SCHEDULES)
 def test_a_schedule_s_numbers(harder, file):
     unit = torch.linspace(0, 1, 11, dtype=torch.float64)
     level = torch.linspace(-9, 9, 11, dtype=torch.float64)

@@ -4,54 +4,23 @@ A new schedule is found by its file; nothing here changes.
 """
 
 import dataclasses
-import functools
 import math
 import re
 
 import pytest
 import torch
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from shared import SCHEDULES, composed, schedule_of, times
 
 from diffaug import schedules
 from diffaug.schedules import Schedule
-
-FILES = sorted(path.stem for path in (ROOT / "configs" / "schedule").glob("*.yaml"))
-
-
-def composed(*overrides: str, config: str | None = None):
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return compose(config, overrides=list(overrides))
-
-
-@functools.cache
-def made(name: str) -> Schedule:
-    return instantiate(composed(f"+schedule={name}").schedule)
-
-
-@pytest.fixture(params=FILES)
-def schedule(request: pytest.FixtureRequest) -> Schedule:
-    return made(request.param)
-
-
-def times(schedule: Schedule, points: int = 4001) -> torch.Tensor:
-    """Every t of a discrete schedule; of a continuous one many, in float32, with the smallest and both ends."""
-    if schedule.discrete:
-        return torch.arange(schedule.timesteps)
-    low, high = schedule.range
-    inside = schedule.from_unit(torch.linspace(0, 1, points, dtype=torch.float64)).float()
-    tiny = torch.tensor([1e-45, 1e-38, 1e-30, 1e-20, 1e-10, 1e-6, 1e-3]) + low
-    near_one = high - torch.tensor([2**-24, 2**-23, 1e-6, 1e-3]) if high <= 1 else torch.tensor([1e3, 1e10, 1e38])
-    every = torch.cat([torch.tensor([low, high]), inside, tiny, near_one]).float()
-    return every.unique().clamp(torch.tensor(low).float(), torch.tensor(high).float())
 
 
 def test_every_schedule_class_has_a_file():
     classes = {c for c in vars(schedules).values() if isinstance(c, type) and issubclass(c, Schedule)}
     abstract = {schedules.Schedule, schedules.BetaSchedule, schedules.Wrapper}
-    assert classes - abstract == {type(made(name)) for name in FILES}
+    assert classes - abstract == {type(schedule_of(name)) for name in SCHEDULES}
 
 
 def test_coefficients_are_finite_and_never_nan(schedule):
@@ -265,9 +234,9 @@ def test_it_is_used_in_inference_mode_and_trained_with_after(schedule):
 # Composition, as a user writes it.
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if isinstance(made(name), schedules.Wrapper)])
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if isinstance(schedule_of(name), schedules.Wrapper)])
 def test_a_wrapper_takes_any_base_that_fits_it_on_the_command_line(name):
-    key = "schedule.base.base" if isinstance(made(name).base, schedules.Wrapper) else "schedule.base"
+    key = "schedule.base.base" if isinstance(schedule_of(name).base, schedules.Wrapper) else "schedule.base"
     fitted = 0
     for base in ("cosine", "rectified"):
         config = composed(f"schedule={name}", f"schedule@{key}={base}", config="train")
@@ -279,8 +248,8 @@ def test_a_wrapper_takes_any_base_that_fits_it_on_the_command_line(name):
             continue
         fitted += 1
         inner = wrapped.base.base if key.endswith("base.base") else wrapped.base
-        assert inner == made(base)
-        assert type(wrapped) is type(made(name))
+        assert inner == schedule_of(base)
+        assert type(wrapped) is type(schedule_of(name))
     assert fitted
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from mpmath import mp, mpf
-from test_schedules import FILES, made, times
+from shared import SCHEDULES, schedule_of, times
 
 from diffaug.schedules import (
     EDM,
@@ -271,7 +271,7 @@ def exact(name: str, t: torch.Tensor) -> list | None:
 
 
 # A schedule of one's own needs no entry here; those that diffaug brings have one.
-KNOWN = [name for name in FILES if exact_table(name) is not None or name in EXACT]
+KNOWN = [name for name in SCHEDULES if exact_table(name) is not None or name in EXACT]
 
 
 def check(schedule: Schedule, t: torch.Tensor, wanted: list) -> None:
@@ -293,7 +293,7 @@ def check(schedule: Schedule, t: torch.Tensor, wanted: list) -> None:
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_against_the_formula_at_50_digits(name):
-    schedule = made(name)
+    schedule = schedule_of(name)
     t = times(schedule, points=201)
     check(schedule, t, exact(name, t))
     if schedule.discrete:
@@ -407,7 +407,7 @@ def test_the_interpolated_shift_gives_time_back_to_fine_details():
 
 def test_simple_diffusion_is_a_truncated_cosine():
     u = torch.linspace(0, 1, 101, dtype=torch.float64)
-    schedule = made("simple_diffusion")
+    schedule = schedule_of("simple_diffusion")
     log_snr = schedule.log_snr(schedule.from_unit(u), torch.float64)
     ends = [math.atan(math.exp(-15 / 2)), math.atan(math.exp(15 / 2))]
     wanted = -2 * torch.log(torch.tan(ends[0] + u * (ends[1] - ends[0])))
@@ -498,7 +498,7 @@ def test_laplace_is_the_square_of_what_diffusers_has(diffusers):
 def test_sd3_as_diffusers_has_it(diffusers):
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     u = torch.arange(1000, 0, -1, dtype=torch.float64) / 1000
-    torch.testing.assert_close(made("sd3").alpha_sigma(u)[1], scheduler.sigmas[:1000], rtol=1e-6, atol=0)
+    torch.testing.assert_close(schedule_of("sd3").alpha_sigma(u)[1], scheduler.sigmas[:1000], rtol=1e-6, atol=0)
 
 
 def test_edm_grid_as_diffusers_has_it(diffusers):

@@ -1,0 +1,107 @@
+"""What several tests share: the YAML files through Hydra, a module that keeps its batches, small pictures."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch.utils.data import TensorDataset
+
+from diffaug import DiffusionDataModule
+from diffaug.schedules import Schedule
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+HERE = ROOT / "tests"
+
+
+def names(group: str) -> list[str]:
+    """The choices of a config group."""
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+SCHEDULES = names("schedule")
+
+
+def composed(*overrides: str, config: str | None = None) -> Any:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(config, overrides=list(overrides))
+
+
+@functools.cache
+def schedule_of(name: str) -> Schedule:
+    return instantiate(composed(f"+schedule={name}").schedule)
+
+
+def times(schedule: Schedule, points: int = 4001) -> torch.Tensor:
+    """Every t of a discrete schedule; of a continuous one many, in float32, with the smallest and both ends."""
+    if schedule.discrete:
+        return torch.arange(schedule.timesteps)
+    low, high = schedule.range
+    inside = schedule.from_unit(torch.linspace(0, 1, points, dtype=torch.float64)).float()
+    tiny = torch.tensor([1e-45, 1e-38, 1e-30, 1e-20, 1e-10, 1e-6, 1e-3]) + low
+    near_one = high - torch.tensor([2**-24, 2**-23, 1e-6, 1e-3]) if high <= 1 else torch.tensor([1e3, 1e10, 1e38])
+    every = torch.cat([torch.tensor([low, high]), inside, tiny, near_one]).float()
+    return every.unique().clamp(torch.tensor(low).float(), torch.tensor(high).float())
+
+
+def times_inside(schedule: Schedule, count: int = 41) -> torch.Tensor:
+    """From end to end where discrete; the interior of continuous time."""
+    ends = 0.0 if schedule.discrete else 1e-4
+    return schedule.from_unit(torch.linspace(ends, 1 - ends, count, dtype=torch.float64))
+
+
+class Listener(pl.LightningModule):
+    """Keeps every batch it is given, by stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.seen: dict[str, list[Any]] = {"train": [], "val": [], "test": [], "predict": []}
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        x_t, epsilon = batch[:2]
+        self.seen["train"].append(batch)
+        return (self.weight * x_t.float() - epsilon.float()).square().mean()
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.seen["val"].append(batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.seen["test"].append(batch)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        self.seen["predict"].append(batch)
+        return batch.t
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def trainer(**options: Any) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"max_epochs": 1, "logger": False, **options},
+    )
+
+
+def pictures(count: int = 10, channels: int = 3, size: int = 6) -> TensorDataset:
+    generator = torch.Generator().manual_seed(count)
+    images = torch.randint(0, 256, (count, channels, size, size), generator=generator, dtype=torch.uint8)
+    return TensorDataset(images, torch.arange(count))
+
+
+def fit(data: DiffusionDataModule, **options: Any) -> dict[str, list[Any]]:
+    listener = Listener()
+    trainer(**options).fit(listener, data)
+    return listener.seen
+
+
+def together(batches: list[Any], name: str) -> torch.Tensor:
+    return torch.cat([getattr(batch, name) for batch in batches])
