@@ -58,7 +58,7 @@ class DiffusionDataModule(NoisingDataModule):
         eval_transform: likewise for the other stages; None applies none.
         image_shape: what every image must have, for example (3, 32, 32), so that a network can be built to it; None
             takes whatever comes.
-        val_times: which t validation is at: "stratified" (even over unit time, each image at a t of its own), "grid"
+        val_times: which t validation is at: "even" (spread over unit time, each image at a t of its own), "grid"
             (every image at the same ``val_repeats`` times) or "fixed" (every image at ``val_at``).
         val_at: the unit time of val_times="fixed", in [0, 1).
         val_repeats: how many times each validation image is seen, each at another t.
@@ -87,7 +87,7 @@ class DiffusionDataModule(NoisingDataModule):
         transform: Callable[[Any], Any] | None = None,
         eval_transform: Callable[[Any], Any] | None = None,
         image_shape: Sequence[int] | None = None,
-        val_times: str = "stratified",
+        val_times: str = "even",
         val_at: float = 0.5,
         val_repeats: int = 1,
         batch_size: int = 32,
@@ -113,7 +113,7 @@ class DiffusionDataModule(NoisingDataModule):
         self.batch_size = integer("data.batch_size", batch_size, 1)
         self.val_repeats = integer("data.val_repeats", val_repeats, 1, 2**VIEW_BITS - 1)
         number("data.val_at", val_at, 0, 1, open_high=True)
-        choice("data.val_times", val_times, ("stratified", "grid", "fixed"))
+        choice("data.val_times", val_times, ("even", "grid", "fixed"))
         if val_times == "grid":
             integer("data.val_repeats", val_repeats, 1, 1024)
         coverages = {"grid": Grid(min(val_repeats, 1024)), "fixed": Fixed(val_at)}

@@ -377,10 +377,8 @@ def test_val_times(options, expected):
     batches = fit(data, num_sanity_val_steps=0)["val"]
     t, index = together(batches, "t"), together(batches, "index")
     assert all(sorted(t[index == i].tolist()) == expected for i in range(6))
-    with pytest.raises(
-        ValueError, match=r"data\.val_times must be one of 'stratified', 'grid', 'fixed', but got 'even'"
-    ):
-        DiffusionDataModule(pictures(), process=process, val_times="even")
+    with pytest.raises(ValueError, match=r"data\.val_times must be one of 'even', 'grid', 'fixed', but got 'odd'"):
+        DiffusionDataModule(pictures(), process=process, val_times="odd")
 
 
 def test_the_items_that_are_looked_at_are_spread_over_the_dataset():
