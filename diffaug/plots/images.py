@@ -107,43 +107,62 @@ def _resized(image: Tensor, size: int) -> Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(image.float(), shape)
 
 
-def _grid(images: Any, titles: Sequence[str] = (), labels: Sequence[str] = (), captions: Sequence[float] = ()) -> Any:
-    """Rows of images, each (C, H, W) in [-1, 1].
+def _grid(rows: Any, titles: Sequence[str] = (), labels: Sequence[str] = (), captions: Sequence[float] = ()) -> Any:
+    """A figure of rows of images, each (C, H, W) in [-1, 1], as large as they are in proportion."""
+    height, width = rows[0][0].shape[-2:]
+    below = 0.16 if len(captions) else 0.0
+    figure = new_figure(
+        1.05 * len(rows[0]) + (1.35 if labels else 0), (1.05 * height / width + below) * len(rows) + 0.5
+    )
+    figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)  # pyright: ignore
+    _fill(figure, rows, titles, labels, captions)
+    return figure
+
+
+def _fill(
+    figure: Any,
+    rows: Any,
+    titles: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    captions: Sequence[float] = (),
+    *,
+    columns: int = 0,
+    fontsize: float = 8,
+) -> None:
+    """Fill a figure, or a part of one, with rows of images.
 
     Arguments:
+        rows: of images (C, H, W) in [-1, 1]; a row may be shorter than the first.
+        titles: above the columns.
+        labels: beside the rows.
         captions: a log-SNR under every image but the first of each row.
+        columns: at least so many.
     """
-    height, width = images[0][0].shape[-2:]
-    rows, columns = len(images), len(images[0])
-    below = 0.16 if len(captions) else 0.0
-    figure = new_figure(1.05 * columns + (1.35 if labels else 0), (1.05 * height / width + below) * rows + 0.5)
-    figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)  # pyright: ignore
-    panels: Any = figure.subplots(rows, columns, squeeze=False)
-    for i in range(rows):
-        for j in range(columns):
-            show(panels[i, j], images[i][j])
+    columns = max(columns, len(rows[0]))
+    panels: Any = figure.subplots(len(rows), columns, squeeze=False)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            axes = panels[i, j]
+            axes.set_axis_on()
+            show(axes, image)
             if i == 0 and titles:
-                panels[i, j].set_title(titles[j], fontsize=8)
+                axes.set_title(titles[j], fontsize=fontsize)
             if j == 0 and labels:
-                panels[i, j].set_ylabel(labels[i], fontsize=8, rotation=0, ha="right", va="center")
+                axes.set_ylabel(labels[i], fontsize=fontsize, rotation=0, ha="right", va="center")
             if j and len(captions):
                 level = captions[i * (columns - 1) + j - 1]
                 end = r"$\infty$" if level > 0 else r"$-\infty$"
                 said = f"{round(level, 1) + 0.0:.1f}" if math.isfinite(level) else end
-                panels[i, j].set_xlabel(f"log-SNR {said}", fontsize=6.5, labelpad=1)
-    return figure
+                axes.set_xlabel(f"log-SNR {said}", fontsize=6.5, labelpad=1)
 
 
 def samples(images: Tensor, *, columns: int = 8) -> Picture:
     """A grid of images in [-1, 1], shape (B, C, H, W)."""
-    rows = -(-len(images) // columns)
-    figure = new_figure(columns * 0.8, rows * 0.8)
-    panels: Any = figure.subplots(rows, columns, squeeze=False)
-    for k, axes in enumerate(panels.flat):
-        if k < len(images):
-            show(axes, images[k])
-        else:
-            axes.set_axis_off()
+    rows = images.split(columns)
+    figure = new_figure(columns * 0.8, len(rows) * 0.8)
+    _fill(figure, rows, columns=columns)
     return Picture(figure)
 
 
@@ -201,26 +220,16 @@ def preview(process: ForwardProcess, images: Tensor, t: Tensor, pixels: Tensor, 
     parts: Any = figure.subfigures(3, 1, height_ratios=(1.35, 3.6, 2.6))
     read, noised, numbers = parts
     read.suptitle("images as read, after the transform", fontsize=9)
-    panels: Any = read.subplots(1, columns, squeeze=False)[0]
-    for k, axes in enumerate(panels):
-        if k < len(images):
-            show(axes, scaled[k])
-        else:
-            axes.set_axis_off()
+    _fill(read, [scaled[:columns]], columns=columns)
     noised.suptitle("noised along one path each", fontsize=9)
     times = torch.unique_consecutive(schedule.from_unit(torch.linspace(0, 1, columns, dtype=torch.float64)[1:]))
     rows = min(3, len(images))
     path = process.trajectory(images[:rows], times, torch.arange(rows))
     alpha, sigma = schedule.alpha_sigma(times, torch.float64)
     states = torch.cat([scaled[:rows, None], path / _loudness(alpha, sigma).view(-1, 1, 1, 1)], 1)
-    grid: Any = noised.subplots(rows, states.shape[1], squeeze=False)
     levels = schedule.log_snr(times, torch.float64).tolist()
     titles = ["$x_0$", *(f"t = {x:.3g}\n{_snr(level)}" for x, level in zip(times.tolist(), levels, strict=True))]
-    for i in range(rows):
-        for j in range(states.shape[1]):
-            show(grid[i, j], states[i, j])
-            if i == 0:
-                grid[i, j].set_title(titles[j], fontsize=7)
+    _fill(noised, states, titles, fontsize=7)
     left, right = numbers.subplots(1, 2)
     pixels = pixels.double().flatten().cpu()
     reach = 1.0 if process.value_range else max(1.0, pixels.abs().max().item())  # latents have no range
