@@ -6,6 +6,7 @@ registering at import does.)
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffaug.checks import flag, integer
 from diffaug.help import page
+
+_log = logging.getLogger("diffaug")
 
 
 def config_dir() -> Path:
@@ -83,8 +86,8 @@ def checkpoint_path(ckpt_path: str | None, folder: str) -> str | None:
     """The checkpoint to go on from.
 
     Arguments:
-        ckpt_path: ``auto``, the last one of the run in ``folder`` if it has one; ``last``, that one; a file; or None,
-            none. A checkpoint of several files is a folder.
+        ckpt_path: ``auto``, the last one of the run in ``folder`` if it has any: last.ckpt, or else the newest;
+            ``last``, last.ckpt; a file; or None, none. A checkpoint of several files is a folder.
         folder: the run's.
 
     Raises:
@@ -96,7 +99,11 @@ def checkpoint_path(ckpt_path: str | None, folder: str) -> str | None:
     if path.exists():
         return str(path)
     if ckpt_path == "auto":
-        return None
+        others = sorted(Path(folder).glob("**/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
+        if not others:
+            return None
+        _log.warning("ckpt_path=auto: there is no %s, so the run goes on from %s, the newest", path, others[-1])
+        return str(others[-1])
     runs = sorted(
         found.parent.parent for top in ("outputs", "multirun") for found in Path(top).glob("**/checkpoints/last.ckpt")
     )

@@ -102,6 +102,11 @@ class Resume:
             if now.batches == 0 or not new:
                 return  # the beginning of an epoch, where Lightning is right
             loaded = earlier  # a fit of this Trainer was cut off here
+        if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+            raise ValueError(
+                "trainer.fast_dev_run goes through a few batches from the beginning, and not on from a checkpoint: set "
+                "ckpt_path=null, or fast_dev_run=false."
+            )
         batches = _batches([*loaders], mode, trainer.limit_train_batches)
         progress = self._converted(loaded, self._epoch_images(batches), batches)
         set_progress(trainer, progress, loaded["stepped"])

@@ -12,12 +12,14 @@ import torch
 from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import Subset
 
 from diffaug import plots
 from diffaug.data import DiffusionDataModule
 from diffaug.data.base import NoisingDataModule
+from diffaug.plots.picture import write_csv
 from diffaug.training.denoiser import Denoiser
 
 _PRIOR_IMAGES = 2048
@@ -167,9 +169,10 @@ def _classes(dataset: Any) -> list[str] | None:
 
 
 class RunLogger(CSVLogger):
-    """metrics.csv in the run's own folder; a resumed run goes on writing where the earlier one stopped.
+    """metrics.csv in the run's own folder; a resumed run goes on writing where its checkpoint was.
 
-    (Lightning's CSVLogger deletes the earlier rows.)
+    The rows of steps that are taken again are dropped, so that each step is there once. (Lightning's CSVLogger deletes
+    all earlier rows.)
 
     Arguments:
         folder: where to.
@@ -177,6 +180,24 @@ class RunLogger(CSVLogger):
 
     def __init__(self, folder: str) -> None:
         super().__init__(save_dir=folder, name="", version="")
+        self._begun = False
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        if not self._begun and step is not None:
+            self._begun = True
+            self._drop_from(step)
+        super().log_metrics(metrics, step)
+
+    def _drop_from(self, step: int) -> None:
+        """Drop the rows of an earlier process that are of this step or a later one."""
+        path = Path(self.log_dir) / "metrics.csv"
+        if not path.exists():
+            return
+        with path.open(newline="") as file:
+            head, *rows = csv.reader(file)
+        place = head.index("step")
+        write_csv(path, head, [row for row in rows if int(row[place]) < step])
 
     @property
     @rank_zero_experiment

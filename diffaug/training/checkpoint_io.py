@@ -206,6 +206,23 @@ def _override(key: str, path: Path) -> str:
     return shlex.quote(f"{key}={text}")
 
 
+def holder(folder: Path) -> str | None:
+    """Why a folder cannot be claimed, if another run holds it; leaves no trace."""
+    if not (folder / ".lock").is_file():
+        return None
+    with (folder / ".lock").open("r+") as file:
+        return None if lock(file) is not False else _held(folder, file)
+
+
+def _held(folder: Path, file: IO[str]) -> str:
+    file.seek(0)
+    return (
+        f"Another run is writing its checkpoints to {folder}: {file.read().strip() or 'another process'}. Two would "
+        "overwrite each other's last.ckpt. Wait for it or end it, and give the same command again; or give this run a "
+        "folder of its own by hydra.run.dir=FOLDER."
+    )
+
+
 def claim(folder: Path) -> IO[str] | str:
     """Claim a folder for the checkpoints of this run alone.
 
@@ -218,14 +235,8 @@ def claim(folder: Path) -> IO[str] | str:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a+")
         if lock(file) is False:
-            file.seek(0)
             with file:
-                holder = file.read().strip() or "another process"
-            return (
-                f"Another run is writing its checkpoints to {folder}: {holder}. Two would overwrite each other's "
-                "last.ckpt. Wait for it or end it, and give the same command again; or give this run a folder of its "
-                "own by hydra.run.dir=FOLDER."
-            )
+                return _held(folder, file)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         file.flush()

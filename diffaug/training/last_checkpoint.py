@@ -92,7 +92,7 @@ class LastCheckpoint(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step == trainer.max_steps:
+        if 0 < trainer.max_steps <= step:  # several optimizers step past it
             self._save(trainer)
         if step == self._seen or (trainer.world_size > 1 and step % self.every):
             return  # within an accumulation, whose gradients no checkpoint holds; or not yet

@@ -28,6 +28,7 @@ from hydra.types import RunMode
 from hydra.utils import get_original_cwd
 from omegaconf import DictConfig, OmegaConf
 
+from diffaug.training.checkpoint_io import holder
 from diffaug.training.errors import UserError, for_the_user
 
 _OUTCOME = "outcome.txt"  # beside Hydra's own records of the job
@@ -39,6 +40,17 @@ class JobFailed(CompactHydraException):
 
     def __str__(self) -> str:
         return "{} ({})".format(*self.args)
+
+
+class Guard(Callback):
+    """For Hydra's callbacks: refuse a run in a folder where another one is training, before Hydra writes its configs
+    there. (A run that comes so near that it passes here is refused at setup.)"""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        refusal = holder(Path(config.hydra.run.dir, "checkpoints"))
+        if refusal is not None:  # an Exception would be no more than a warning of Hydra's
+            print(refusal, file=sys.stderr)
+            raise SystemExit(1)
 
 
 def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:

@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.data.recipe import describe_sampler
 from diffaug.times import Antithetic, Importance, Independent, PerImage, Sobol, Stratified, Uniform
+from diffaug.training import LastCheckpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FIELDS = ("x_t", "epsilon", "t", "index", "view")
@@ -843,8 +844,38 @@ def test_workers_change_nothing(make, persistent):
     assert not wrong, "\n".join(wrong)
 
 
-def test_a_trial_run_leaves_no_state(tmp_path):
+def test_a_trial_run_leaves_no_state_and_goes_on_from_none(tmp_path):
     data = own()
     trial, _ = fit(data, fast_dev_run=2)
-    whole, _ = fit(data)
+    whole, _ = fit(data, memory := Memory(), callbacks=(Saver(("on_validation_end",)),))
     assert trial.seen == whole.seen[:2]
+    with pytest.raises(ValueError, match=r"fast_dev_run .* not on from a checkpoint.*ckpt_path=null"):
+        fit(own(), memory, [*memory.files][1], fast_dev_run=2)
+
+
+class TwoOptimizers(Model):
+    """Steps two optimizers by hand in each batch, so that global_step goes by two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():  # pyright: ignore
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD([self.weight], lr=0.01), torch.optim.SGD([self.weight], lr=0.01)]
+
+
+@pytest.mark.parametrize("max_steps", [5, 6])
+def test_two_optimizers_that_step_past_max_steps_leave_their_last_checkpoint(max_steps, tmp_path):
+    whole, _ = fit(own(), model=TwoOptimizers())
+    memory, last = Memory(), LastCheckpoint(str(tmp_path))
+    options = {"max_steps": max_steps, "enable_checkpointing": True}
+    cut, _ = fit(own(), memory, model=TwoOptimizers(), callbacks=(last,), **options)
+    assert cut.seen == whole.seen[:3]
+    rest, _ = fit(own(), memory, str(tmp_path / "last.ckpt"), model=TwoOptimizers())
+    assert rest.seen == whole.seen[3:]

@@ -95,11 +95,13 @@ def test_a_second_run_in_the_folder_is_refused_as_long_as_the_first_lives(option
     first = Run(tmp_path, *LONG, "data.num_workers=1", "callbacks.last.minutes=0.001")
     main = first.pid(0, 1)
     first.until(first.last.is_file)
-    second = Run(tmp_path, *options)
+    left = {name: (tmp_path / "run" / name).read_bytes() for name in (".hydra/config.yaml", ".hydra/overrides.yaml")}
+    second = Run(tmp_path, "schedule=cosine", *options)
     assert second.end() == 1
     said = re.findall(rf"Another run is writing its checkpoints to .*: process {main} on ", second.log.read_text())
     assert len(said) == 1, second.log.read_text()[-3000:]
     assert not (tmp_path / "-0-of-2").exists(), "it trained"
+    assert all((tmp_path / "run" / name).read_bytes() == held for name, held in left.items())
     began = step_of(first.last)
     first.until(lambda: step_of(first.last) > began)
     first.process.kill()
@@ -150,9 +152,14 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
         subprocess.run(["umount", "-l", str(small)], check=False)
 
 
-def test_auto_goes_on_where_there_is_something_to_go_on_from(tmp_path):
+def test_auto_goes_on_where_there_is_something_to_go_on_from(tmp_path, caplog):
     assert checkpoint_path("auto", str(tmp_path)) is None
     last = tmp_path / "checkpoints" / "last.ckpt"
     last.parent.mkdir()
+    for age, name in ((300, "best.ckpt"), (200, "epoch=3-step=40.ckpt")):  # as they are without LastCheckpoint
+        (last.parent / name).touch()
+        os.utime(last.parent / name, (time.time() - age,) * 2)
+        assert checkpoint_path("auto", str(tmp_path)) == str(last.parent / name)
+    assert re.search(r"there is no .*last\.ckpt, so the run goes on from .*best\.ckpt, the newest", caplog.text)
     last.touch()
     assert checkpoint_path("auto", str(tmp_path)) == str(last)

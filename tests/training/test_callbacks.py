@@ -17,7 +17,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.targets import MinSNR
-from diffaug.training import LossByLevel, Pictures, Progress, Summary
+from diffaug.training import LossByLevel, Pictures, Progress, RunLogger, Summary
 from diffaug.training.denoiser import Denoiser
 from diffaug.training.loss_by_level import binned, statistics
 
@@ -229,3 +229,17 @@ def test_two_ranks_report_what_one_does(tmp_path):
     assert len(one) == len(two) > 1
     for a, b in zip(one, two, strict=True):
         assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_metrics_hold_each_step_once_after_a_run_that_was_killed(tmp_path):
+    """The steps after the checkpoint are taken again: their rows of before go, those up to it stay."""
+    for first, last in ((1, 7), (4, 9)):
+        logger = RunLogger(str(tmp_path))
+        logger.log_hyperparams({"a": 1})
+        for step in range(first, last):
+            logger.log_metrics({"loss": 10 * first + step}, step)
+        logger.save()
+    rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()]
+    assert rows[0] == ["loss", "step"]
+    assert [row[1] for row in rows[1:]] == [str(step) for step in range(1, 9)]
+    assert [float(row[0]) for row in rows[1:]] == [11, 12, 13, 44, 45, 46, 47, 48]
