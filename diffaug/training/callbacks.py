@@ -124,7 +124,7 @@ class Progress(Seen):
 
 
 class Summary(Callback):
-    """Write summary.json after the last validation, and say in a few lines what the run came to.
+    """Write summary.json after each validation, and at the end of a run that has none.
 
     Arguments:
         folder: where to.
@@ -140,8 +140,16 @@ class Summary(Callback):
         self.seconds = time.monotonic() - self._began
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._write(trainer)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.val_dataloaders is None:
+            self._write(trainer)
+
+    def _write(self, trainer: pl.Trainer) -> None:
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(data, NoisingDataModule):
+        if not trainer.is_global_zero or not isinstance(data, NoisingDataModule):
             return
         loss = trainer.callback_metrics.get("val_loss")
         images = data.clean_images("train", _PRIOR_IMAGES)

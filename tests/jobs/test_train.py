@@ -25,7 +25,9 @@ def command(*overrides: str) -> list[str]:
 
 
 def train(cwd: Path, *overrides: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command(*overrides), capture_output=True, text=True, timeout=400, cwd=cwd)
+    done = subprocess.run(
+        command(*overrides), capture_output=True, text=True, timeout=400, cwd=cwd, env=environment(cwd)
+    )
     assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-3000:]
     return done
 
@@ -54,15 +56,22 @@ def test_a_run_leaves_its_files(tmp_path):
             assert min(picture.size) > 200
     summary = json.loads((run / "summary.json").read_text())
     assert summary["prior_kl_bits_per_dim"] == pytest.approx(2.09e-5, rel=1e-2)
-    assert (
-        summary["schedule"] == "LinearBeta(timesteps=1000, beta_start=0.0001, beta_end=0.02)"
-        or "LinearBeta(" in summary["schedule"]
-    )
+    assert summary["schedule"] == "LinearBeta(timesteps=1000, beta_start=0.0001, beta_end=0.02, rescale=False)"
     assert summary["seed"] == 0
     assert summary["steps"] == 4
     assert 0 < summary["val_loss"] < 10
     assert re.search(r"bits per dimension", done.stdout)
     torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+
+
+def test_a_run_without_validation_ends_with_a_summary(tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(6):
+        Image.new("L", (16, 16), 40 * i).save(tmp_path / "images" / f"{i}.png")
+    data = ("data=image_folder", "data.root=images", "data.image_size=16", "data.channels=1", "data.val_share=0")
+    done = train(tmp_path, *OVERRIDES, "hydra.run.dir=run", *data)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["val_loss"] is None
+    assert re.search(r"2 steps in .*\n.*\n  validation loss  not measured", done.stdout)
 
 
 def test_a_killed_run_goes_on_in_its_folder(tmp_path):
