@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffaug import plots
 from diffaug.commands.check import check
-from diffaug.commands.plot import an_image, label, levels_of
+from diffaug.commands.plot import an_image, label, read_levels
 from diffaug.commands.preview import preview
 from diffaug.commands.report import page, table
 from diffaug.config import composed, made, schedule_names
@@ -78,7 +78,7 @@ def _plot(options: argparse.Namespace) -> None:
     if not names:
         raise ValueError(f"plot {picture} wants at least one name; python -m diffaug plot --help shows the forms.")
     if picture == "levels":
-        made_picture = plots.levels(*levels_of(names))
+        made_picture = plots.levels(read_levels(names))
     elif picture == "recipes":
         made_picture = plots.recipes(
             {

@@ -41,8 +41,8 @@ def label(name: str, group: str) -> str:
     return ", ".join(words)
 
 
-def levels_of(names: Sequence[str]) -> tuple[list[tuple[Any, ...]], str]:
-    """The rows of a run's loss_by_level.csv, and what its bins are of.
+def read_levels(names: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Read the rows of a run's loss_by_level.csv.
 
     Arguments:
         names: one: the folder of a run, or the file.
@@ -55,8 +55,7 @@ def levels_of(names: Sequence[str]) -> tuple[list[tuple[Any, ...]], str]:
         head, *rows = csv.reader(file)
     if tuple(head) != LEVEL_COLUMNS:
         raise ValueError(f"{path} is no loss_by_level.csv: its columns are {head}.")
-    parsed = [
-        (row[0], int(row[1]), int(row[2]), *map(float, row[3:5]), int(row[5]), *map(float, row[6:])) for row in rows
+    return [
+        (row[0], int(row[1]), int(row[2]), *map(float, row[3:5]), int(row[5]), *map(float, row[6:9]), row[9])
+        for row in rows
     ]
-    inside = all(0 <= float(edge) <= 1 for row in rows for edge in row[3:5])
-    return parsed, "unit" if inside else "log_snr"

@@ -161,15 +161,15 @@ def _within(process: ForwardProcess, edges: Tensor, loss: str) -> tuple[Tensor, 
     return own, draws / own.diff(), load / own.diff()
 
 
-LEVEL_COLUMNS = ("stage", "step", "epoch", "low", "high", "count", "mean", "std", "weighted")
+LEVEL_COLUMNS = ("stage", "step", "epoch", "low", "high", "count", "mean", "std", "weighted", "over")
 
 
-def levels(rows: Sequence[Sequence[Any]], over: str = "log_snr") -> Picture:
+def levels(rows: Sequence[Sequence[Any]]) -> Picture:
     """Loss by noise level over the course of training: the mean error in each bin, its spread at the last report.
 
     Arguments:
-        rows: as `diffaug.training.LossByLevel` keeps them, one for each bin that was not empty, of `LEVEL_COLUMNS`.
-        over: what the bins are of: log_snr or unit (time).
+        rows: as `diffaug.training.LossByLevel` keeps them, one for each bin that was not empty, of `LEVEL_COLUMNS`;
+            ``over`` is what the bins are of, log_snr or unit (time).
     """
     stages = list(dict.fromkeys(row[0] for row in rows))
     if not stages:
@@ -205,7 +205,7 @@ def levels(rows: Sequence[Sequence[Any]], over: str = "log_snr") -> Picture:
             below.set_xticks(borders)
         what = (
             "log-SNR (nats)      more noise  $\\leftarrow$   $\\rightarrow$  less noise"
-            if over == "log_snr"
+            if rows[0][-1] == "log_snr"
             else "unit time"
         )
         tidy(below, ylabel="samples", xlabel=what)

@@ -128,7 +128,7 @@ class LossByLevel(Callback):
                     f"{name}/weighted": weighted,
                 }
                 place = (stage, trainer.global_step, trainer.current_epoch, low, high)
-                rows.append((*place, int(count), mean, std, weighted))
+                rows.append((*place, int(count), mean, std, weighted, self.over))
         self._sums = {}
         again = {row[:2] for row in rows}  # validated once more at the same step, after training: the later counts
         self.rows = [row for row in self.rows if row[:2] not in again] + rows
@@ -148,7 +148,7 @@ class LossByLevel(Callback):
 
     def _draw(self, trainer: pl.Trainer) -> None:
         if self.folder is not None and trainer.is_global_zero and self.rows:
-            plots.levels(self.rows, self.over).save(self.folder / "loss_by_level.png")
+            plots.levels(self.rows).save(self.folder / "loss_by_level.png")
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}

@@ -228,7 +228,10 @@ def test_a_name_with_overrides_as_a_legend_says_it(name, group, words):
 
 
 def test_a_bin_of_one_image_has_no_spread():
-    rows = [("val", 10, 0, -2.0, 0.0, 5, 0.5, 0.1, 0.4), ("val", 10, 0, 2.0, 4.0, 1, 0.9, 0.0, 0.8)]
+    rows = [
+        ("val", 10, 0, -2.0, 0.0, 5, 0.5, 0.1, 0.4, "log_snr"),
+        ("val", 10, 0, 2.0, 4.0, 1, 0.9, 0.0, 0.8, "log_snr"),
+    ]
     above, below = plots.levels(rows).figure.axes
     (bars,) = above.containers
     assert [[end.tolist() for end in bar] for bar in bars[2][0].get_segments()] == [[[-1, 0.4], [-1, 0.6]]]
@@ -256,7 +259,10 @@ def test_a_histogram_of_whole_values_is_no_comb(values, bins):
 
 
 def test_a_csv_of_levels_is_drawn_again(tmp_path):
-    rows = [("val", 10, 0, -math.inf, 0.0, 5, 0.5, 0.1, 0.4), ("val", 10, 0, 0.0, math.inf, 3, 0.9, 0.2, 0.8)]
+    rows = [
+        ("val", 10, 0, -math.inf, 0.0, 5, 0.5, 0.1, 0.4, "log_snr"),
+        ("val", 10, 0, 0.0, math.inf, 3, 0.9, 0.2, 0.8, "log_snr"),
+    ]
     plots.levels(rows).save(tmp_path / "loss_by_level.png")
     assert main(["plot", "levels", str(tmp_path), f"out={tmp_path / 'again.png'}"]) == 0
     assert read(tmp_path / "again.csv") == read(tmp_path / "loss_by_level.csv")

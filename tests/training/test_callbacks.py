@@ -99,7 +99,7 @@ def test_a_run_reports_what_its_steps_returned(tmp_path):
         if not len(own):
             assert (low, high) not in last
             continue
-        *_, count, mean, std, weighted_mean = last[low, high]
+        *_, count, mean, std, weighted_mean, _ = last[low, high]
         assert count == len(own)
         assert mean == pytest.approx(own.mean().item(), rel=1e-6)
         assert std == pytest.approx(own.std(correction=0).item(), rel=1e-4, abs=1e-5)
@@ -117,7 +117,7 @@ def test_a_run_reports_what_its_steps_returned(tmp_path):
 def test_over_unit_time_and_across_a_resume():
     callback = LossByLevel(over="unit")
     assert callback.edges[1] == 0.1
-    callback.rows = [("val", 3, 0, 0.0, 0.1, 2, 0.5, 0.1, 0.5)]
+    callback.rows = [("val", 3, 0, 0.0, 0.1, 2, 0.5, 0.1, 0.5, "log_snr")]
     other = LossByLevel(over="unit")
     other.load_state_dict(callback.state_dict())
     assert other.rows == callback.rows

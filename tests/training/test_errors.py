@@ -18,7 +18,7 @@ from torch._utils import ExceptionWrapper
 from diffaug import LinearBeta
 from diffaug.__main__ import main
 from diffaug.checks import number
-from diffaug.commands.plot import levels_of
+from diffaug.commands.plot import read_levels
 from diffaug.data.folder import ImageFolder
 from diffaug.training.errors import UserError, for_the_user, sentence
 
@@ -60,9 +60,9 @@ def test_what_others_raise_keeps_its_stack(tmp_path):
 
     assert sentence(caught(own)) is None
     bad = tmp_path / "bad.csv"
-    columns = "stage,step,epoch,low,high,count,mean,std,weighted"
-    bad.write_text(f"{columns}\ntrain,x,0,0,1,1,1,1,1\n")
-    error = caught(levels_of, [str(bad)])
+    columns = "stage,step,epoch,low,high,count,mean,std,weighted,over"
+    bad.write_text(f"{columns}\ntrain,x,0,0,1,1,1,1,1,unit\n")
+    error = caught(read_levels, [str(bad)])
     assert "invalid literal" in str(error), "int() fails, in a line of diffaug's"
     assert sentence(error) is None
 
