@@ -20,7 +20,7 @@ def main(config: DictConfig) -> None:
     model = instantiate(config.model, process=data.process)
     trainer = instantiate(config.trainer)
     trainer.fit(model, data, ckpt_path=ckpt_path)
-    if trainer.val_dataloaders is not None:  # there are none under data.val_share=0
+    if trainer.enable_validation:
         trainer.validate(model, data, verbose=False)
     if trainer.is_global_zero:
         print(report(config.folder))

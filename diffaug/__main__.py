@@ -8,6 +8,7 @@ plot strip NAME ... [data=...] [out=...]    one image from x_0 to x_T under seve
 plot levels FOLDER_OR_CSV [out=...]         loss by noise level, as a run with callbacks=loss_by_level left it
 preview [group=choice] ... [out=...]        your own data through the whole pipe: values, noised strip, times, warnings
 check [data=...] [workers=N]                every image of the dataset read; which are broken, for data.on_error=skip
+                                            (exit status 3 where any is)
 export ckpt=RUN out=FOLDER                  a trained run as a diffusers pipeline folder
 
 out= is a .png, .svg or .pdf file; the numbers of a picture go beside it as .csv. A NAME may carry overrides of its own:
@@ -32,6 +33,8 @@ from diffaug.commands.report import page, table
 from diffaug.config import composed, made, schedule_names
 from diffaug.training.errors import sentence
 
+_BROKEN = 3  # the exit status of a check that found broken images; 1 is an error's, 2 argparse's
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
@@ -51,13 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         one.add_argument("overrides", nargs="*", help="group=choice and key=value, as for train.py")
     options = parser.parse_args(arguments or ["--help"])
     try:
-        options.run(options)
+        return options.run(options) or 0
     except (ValueError, OSError, ImportError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         print(f"python -m diffaug {options.command}: {sentence(error) or error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -113,14 +115,16 @@ def _preview(options: argparse.Namespace) -> None:
     print(f"\n{seen.picture.save(own['out'])}")
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check(options: argparse.Namespace) -> int:
     own, rest = _own(options.overrides, workers="")
     if own["workers"] and not own["workers"].isdecimal():
         raise ValueError(f"workers must be a whole number, but got {own['workers']!r}.")
     config = composed(rest)
     if "on_error" in config.data:
         config.data.on_error = "raise"  # all files are wanted: the list is made here
-    print(check(made(config.data), workers=int(own["workers"]) if own["workers"] else None))
+    found = check(made(config.data), workers=int(own["workers"]) if own["workers"] else None)
+    print(found.text)
+    return 0 if found.fine else _BROKEN
 
 
 def _export(options: argparse.Namespace) -> None:

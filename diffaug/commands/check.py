@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -29,8 +29,15 @@ _SHOWN = 20
 _BATCH = 16
 
 
-class _Problems(Dataset[tuple[int, str | None]]):
-    """What is wrong with each item of a dataset: (index, in words or None)."""
+class _Problem(NamedTuple):
+    """What is wrong with an item, in words, and whether that is of the item or of the moment."""
+
+    text: str
+    lasting: bool
+
+
+class _Problems(Dataset[tuple[int, _Problem | None]]):
+    """What is wrong with each item of a dataset: (index, problem or None)."""
 
     def __init__(self, images: Images) -> None:
         self.images = images
@@ -38,28 +45,41 @@ class _Problems(Dataset[tuple[int, str | None]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[int, str | None]:
+    def __getitem__(self, index: int) -> tuple[int, _Problem | None]:
         dataset: Any = self.images.dataset
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of files that it reads all the same
             if isinstance(dataset, ImageFolder):
-                return index, dataset.problem(index)
+                found = dataset.problem(index)
+                return index, found and _Problem(*found)
             try:
                 self.images[Place(index, 0, 0, 0)]
             except Exception as error:  # whatever the user's dataset or transform may raise
                 own = f"{self.images.name}[{index}] "  # what our own errors begin with
-                return index, f"{str(error).removeprefix(own)} ({type(error).__name__})"
+                return index, _Problem(f"{str(error).removeprefix(own)} ({type(error).__name__})", True)
         return index, None
 
 
-def check(data: DiffusionDataModule, *, workers: int | None = None) -> str:
+class Checked(NamedTuple):
+    """What a check found.
+
+    Attributes:
+        text: to be printed.
+        fine: whether every image could be read.
+    """
+
+    text: str
+    fine: bool
+
+
+def check(data: DiffusionDataModule, *, workers: int | None = None) -> Checked:
     """Read every image of every stage, and say which are broken; a folder's list of them is written.
+
+    A file that could not be read for a reason that may pass, such as a missing permission or too many open files, is
+    said and not listed: what is on the list is left out for good.
 
     Arguments:
         workers: processes that read; None is one for each CPU core, 0 reads in this process.
-
-    Returns:
-        What was found, to be printed.
 
     Raises:
         ValueError: the list could not be written; that is tried before anything is read.
@@ -78,20 +98,24 @@ def check(data: DiffusionDataModule, *, workers: int | None = None) -> str:
         _try_to_write(path)
     began, count = time.perf_counter(), sum(map(len, parts))
     broken: list[str] = []
+    unread: list[str] = []
     with tqdm(total=count, desc="Reading", unit=" images", disable=None) as bar:
         for images in parts:
             for found in _read(images, workers):
                 bar.update(len(found))
                 for index, problem in found:
                     if problem is not None:
-                        broken.append(f"{_called(images, index)} {problem}")
-                        if isinstance(images.dataset, ImageFolder):
-                            lists[images.dataset.broken_list][images.dataset.names[index]] = problem
+                        (broken if problem.lasting else unread).append(f"{_called(images, index)} {problem.text}")
+                        if problem.lasting and isinstance(images.dataset, ImageFolder):
+                            lists[images.dataset.broken_list][images.dataset.names[index]] = problem.text
                 bar.set_postfix(broken=len(broken), refresh=False)
     seconds = time.perf_counter() - began
-    lines = [f"{count} images read in {seconds:.0f} s, {len(broken) or 'none'} broken" + (":" if broken else "")]
-    lines += [f"  {line}" for line in sorted(broken)[:_SHOWN]]
-    lines += [f"  and {len(broken) - _SHOWN} more"] if len(broken) > _SHOWN else []
+    lines = [
+        f"{count} images read in {seconds:.0f} s, {len(broken) or 'none'} broken{':' * bool(broken)}",
+        *_shown(broken),
+    ]
+    if unread:
+        lines += [f"{len(unread)} could not be read for a reason that may pass, and are not listed:", *_shown(unread)]
     lines += [f"{name} is a stream, which cannot be read beforehand" for name in streams]
     for path, problems in lists.items():
         write(path, problems)
@@ -100,10 +124,16 @@ def check(data: DiffusionDataModule, *, workers: int | None = None) -> str:
             if problems
             else f"{path} is an empty list, for data.on_error=skip."
         )
-    return "\n".join(lines).encode(errors="surrogateescape").decode(errors="replace")  # names may be of any bytes
+    text = "\n".join(lines).encode(errors="surrogateescape").decode(errors="replace")  # names may be of any bytes
+    return Checked(text, not broken and not unread)
 
 
-def _read(images: Images, workers: int) -> Iterator[list[tuple[int, str | None]]]:
+def _shown(problems: list[str]) -> list[str]:
+    more = [f"  and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+    return [*(f"  {line}" for line in sorted(problems)[:_SHOWN]), *more]
+
+
+def _read(images: Images, workers: int) -> Iterator[list[tuple[int, _Problem | None]]]:
     options = {"num_workers": workers, "batch_size": _BATCH, "collate_fn": list, "generator": torch.Generator()}
     return iter(DataLoader(_Problems(images), **options))
 

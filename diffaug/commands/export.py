@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from diffaug.checks import refuse
 from diffaug.interop import to_diffusers
@@ -55,7 +54,7 @@ def run_of(ckpt: str) -> tuple[Path, Path]:
     )
 
 
-def load_weights(model: nn.Module, file: Path) -> None:
+def load_weights(model: Denoiser, file: Path) -> None:
     """Put a checkpoint's weights into a model; of a run with EMA these are the averaged ones.
 
     Raises:
@@ -64,9 +63,10 @@ def load_weights(model: nn.Module, file: Path) -> None:
     fault = damage(file)
     if fault:
         raise ValueError(f"ckpt={file} is damaged: {fault}.")
-    state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    model.on_load_checkpoint(checkpoint)
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         raise ValueError(f"{file} does not fit the network that its run's config describes: {error}") from error
 
@@ -91,9 +91,9 @@ def export(model: Denoiser, out: str | Path, image_shape: tuple[int, ...]) -> An
     network, schedule = model.network, model.process.schedule
     if not isinstance(network, UNet2DModel):
         raise refuse("model.network", type(network).__name__, "a diffusers.UNet2DModel, which pipelines call")
-    if model.process.value_range is None:
+    if model.latents:
         raise ValueError(
-            "A pipeline makes images and clips them to [-1, 1], but this network, trained with "
+            "A pipeline makes images and clips them to [-1, 1], but this network, trained with a data.encoder or "
             "process.value_range=null, makes latents. Draw them by Denoiser.sample, or with a scheduler of "
             "to_diffusers (clip_sample=False where it would clip), and decode them."
         )

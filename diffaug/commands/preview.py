@@ -57,8 +57,14 @@ def preview(data: DiffusionDataModule) -> Preview:
     """Look at the training data of a DataModule, and at what its process makes of it.
 
     Raises:
-        ValueError: they are no images of shape (B, 1 or 3, H, W), or a stream, which cannot be looked at beforehand.
+        ValueError: they are no images of shape (B, 1 or 3, H, W), or a stream, which cannot be looked at beforehand; or
+            an encoder makes latents of them.
     """
+    if data.encodes:
+        raise ValueError(
+            "preview looks at images, but data.encoder makes latents of them, to which its numbers do not apply. "
+            "Preview the images without data.encoder; of latents, a dataset of cached ones (process.value_range=null)."
+        )
     data.setup("fit")
     process = data.process
     images = data.clean_images("train", _IMAGES)

@@ -130,6 +130,16 @@ class NoisingDataModule(pl.LightningDataModule):
     def _end_setup(self) -> None:
         check_ranks(self.trainer, self.recipe())
 
+    @property
+    def encodes(self) -> bool:
+        """Whether an encoder makes latents of the dataset's images."""
+        return self._noiser.encoder is not None
+
+    @property
+    def latents(self) -> bool:
+        """Whether what is noised are latents, which have no range, and not images in [-1, 1]."""
+        return self.encodes or self.process.value_range is None
+
     def _epoch(self) -> int:
         return self.trainer.current_epoch if self.trainer else 0
 

@@ -1,6 +1,8 @@
 """The list of an image folder's broken files: written by ``python -m diffaug check``, gone by under on_error="skip"."""
 
+import errno
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -30,6 +32,13 @@ def reason(error: Exception) -> str:
     return f"cannot be read: {error} ({type(error).__name__})."
 
 
+def is_lasting(error: Exception) -> bool:
+    """Whether an error is of the file, and not of the moment: too many open files, no permission, a failing disk."""
+    if isinstance(error, OSError) and error.errno is not None:  # Pillow's own have none
+        return error.errno in (errno.ENOENT, errno.ELOOP)  # a link to nowhere
+    return not isinstance(error, MemoryError)
+
+
 def read(path: Path, again: str) -> set[str]:
     """The names on a list.
 
@@ -52,5 +61,10 @@ def read(path: Path, again: str) -> set[str]:
 
 
 def write(path: Path, broken: dict[str, str]) -> None:
-    """Write the list: what is wrong with each file, by its name within the folder."""
-    path.write_text(json.dumps({"broken": dict(sorted(broken.items()))}, indent=1) + "\n")
+    """Write the list, whole or not at all: what is wrong with each file, by its name within the folder."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(json.dumps({"broken": dict(sorted(broken.items()))}, indent=1) + "\n")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

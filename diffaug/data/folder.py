@@ -167,12 +167,12 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
             raise ValueError(f"Sample {index}, {path}, {broken_files.reason(error)} {remedy}") from error
         return as_tensor(square, path), self.labels[index]
 
-    def problem(self, index: int) -> str | None:
-        """What is wrong with a file, in words; None if nothing is."""
+    def problem(self, index: int) -> tuple[str, bool] | None:
+        """What is wrong with a file, in words, and whether that is lasting; None if nothing is."""
         try:
             self._read(self.paths[index])
         except Exception as error:
-            return broken_files.reason(error)
+            return broken_files.reason(error), broken_files.is_lasting(error)
         return None
 
     def _read(self, path: str) -> Any:

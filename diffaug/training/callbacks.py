@@ -10,9 +10,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.loggers.logger import rank_zero_experiment
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import CSVLogger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import Subset
 
@@ -43,9 +43,9 @@ class Seen(Callback):
     def sampled(self, trainer: pl.Trainer, model: Denoiser, count: int, steps: int) -> Tensor | None:
         """Samples under the labels of the last batch, in turn; None before a batch was seen.
 
-        None, too, where samples are no images, as of a network that is trained on an encoder's latents.
+        None, too, where samples are no images, but latents.
         """
-        if self.shape is None or len(self.shape) != 3 or self.shape[0] not in (1, 3):
+        if self.shape is None or model.latents or len(self.shape) != 3 or self.shape[0] not in (1, 3):
             return None
         labels = self.labels
         if labels is not None:
@@ -56,6 +56,8 @@ class Seen(Callback):
 
 class Pictures(Seen):
     """Draw schedule.png and forward.png, with their numbers as .csv, when training begins, samples.png when it ends.
+
+    Of latents, which are no images, schedule.png alone.
 
     Arguments:
         folder: where to.
@@ -74,7 +76,7 @@ class Pictures(Seen):
         schedule = data.process.schedule
         plots.schedules({repr(schedule): schedule}).save(self.folder / "schedule.png")
         images = data.clean_images("train", self.rows)
-        if images is not None and images.ndim == 4 and images.shape[1] in (1, 3):
+        if images is not None and images.ndim == 4 and images.shape[1] in (1, 3) and not data.latents:
             plots.forward(data.process, images).save(self.folder / "forward.png")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -124,7 +126,7 @@ class Progress(Seen):
 
 
 class Summary(Callback):
-    """Write summary.json after each validation, and at the end of a run that has none.
+    """Write summary.json after every validation; where a run has none, when it ends.
 
     Arguments:
         folder: where to.
@@ -139,12 +141,12 @@ class Summary(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seconds = time.monotonic() - self._began
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.sanity_checking:
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.enable_validation:
             self._write(trainer)
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.val_dataloaders is None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
             self._write(trainer)
 
     def _write(self, trainer: pl.Trainer) -> None:
@@ -152,7 +154,7 @@ class Summary(Callback):
         if not trainer.is_global_zero or not isinstance(data, NoisingDataModule):
             return
         loss = trainer.callback_metrics.get("val_loss")
-        images = data.clean_images("train", _PRIOR_IMAGES)
+        images = None if data.encodes else data.clean_images("train", _PRIOR_IMAGES)
         summary = {
             "val_loss": None if loss is None else float(loss),
             "prior_kl_bits_per_dim": None if images is None else data.process.prior_kl_bits_per_dim(images),

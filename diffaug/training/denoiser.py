@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from diffaug.checks import choice, flag
+from diffaug.data.base import NoisingDataModule
 from diffaug.noise import gaussian
 from diffaug.process import ForwardProcess
 from diffaug.randomness.philox import Purpose, keys
@@ -69,7 +70,13 @@ class Denoiser(pl.LightningModule):
             raise ValueError(f"The model needs {missing} in process.fields, which is {list(process.fields)}.")
         _check_conditioning(network, condition)
         self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
+        self.latents = process.value_range is None  # or as the DataModule or the checkpoint says
         self._watched: tuple[Tensor, Tensor] | None = None  # the last loss and its step, until one is not finite
+
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(data, NoisingDataModule):
+            self.latents = data.latents
 
     def forward(self, x: Tensor, time: Tensor, labels: Any = None) -> Tensor:
         try:
@@ -153,6 +160,7 @@ class Denoiser(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._check_finite("train_loss")  # so that a checkpoint is never of weights that are lost
+        checkpoint["latents"] = self.latents
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.parameters())
@@ -170,6 +178,7 @@ class Denoiser(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the learning rate follow the length of training that is given now: a run may be made longer."""
+        self.latents = checkpoint.get("latents", self.latents)
         for state in checkpoint.get("lr_schedulers", ()):
             for name in ("total_steps", "_schedule_phases"):  # OneCycleLR's
                 state.pop(name, None)
@@ -195,7 +204,7 @@ class Denoiser(pl.LightningModule):
             steps: how many times the network is called, at most T if discrete.
             seed: of the noise that the images start from.
             clip: whether each estimate of x_0 is held within [-1, 1]; None does so but for latents, where
-                ``process.value_range`` is None.
+                ``process.value_range`` is None or the DataModule that it was trained with has an encoder.
             labels: what each image is conditioned on, shape (B,), where the network is conditioned.
             times: native times at which the network is called, falling, shape (K,); instead of ``steps``, which spreads
                 them evenly over unit time.
@@ -211,7 +220,7 @@ class Denoiser(pl.LightningModule):
                 f"model.condition is {self.condition!r}, so sample() "
                 + ("takes no labels." if self.condition is None else "needs labels=, one for each image.")
             )
-        clip = self.process.value_range is not None if clip is None else flag("clip", clip)
+        clip = not self.latents if clip is None else flag("clip", clip)
         labels = labels if labels is None else labels.to(device)
         if times is None:
             steps = min(steps, schedule.timesteps) if schedule.discrete else steps

@@ -102,6 +102,13 @@ def test_a_preview_of_latents():
     assert "scaled           to" not in text
 
 
+def test_a_preview_before_an_encoder_is_refused():
+    images = TensorDataset(torch.zeros(4, 1, 16, 16, dtype=torch.uint8))
+    process = ForwardProcess(LinearBeta(), compile=False)
+    with pytest.raises(ValueError, match=r"data\.encoder makes latents of them"):
+        preview(DiffusionDataModule(images, process=process, encoder=torch.nn.Identity()))
+
+
 def test_the_command(tmp_path, capsys):
     assert main(["preview", "schedule=cosine", "data.batch_size=512", f"out={tmp_path / 'p.png'}"]) == 0
     out = capsys.readouterr().out

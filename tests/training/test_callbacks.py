@@ -199,6 +199,31 @@ def test_the_names_of_the_classes_are_in_the_summary(tmp_path, kind):
     assert summary.get("classes") == (["cats", "dogs"] if kind in ("named", "subset") else None)
 
 
+@pytest.mark.parametrize("left_out", ["val=None", "limit_val_batches=0", "nothing"])
+def test_a_run_without_validation_leaves_its_summary_too(tmp_path, left_out):
+    data = module()
+    if left_out == "val=None":
+        data = DiffusionDataModule(data._sources["train"], process=data.process, seed=0, batch_size=5)
+    options = {"limit_val_batches": 0} if left_out == "limit_val_batches=0" else {}
+    trainer(tmp_path, Summary(str(tmp_path)), **options).fit(Denoiser(Net(), data.process), data)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["steps"] == 6
+    assert (summary["val_loss"] is None) == (left_out != "nothing")
+    assert summary["prior_kl_bits_per_dim"] > 0
+
+
+def test_what_an_encoder_makes_is_no_image(tmp_path):
+    """Three channels of latents are not drawn as colours, and x_T's distance is not that of the images."""
+    images = torch.randint(0, 256, (10, 3, 4, 4), dtype=torch.uint8)
+    process = ForwardProcess(LinearBeta(), compile=False)
+    data = DiffusionDataModule(
+        TensorDataset(images), TensorDataset(images), process=process, encoder=torch.nn.Conv2d(3, 3, 1), batch_size=5
+    )
+    trainer(tmp_path, Summary(str(tmp_path)), Pictures(str(tmp_path), steps=2)).fit(Denoiser(Net(), process), data)
+    assert json.loads((tmp_path / "summary.json").read_text())["prior_kl_bits_per_dim"] is None
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["schedule.png"]
+
+
 RANKS = """
 import sys
 sys.path[:0] = [{tests!r}, {tests!r} + "/training"]

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from diffaug import VPSDE, DiffusionDataModule, ForwardProcess, LinearBeta, Rectified, Trigonometric, Uniform
+from diffaug.commands.export import load_weights
 from diffaug.targets import NUMBER_FIELDS
 from diffaug.times import Fixed
 from diffaug.training import LastCheckpoint
@@ -184,6 +185,28 @@ def test_samples_of_latents_are_not_clipped():
     assert images.sample((4, 1, 4, 4), steps=5).abs().max() <= 1
     assert latents.sample((4, 1, 4, 4), steps=5).abs().max() > 1
     assert latents.sample((4, 1, 4, 4), steps=5, clip=True).abs().max() <= 1
+
+
+def test_latents_of_an_encoder_are_not_clipped(tmp_path):
+    """Nor where the weights are loaded into another model, without the DataModule."""
+
+    def largest(model):
+        model.network.scale.data.fill_(0.1)
+        return model.sample((4, 1, 4, 4), steps=5).abs().max()
+
+    module = data()
+    module._noiser.encoder = nn.Identity()
+    model = Denoiser(Net(), module.process)
+    assert largest(model) <= 1, "as far as it knows"
+    run = trainer(tmp_path, max_steps=2)
+    run.fit(model, module)
+    assert largest(model) > 1
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    options = {"network": Net(), "process": module.process, "weights_only": True}
+    assert largest(Denoiser.load_from_checkpoint(tmp_path / "a.ckpt", **options)) > 1
+    exported = Denoiser(Net(), module.process)
+    load_weights(exported, tmp_path / "a.ckpt")
+    assert exported.latents, "which an export refuses"
 
 
 @pytest.mark.parametrize(
