@@ -102,15 +102,6 @@ def test_a_killed_run_goes_on_in_its_folder(tmp_path):
     )
 
 
-def test_a_run_without_validation(tmp_path):
-    for i in range(4):
-        Image.new("L", (8, 8), 60 * i).save(tmp_path / f"{i}.png")
-    words = ("data=image_folder", "data.root=.", "data.channels=1", "data.image_size=8", "data.val_share=0")
-    done = train(tmp_path, "hydra.run.dir=run", *OVERRIDES, *words)
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2
-    assert "validation loss  not measured" in done.stdout
-
-
 def test_two_processes(tmp_path):
     train(tmp_path, "hydra.run.dir=run", *QUICK, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 4
