@@ -109,7 +109,7 @@ def _times(process: ForwardProcess) -> Tensor:
 
 def _speed(data: DiffusionDataModule) -> tuple[float, float]:
     """Images read and noised a second, over some batches or seconds."""
-    loader = data.train_dataloader()  # pyright: ignore[reportAttributeAccessIssue]
+    loader = data.train_dataloader()
     count, timed, noising, began = 0, 0, 0.0, time.perf_counter()
     for batch in chain(loader, loader):  # so that there is a second, however few the images
         before, size = time.perf_counter(), len(batch.places[0].rows)

@@ -132,7 +132,7 @@ class Images(Keyed):
 def note(error: Exception, note: str) -> None:
     """Say at which sample the user's code failed (Python 3.10 has no notes)."""
     if hasattr(error, "add_note"):
-        error.add_note(note)  # pyright: ignore[reportAttributeAccessIssue]
+        error.add_note(note)
 
 
 def _fetches_many(dataset: Any) -> bool:

@@ -118,7 +118,7 @@ class EpochSampler(DistributedSampler[Any]):
         self.total_size = -(-self.length // ranks) * ranks
         self.num_samples = self.total_size // ranks
 
-    def __iter__(self) -> Iterator[Place]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __iter__(self) -> Iterator[Place]:
         start, self.start = self.start, 0
         order = None if self.sampler is None else self._sampled(self.sampler)
         times_before = None if order is None else occurrences(order)
@@ -213,7 +213,7 @@ class EpochLoader(Loader):
         """Samples of a batch, on all ranks together."""
         return (self.batch_size or 1) * self.sampler.num_replicas
 
-    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __iter__(self) -> Iterator[Any]:
         sampler = self.sampler
         if self._resume is not None:
             self._epoch, self._before = self._resume

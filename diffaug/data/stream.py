@@ -115,7 +115,7 @@ class StreamLoader(Loader):
         """Samples of a batch, on all ranks together."""
         return (self.batch_size or 1) * self.dataset.ranks
 
-    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __iter__(self) -> Iterator[Any]:
         resumed, self._resume = self._resume, None
         epoch, left_out = resumed or (self.dataset.epoch(), 0)
         if resumed or epoch != self._epoch:
