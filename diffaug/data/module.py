@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
+from multiprocessing import get_all_start_methods
 from typing import Any
 
 import torch
@@ -105,11 +106,7 @@ class DiffusionDataModule(NoisingDataModule):
             )
         super().__init__(process, **options)
         self._sources = check_sources(train=train, val=val, test=test, predict=predict)
-        loader_options = {name: value for name, value in loader_options.items() if value is not None}
-        integer("data.num_workers", loader_options.get("num_workers", 0), 0)
-        for name in ("pin_memory", "persistent_workers", "in_order"):
-            flag(f"data.{name}", loader_options.get(name, False))
-        check_order("data.in_order", loader_options.get("in_order", True))
+        self.loader_options = _checked(loader_options)
         self.batch_size = integer("data.batch_size", batch_size, 1)
         self.val_repeats = integer("data.val_repeats", val_repeats, 1, 2**VIEW_BITS - 1)
         number("data.val_at", val_at, 0, 1, open_high=True)
@@ -118,11 +115,16 @@ class DiffusionDataModule(NoisingDataModule):
             integer("data.val_repeats", val_repeats, 1, 1024)
         coverages = {"grid": Grid(min(val_repeats, 1024)), "fixed": Fixed(val_at)}
         self._val_times = Uniform(coverage=coverages[val_times]) if val_times in coverages else None
+        for name, given in (("transform", transform), ("eval_transform", eval_transform)):
+            if given is not None and not callable(given):
+                raise refuse(f"data.{name}", given, "a function or a torch.nn.Module, from an image to another")
         self.transform, self.eval_transform = transform, eval_transform
         self.shuffle, self.sampler = flag("data.shuffle", shuffle), sampler
         self.drop_last = flag("data.drop_last", drop_last)
-        self.image_shape = None if image_shape is None else tuple(image_shape)
-        self.loader_options = loader_options
+        if image_shape is not None and (isinstance(image_shape, str) or not isinstance(image_shape, Sequence)):
+            raise refuse("data.image_shape", image_shape, "a list of whole numbers, for example [3, 64, 64]")
+        sides = image_shape or ()
+        self.image_shape = tuple(integer("each of data.image_shape", n, 1) for n in sides) or None
         self._datasets: dict[str, list[Any]] = {}
         # Lightning asks which of these a DataModule defines: those without data must not be there at all.
         for stage in STAGES:
@@ -264,3 +266,25 @@ class DiffusionDataModule(NoisingDataModule):
 
     wrap = staticmethod(WrappedDataModule)
     """Noise what another LightningDataModule yields: `diffaug.data.wrapped.WrappedDataModule`."""
+
+
+def _checked(options: dict[str, Any]) -> dict[str, Any]:
+    """DataLoader's own options, without those that are None; what it would refuse is refused here, by its key."""
+    options = {name: value for name, value in options.items() if value is not None}
+    workers = integer("data.num_workers", options.get("num_workers", 0), 0)
+    for name in ("pin_memory", "persistent_workers", "in_order"):
+        flag(f"data.{name}", options.get(name, False))
+    check_order("data.in_order", options.get("in_order", True))
+    number("data.timeout", options.get("timeout", 0), 0)
+    integer("data.prefetch_factor", options.get("prefetch_factor", 2), 1)
+    if not callable(options.get("worker_init_fn", int)):
+        raise refuse("data.worker_init_fn", options["worker_init_fn"], "a function of the worker's number")
+    if isinstance(options.get("multiprocessing_context"), str):
+        choice("data.multiprocessing_context", options["multiprocessing_context"], get_all_start_methods())
+    for name in ("prefetch_factor", "persistent_workers", "multiprocessing_context"):
+        if options.get(name) and not workers:
+            raise ValueError(
+                f"data.{name}={options[name]!r} is of the processes that read, but data.num_workers=0 makes none: set "
+                f"that to 1 or more, or leave out data.{name}."
+            )
+    return options

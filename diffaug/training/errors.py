@@ -19,6 +19,9 @@ _FROM_A_WORKER = re.compile(
 )
 
 
+_REFUSED = re.compile(r"Error in call to target '(?P<target>[^']+)':\n.*\nfull_key: (?P<key>\S+)", re.DOTALL)  # Hydra's
+
+
 class UserError(CompactHydraException):
     """An error of the user's, of which Hydra prints the text alone.
 
@@ -41,7 +44,9 @@ def sentence(error: BaseException) -> str | None:
     OmegaConf and Lightning refuse a configuration.
     """
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
-        return sentence(error.__cause__) or str(error)
+        refused, cause = _REFUSED.fullmatch(str(error)), error.__cause__
+        said = refused and "{key} cannot be made by {target}: ".format(**refused.groupdict())
+        return sentence(cause) or (f"{said}{cause} ({type(cause).__name__})" if said else str(error))
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is not set and has no default: give it a value by {error.full_key}=..."
     if isinstance(error, MisconfigurationException):

@@ -68,8 +68,14 @@ def test_what_others_raise_keeps_its_stack(tmp_path):
 
 
 def test_configurations_that_others_refuse():
-    error = caught(instantiate, {"_target_": "diffaug.LinearBeta", "foo": 1})
-    assert re.search(r"Error in call to target.*\n.*foo", sentence(error))
+    config = OmegaConf.create({"schedule": {"_target_": "diffaug.LinearBeta", "foo": 1}})
+    error = caught(instantiate, config.schedule)
+    assert re.fullmatch(
+        r"schedule cannot be made by diffaug\S*\.LinearBeta: .* got an unexpected keyword argument 'foo' \(TypeError\)",
+        sentence(error),
+    )
+    error = caught(instantiate, {"_target_": "pytorch_lightning.Trainer", "precision": "nonsense"})
+    assert "Precision 'nonsense' is invalid" in sentence(error)
     error = caught(instantiate, {"_target_": "pytorch_lightning.Trainer", "accelerator": "cpu", "profiler": "none"})
     assert re.fullmatch(r"Lightning's Trainer refuses its arguments \(trainer\.\*\): .*profiler.*", sentence(error))
 
