@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from diffaug import plots
+from diffaug.checks import integer
 from diffaug.data import DiffusionDataModule
 from diffaug.data.base import NoisingDataModule
 from diffaug.plots.picture import write_csv
@@ -67,7 +68,10 @@ class Pictures(Seen):
     """
 
     def __init__(self, folder: str, *, rows: int = 4, samples: int = 64, steps: int = 100) -> None:
-        self.folder, self.rows, self.samples, self.steps = Path(folder), rows, samples, steps
+        self.folder = Path(folder)
+        self.rows = integer("callbacks.pictures.rows", rows, 1)
+        self.samples = integer("callbacks.pictures.samples", samples, 0)
+        self.steps = integer("callbacks.pictures.steps", steps, 1)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
@@ -100,7 +104,10 @@ class Progress(Seen):
     """
 
     def __init__(self, folder: str, *, samples: int = 8, steps: int = 50, every: int = 1) -> None:
-        self.folder, self.samples, self.steps, self.every = Path(folder), samples, steps, every
+        self.folder = Path(folder)
+        self.samples = integer("callbacks.progress.samples", samples, 1)
+        self.steps = integer("callbacks.progress.steps", steps, 1)
+        self.every = integer("callbacks.progress.every", every, 1)
         self.taken: list[tuple[int, Tensor]] = []
         self._validations = 0
 

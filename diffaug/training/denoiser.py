@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from diffaug.checks import choice, flag
+from diffaug.checks import choice, flag, integer
 from diffaug.data.base import NoisingDataModule
 from diffaug.noise import gaussian
 from diffaug.process import ForwardProcess
@@ -163,7 +163,7 @@ class Denoiser(pl.LightningModule):
         checkpoint["latents"] = self.latents
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self.parameters())
+        optimizer = _make("model.optimizer", self.make_optimizer, self.parameters())
         if self.make_lr_scheduler is None:
             return optimizer
         steps, trainer = self.trainer.estimated_stepping_batches, self.trainer
@@ -173,7 +173,7 @@ class Denoiser(pl.LightningModule):
                 f"and trainer.max_epochs={trainer.max_epochs} make it {steps}: set one of them, or "
                 "model.lr_scheduler=null."
             )
-        scheduler = self.make_lr_scheduler(optimizer, total_steps=int(steps))
+        scheduler = _make("model.lr_scheduler", self.make_lr_scheduler, optimizer, total_steps=int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -223,6 +223,7 @@ class Denoiser(pl.LightningModule):
         clip = not self.latents if clip is None else flag("clip", clip)
         labels = labels if labels is None else labels.to(device)
         if times is None:
+            integer("steps", steps, 1)
             steps = min(steps, schedule.timesteps) if schedule.discrete else steps
             times = schedule.from_unit(torch.linspace(1.0, 0.0, steps, dtype=torch.float64))
         times = times.to(device)
@@ -250,6 +251,14 @@ class Denoiser(pl.LightningModule):
             x_0 = x_0.clamp(-1, 1)
             epsilon = (x_t - alpha * x_0) / sigma
         return x_0, epsilon
+
+
+def _make(key: str, make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call what a key says, and name the key where that is refused."""
+    try:
+        return make(*arguments, **options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{key} cannot be made: {error} ({type(error).__name__})") from error
 
 
 def _check_conditioning(network: nn.Module, condition: str | None) -> None:

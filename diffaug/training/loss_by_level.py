@@ -56,10 +56,10 @@ class LossByLevel(Callback):
         schedule: Schedule | None = None,
     ) -> None:
         self.folder = None if folder is None else Path(folder)
-        self.over, self.schedule = choice("over", over, tuple(_EDGES)), schedule
+        self.over, self.schedule = choice("callbacks.loss_by_level.over", over, tuple(_EDGES)), schedule
         self.edges = tuple(float(edge) for edge in edges) if edges is not None else _EDGES[over]
         if len(self.edges) < 2 or not all(a < b for a, b in zip(self.edges, self.edges[1:], strict=False)):
-            raise refuse("edges", list(self.edges), "numbers that rise, at least two")
+            raise refuse("callbacks.loss_by_level.edges", list(self.edges), "numbers that rise, at least two")
         self.rows: list[tuple[Any, ...]] = []
         self._sums: dict[str, Tensor] = {}
         self._told = False

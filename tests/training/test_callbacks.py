@@ -126,8 +126,8 @@ def test_over_unit_time_and_across_a_resume():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"over": "sigma"}, r"over must be one of 'log_snr', 'unit'"),
-        ({"edges": [1, 0]}, r"edges must be numbers that rise"),
+        ({"over": "sigma"}, r"callbacks\.loss_by_level\.over must be one of 'log_snr', 'unit'"),
+        ({"edges": [1, 0]}, r"callbacks\.loss_by_level\.edges must be numbers that rise"),
     ],
 )
 def test_bad_bins_are_refused(options, message):
@@ -222,6 +222,23 @@ def test_what_an_encoder_makes_is_no_image(tmp_path):
     trainer(tmp_path, Summary(str(tmp_path)), Pictures(str(tmp_path), steps=2)).fit(Denoiser(Net(), process), data)
     assert json.loads((tmp_path / "summary.json").read_text())["prior_kl_bits_per_dim"] is None
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["schedule.png"]
+
+
+@pytest.mark.parametrize(
+    ("callback", "options"),
+    [
+        (Pictures, {"rows": 0}),
+        (Pictures, {"samples": -1}),
+        (Pictures, {"steps": 0}),
+        (Progress, {"samples": 0}),
+        (Progress, {"steps": 0}),
+        (Progress, {"every": 0}),
+    ],
+)
+def test_numbers_that_would_fail_after_training_are_refused_before(callback, options):
+    (name,) = options
+    with pytest.raises(ValueError, match=rf"callbacks\.{callback.__name__.lower()}\.{name} must be a whole number >= "):
+        callback("folder", **options)
 
 
 RANKS = """

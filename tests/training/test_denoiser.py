@@ -269,3 +269,13 @@ def test_a_schedule_of_rates_needs_a_number_of_steps(lengths, steps, tmp_path):
         ValueError, match=rf"needs the number of steps, at least 1, but trainer\.max_steps=.* make it {steps}: set one"
     ):
         trainer(tmp_path, **lengths).fit(Denoiser(Net(), module.process, lr_scheduler=make), module)
+
+
+@pytest.mark.parametrize("rate", [-1, "abc"])
+def test_an_optimizer_that_cannot_be_made_names_its_key(rate, tmp_path):
+    module = data()
+    model = Denoiser(Net(), module.process, optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=rate))
+    with pytest.raises(ValueError, match=r"^model\.optimizer cannot be made: .* \((Value|Type)Error\)$"):
+        trainer(tmp_path).fit(model, module)
+    with pytest.raises(ValueError, match=r"steps must be a whole number >= 1, but got 0"):
+        model.sample((1, 1, 4, 4), steps=0)
