@@ -1,12 +1,89 @@
 """The one form in which diffaug refuses a value: what was wrong, what came, what was wanted, where it is set.
 
-Every public constructor checks its fields with these functions, so that `schedule.beta_end=abc` on the command
-line (which Hydra accepts: a string is a value like any other) fails before any data is read.
+A frozen dataclass states the range of each field beside it, by `bounded` or `one_of`, and its base class checks them
+all by `check_fields`, so that `schedule.beta_end=abc` on the command line (which Hydra accepts: a string is a value
+like any other) fails before any data is read. The other functions check one value, the arguments of a function for
+example.
 """
 
+import inspect
 import math
 from collections.abc import Collection
+from dataclasses import Field, field, fields
 from typing import Any
+
+
+def bounded(
+    default: Any,
+    *,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    below: float | str = math.inf,
+    at_most: float | str = math.inf,
+) -> Any:
+    """Declare a dataclass's field with the range of its values, for `check_fields`.
+
+    Example::
+
+        beta_start: float = bounded(1e-4, above=0, below=1, at_most="beta_end")
+
+    Arguments:
+        above, at_least, below, at_most: numbers; below and at_most may be the name of another field of the dataclass,
+            whose value is the bound (none where that is None).
+    """
+    bounds = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
+    return field(default=default, metadata={name: b for name, b in bounds.items() if b not in (-math.inf, math.inf)})
+
+
+def one_of(default: Any, choices: Collection[Any]) -> Any:
+    """Declare a dataclass's field that has one of a few values, for `check_fields`."""
+    return field(default=default, metadata={"choices": choices})
+
+
+def check_fields(instance: Any, where: str) -> None:
+    """Check the fields of a dataclass by their annotations and ranges, and make their numbers of the annotated type.
+
+    Looks at fields that are annotated as float, int or bool, or one of these and None, and at those of `one_of`. A
+    float that is a whole number (10.0) is taken for an int, an int for a float; a bool for neither.
+
+    Arguments:
+        where: the YAML key of the instance, for example ``schedule``.
+
+    Raises:
+        ValueError: with the key of the field.
+    """
+    for each in fields(instance):
+        value = _check_field(f"{where}.{each.name}", getattr(instance, each.name), each)
+        object.__setattr__(instance, each.name, value)
+    for each in fields(instance):
+        value = getattr(instance, each.name)
+        for bound in ("below", "at_most"):
+            other = each.metadata.get(bound)
+            limit = getattr(instance, other) if isinstance(other, str) else None
+            if value is None or limit is None:
+                continue
+            if value > limit or (value == limit and bound == "below"):
+                wanted = f"{'less than' if bound == 'below' else 'at most'} {where}.{other}, {limit}"
+                raise refuse(f"{where}.{each.name}", value, wanted)
+
+
+def _check_field(where: str, value: Any, declared: Field[Any]) -> Any:
+    if "choices" in declared.metadata:
+        return choice(where, value, declared.metadata["choices"])
+    # A string where the class's module says `from __future__ import annotations`.
+    annotation = declared.type if isinstance(declared.type, str) else inspect.formatannotation(declared.type)
+    kinds = annotation.split(" | ")
+    kind = kinds[0] if kinds[1:] in ([], ["None"]) else None
+    if value is None and "None" in kinds:
+        return value
+    bounds = {name: bound for name, bound in declared.metadata.items() if not isinstance(bound, str)}
+    if kind == "float":
+        return number(where, value, **bounds)
+    if kind == "int":
+        if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
+            value = int(value)
+        return integer(where, value, **bounds)
+    return flag(where, value) if kind == "bool" else value
 
 
 def refuse(where: str, value: Any, wanted: str) -> ValueError:
@@ -25,29 +102,34 @@ def refuse(where: str, value: Any, wanted: str) -> ValueError:
 def number(
     where: str,
     value: Any,
-    low: float = -math.inf,
-    high: float = math.inf,
     *,
-    open_low: bool = False,
-    open_high: bool = False,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    below: float = math.inf,
+    at_most: float = math.inf,
 ) -> float:
-    """Return ``value`` as a float, or raise `ValueError` if it is no finite number between ``low`` and ``high``."""
-    wanted = f"a number in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+    """Return ``value`` as a float, or raise `ValueError` if it is no finite number within the bounds."""
+    low, high = max(above, at_least), min(below, at_most)
     if low == -math.inf and high == math.inf:
         wanted = "a finite number"
     elif high == math.inf:
-        wanted = f"a number {'>' if open_low else '>='} {low:g}"
+        wanted = f"a number {'>' if low == above else '>='} {low:g}"
+    else:
+        wanted = f"a number in {'(' if low == above else '['}{low:g}, {high:g}{')' if high == below else ']'}"
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise refuse(where, value, wanted)
-    if value < low or value > high or (open_low and value == low) or (open_high and value == high):
+    if not (above < value < below and at_least <= value <= at_most):
         raise refuse(where, value, wanted)
     return float(value)
 
 
-def integer(where: str, value: Any, low: int, high: int | None = None) -> int:
-    """Return ``value``, or raise `ValueError` if it is no whole number in ``[low, high]``."""
-    wanted = f"a whole number >= {low}" if high is None else f"a whole number in [{low}, {high}]"
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+def integer(where: str, value: Any, at_least: int | None = None, at_most: int | None = None) -> int:
+    """Return ``value``, or raise `ValueError` if it is no whole number within the bounds, both included."""
+    wanted = "a whole number"
+    if at_least is not None:
+        wanted += f" >= {at_least}" if at_most is None else f" in [{at_least}, {at_most}]"
+    low, high = -math.inf if at_least is None else at_least, math.inf if at_most is None else at_most
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise refuse(where, value, wanted)
     return value
 

@@ -1,6 +1,8 @@
 """What the checks refuse, and that nothing of the public interface takes a word for true or false."""
 
+import dataclasses
 import inspect
+import pickle
 import pkgutil
 import re
 from importlib import import_module
@@ -13,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 import diffaug
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Offset
-from diffaug.checks import flag
+from diffaug.checks import bounded, check_fields, flag, integer, number, one_of
 from diffaug.data.catalogue import image_folder, torchvision
 from diffaug.data.order import EpochSampler
 from diffaug.training.denoiser import Denoiser
@@ -76,7 +78,7 @@ def test_flags_are_taken():
 
 def test_every_flag_of_the_public_interface_is_checked():
     """Each parameter whose default is true or false, of what has no underscore and is no part of another's inside."""
-    inside = {"Images.check_range", "Stream.train", "Level.limit", "split.batch", "number.open_low", "number.open_high"}
+    inside = {"Images.check_range", "Stream.train", "Level.limit", "split.batch"}
     inside |= {"prepared.look", "rebuild.overfit", "check_images.bytes_too"}
     found = set()
     for info in pkgutil.walk_packages(diffaug.__path__, "diffaug."):
@@ -99,3 +101,75 @@ def test_every_flag_of_the_public_interface_is_checked():
     known = {name.split(".")[-1] for name in FLAGS}
     assert {name for name in found if name.split(".")[-1] not in known} == set()
     assert len(found) >= 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    low: float = bounded(0.5, above=0, below=1, at_most="high")
+    high: float | None = bounded(None, at_least=0, at_most=100)
+    first: int = bounded(1, at_least=1, below="last")
+    last: "int" = bounded(10, at_least=1, at_most=2**31)  # noqa: RUF009
+    free: float = 0.0
+    on: bool = False
+    colour: str = one_of("red", ("red", "blue"))
+    either: int | float = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self, "group.settings")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"low": 1}, r"group.settings.low must be a number in (0, 1), but got 1 (int)."),
+        ({"low": None}, r"group.settings.low must be a number in (0, 1), but got None (NoneType)."),
+        ({"low": True}, r"group.settings.low must be a number in (0, 1), but got True (bool)."),
+        ({"high": -1.0}, r"group.settings.high must be a number in [0, 100], but got -1.0 (float)."),
+        ({"high": 0.25}, r"group.settings.low must be at most group.settings.high, 0.25, but got 0.5 (float)."),
+        ({"first": 10}, r"group.settings.first must be less than group.settings.last, 10, but got 10 (int)."),
+        ({"first": 0}, r"group.settings.first must be a whole number >= 1, but got 0 (int)."),
+        ({"first": 1.5}, r"group.settings.first must be a whole number >= 1, but got 1.5 (float)."),
+        ({"last": False}, r"group.settings.last must be a whole number in [1, 2147483648], but got False (bool)."),
+        ({"last": 1e300}, r"group.settings.last must be a whole number in [1, 2147483648], but got 1e+300 (float)."),
+        ({"free": "x"}, r"group.settings.free must be a finite number, but got 'x' (str)."),
+        ({"free": float("inf")}, r"group.settings.free must be a finite number, but got inf (float)."),
+        ({"on": "no"}, r"group.settings.on must be true or false, but got 'no' (str)."),
+        ({"colour": "green"}, r"group.settings.colour must be one of 'red', 'blue', but got 'green' (str)."),
+    ],
+)
+def test_ranges_beside_the_fields(wrong, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Settings(**wrong)
+
+
+def test_what_the_ranges_let_through():
+    settings = Settings(high=3, last=20.0, free=-1, on=True, colour="blue", either=2)
+    assert [(value, type(value)) for value in dataclasses.astuple(settings)[1:]] == [
+        (3.0, float), (1, int), (20, int), (-1.0, float), (True, bool), ("blue", str), (2, int)
+    ]  # fmt: skip
+    assert eval(repr(settings)) == settings == pickle.loads(pickle.dumps(settings))
+    assert hash(eval(repr(settings))) == hash(settings)
+    assert Settings(low=0.5, high=0.5) != Settings()
+
+
+def test_every_number_of_the_library_has_its_range():
+    """A number without a range is one that any finite value fits: a mean, of a density that has no edge."""
+    free = {"LogitNormal.mean", "LogNormal.mean", "SplitLogNormal.mode", "Laplace.mean"}
+    found = set()
+    for room in ("schedules", "times", "noise", "targets"):
+        for name, kind in vars(import_module(f"diffaug.{room}")).items():
+            if dataclasses.is_dataclass(kind) and not inspect.isabstract(kind) and name != "Level":
+                found |= {
+                    f"{name}.{f.name}" for f in dataclasses.fields(kind) if f.type in (int, float) and not f.metadata
+                }
+    assert found == free
+
+
+def test_single_values():
+    assert number("x", 3, above=2) == 3.0
+    for bounds, wanted in {(("at_least", 4),): "a number >= 4", (("below", 3),): r"a number in \(-inf, 3\)"}.items():
+        with pytest.raises(ValueError, match=f"^x must be {wanted}, but got 3 "):
+            number("x", 3, **dict(bounds))
+    assert integer("x", -5) == -5
+    with pytest.raises(ValueError, match=r"^x must be a whole number, but got 'y' \(str\)\.$"):
+        integer("x", "y")

@@ -114,7 +114,7 @@ def image_folder(
     """
     integer("data.image_size", image_size, 1)
     choice("data.channels", channels, (1, 3))
-    share = number("data.val_share", val_share, 0, 1, open_high=True)
+    share = number("data.val_share", val_share, at_least=0, below=1)
     if bits is not None:
         integer("data.bits", bits, 1, 16)
     choice("data.on_error", on_error, ON_ERROR)

@@ -24,7 +24,7 @@ class LabelDropout:
     """
 
     def __init__(self, rate: float, null: Any, key: str, fields: Sequence[str]) -> None:
-        self.rate, self.null, self.key = number("data.label_dropout", rate, 0, 1), null, key
+        self.rate, self.null, self.key = number("data.label_dropout", rate, at_least=0, at_most=1), null, key
         self._nulls: dict[tuple[torch.dtype, torch.device, int], Tensor] = {}
         if not self.rate:
             return

@@ -109,7 +109,7 @@ class DiffusionDataModule(NoisingDataModule):
         self.loader_options = _checked(loader_options)
         self.batch_size = integer("data.batch_size", batch_size, 1)
         self.val_repeats = integer("data.val_repeats", val_repeats, 1, 2**VIEW_BITS - 1)
-        number("data.val_at", val_at, 0, 1, open_high=True)
+        number("data.val_at", val_at, at_least=0, below=1)
         choice("data.val_times", val_times, ("even", "grid", "fixed"))
         if val_times == "grid":
             integer("data.val_repeats", val_repeats, 1, 1024)

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffaug.checks import flag, integer, number, refuse
+from diffaug.checks import bounded, check_fields, refuse
 from diffaug.randomness.philox import Keys, Purpose, lanes, normals
 
 
@@ -57,6 +57,9 @@ class Noise(ABC):
 
     standard_normal: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_fields(self, "noise")
+
     @abstractmethod
     def draw(self, keys: Keys, x_0: Tensor) -> Tensor:
         """epsilon, what targets are made of: float32, of x_0's shape; each sample's of its own key and image alone.
@@ -94,13 +97,8 @@ class Offset(Noise):
         normalize: whether to divide by sqrt(1 + strength^2), so that each element has variance 1.
     """
 
-    strength: float = 0.1
+    strength: float = bounded(0.1, above=0)
     normalize: bool = False
-
-    def __post_init__(self) -> None:
-        value = number("noise.strength", self.strength, 0, math.inf, open_low=True)
-        object.__setattr__(self, "strength", value)
-        flag("noise.normalize", self.normalize)
 
     def draw(self, keys: Keys, x_0: Tensor) -> Tensor:
         if x_0.ndim < 3:
@@ -125,14 +123,12 @@ class StudentT(Noise):
         nu: degrees of freedom, a whole number in [3, 65536]; at 2 and below there is no variance to make 1.
     """
 
-    nu: int = 10
+    nu: int = bounded(10, at_least=3, at_most=65536)
 
     def __post_init__(self) -> None:
-        if isinstance(self.nu, float) and self.nu.is_integer():
-            object.__setattr__(self, "nu", int(self.nu))
         if isinstance(self.nu, (int, float)) and self.nu <= 2:
             raise refuse("noise.nu", self.nu, "a whole number > 2: a Student-t with nu <= 2 has no finite variance")
-        integer("noise.nu", self.nu, 3, 65536)
+        super().__post_init__()
 
     def draw(self, keys: Keys, x_0: Tensor) -> Tensor:
         chi_square = sums(gaussian(keys, (self.nu,), Purpose.CHI_SQUARE).square())
@@ -155,10 +151,7 @@ class Immiscible(Noise):
         candidates: k, in [2, 1024]. The work is k times that of gaussian noise.
     """
 
-    candidates: int = 4
-
-    def __post_init__(self) -> None:
-        integer("noise.candidates", self.candidates, 2, 1024)
+    candidates: int = bounded(4, at_least=2, at_most=1024)
 
     def draw(self, keys: Keys, x_0: Tensor) -> Tensor:
         shape = tuple(x_0.shape[1:])
@@ -186,12 +179,11 @@ class InputPerturbation(Noise):
         base: the kind of noise that epsilon is.
     """
 
-    strength: float = 0.1
+    strength: float = bounded(0.1, above=0)
     base: Noise = Gaussian()
 
     def __post_init__(self) -> None:
-        value = number("noise.strength", self.strength, 0, math.inf, open_low=True)
-        object.__setattr__(self, "strength", value)
+        super().__post_init__()
         if not isinstance(self.base, Noise):
             raise refuse("noise.base", self.base, "a Noise object")
         if isinstance(self.base, InputPerturbation):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffaug.checks import integer, number
+from diffaug.checks import bounded
 from diffaug.noise.kinds import Noise, gaussian, per_sample, sums
 from diffaug.randomness.philox import Keys, Purpose, lanes, words
 from diffaug.schedules.base import in_float64
@@ -34,13 +34,8 @@ class Pyramid(Noise):
         levels: how many draws are added to epsilon at most, in [1, 32].
     """
 
-    discount: float = 0.9
-    levels: int = 10
-
-    def __post_init__(self) -> None:
-        value = number("noise.discount", self.discount, 0, 1, open_low=True)
-        object.__setattr__(self, "discount", value)
-        integer("noise.levels", self.levels, 1, _MOST)
+    discount: float = bounded(0.9, above=0, at_most=1)
+    levels: int = bounded(10, at_least=1, at_most=_MOST)
 
     def draw(self, keys: Keys, x_0: Tensor) -> Tensor:
         channels, *sides = x_0.shape[1:]

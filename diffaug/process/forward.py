@@ -94,7 +94,7 @@ class ForwardProcess(nn.Module):
         self.schedule, self.times, self.noise = schedule, times, noise
         self.fields = checked_fields(fields)
         self.weight, self.target, self.pair = weight, choice("process.target", target, TARGETS), pair
-        self.sigma_data = number("process.sigma_data", sigma_data, 0, math.inf, open_low=True)
+        self.sigma_data = number("process.sigma_data", sigma_data, above=0)
         self.value_range = checked_range(value_range)
         self.compile_mode = choice("process.compile", compile, (True, False, "auto"))
         self.dtype = checked_dtype(dtype)

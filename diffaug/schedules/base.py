@@ -30,12 +30,12 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from diffaug.checks import integer, number
+from diffaug.checks import bounded, check_fields
 
 Pair = tuple[Tensor, Tensor]
 
@@ -64,7 +64,10 @@ class Schedule(ABC):  # noqa: B024 - a subclass defines one of two primitives
         timesteps: T, the number of steps, of a discrete schedule; 0 if the schedule is continuous.
     """
 
-    timesteps: int = field(default=0, init=False, repr=False)
+    timesteps = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self, "schedule")
 
     def _log_snr(self, t: Tensor) -> Tensor:
         """The log-SNR at float64 times; what a continuous schedule is."""
@@ -169,9 +172,6 @@ class Schedule(ABC):  # noqa: B024 - a subclass defines one of two primitives
             raise self._only("discrete, variance preserving", name)
         return table(self, name).clone()
 
-    def _set_number(self, name: str, low: float = -math.inf, high: float = math.inf, **ends: bool) -> None:
-        object.__setattr__(self, name, number(f"schedule.{name}", getattr(self, name), low, high, **ends))
-
     def _only(self, kind: str, what: str) -> TypeError:
         own = f"{'discrete' if self.discrete else 'continuous'}, {self.scaling}"
         return TypeError(
@@ -194,10 +194,7 @@ class Schedule(ABC):  # noqa: B024 - a subclass defines one of two primitives
 class BetaSchedule(Schedule):
     """A discrete schedule that is given by its betas: a subclass defines `_betas`, float64, shape (T,)."""
 
-    timesteps: int = 1000
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "timesteps", integer("schedule.timesteps", self.timesteps, 1, 2**31 - 1))
+    timesteps: int = bounded(1000, at_least=1, at_most=2**31 - 1)
 
     @abstractmethod
     def _betas(self) -> Tensor: ...

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffaug.checks import refuse
+from diffaug.checks import bounded
 from diffaug.schedules.base import STRAIGHT, VARIANCE_EXPLODING, Scaling, Schedule, in_float64
 
 LARGEST = torch.finfo(torch.float32).max
@@ -26,13 +26,8 @@ class VPSDE(Schedule):
             beta_max > 0.
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-
-    def __post_init__(self) -> None:
-        self._set_number("beta_min", 0, 1000)
-        self._set_number("beta_max", 0, 1000, open_low=True)
-        _check_order(self, "beta_min", "beta_max", equal=True)
+    beta_min: float = bounded(0.1, at_least=0, at_most="beta_max")
+    beta_max: float = bounded(20.0, above=0, at_most=1000)
 
     def _log_snr(self, t: Tensor) -> Tensor:
         b = t * (self.beta_min + t * ((self.beta_max - self.beta_min) / 2))
@@ -56,13 +51,8 @@ class LinearLogSNR(Schedule):
         log_snr_max, log_snr_min: at u = 0 and at u = 1, in [-100, 100], log_snr_min < log_snr_max.
     """
 
-    log_snr_max: float = 13.3
-    log_snr_min: float = -5.0
-
-    def __post_init__(self) -> None:
-        self._set_number("log_snr_max", -100, 100)
-        self._set_number("log_snr_min", -100, 100)
-        _check_order(self, "log_snr_min", "log_snr_max")
+    log_snr_max: float = bounded(13.3, at_least=-100, at_most=100)
+    log_snr_min: float = bounded(-5.0, at_least=-100, at_most=100, below="log_snr_max")
 
     def _log_snr(self, t: Tensor) -> Tensor:
         return self.log_snr_max - t * (self.log_snr_max - self.log_snr_min)
@@ -82,11 +72,8 @@ class VE(Schedule):
         sigma_min, sigma_max: the noise at u = 0 and at u = 1, in (0, 1e30], sigma_min < sigma_max.
     """
 
-    sigma_min: float = 0.02
-    sigma_max: float = 100.0
-
-    def __post_init__(self) -> None:
-        _check_sigmas(self)
+    sigma_min: float = bounded(0.02, above=0, at_most=1e30, below="sigma_max")
+    sigma_max: float = bounded(100.0, above=0, at_most=1e30)
 
     @property
     def scaling(self) -> Scaling:
@@ -115,13 +102,9 @@ class EDM(Schedule):
         rho: how the grid is bent toward small sigma, in [1, 100]; 1 is even in sigma.
     """
 
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-
-    def __post_init__(self) -> None:
-        _check_sigmas(self)
-        self._set_number("rho", 1, 100)
+    sigma_min: float = bounded(0.002, above=0, at_most=1e30, below="sigma_max")
+    sigma_max: float = bounded(80.0, above=0, at_most=1e30)
+    rho: float = bounded(7.0, at_least=1, at_most=100)
 
     @property
     def scaling(self) -> Scaling:
@@ -190,16 +173,3 @@ class Trigonometric(Schedule):
     def _t_of_log_snr(self, log_snr: Tensor) -> Tensor:
         nearer = torch.atan(torch.exp(-log_snr.abs() / 2)) * (2 / math.pi)
         return torch.where(log_snr >= 0, nearer, 1 - nearer)
-
-
-def _check_sigmas(schedule: VE | EDM) -> None:
-    schedule._set_number("sigma_min", 0, 1e30, open_low=True)
-    schedule._set_number("sigma_max", 0, 1e30, open_low=True)
-    _check_order(schedule, "sigma_min", "sigma_max")
-
-
-def _check_order(schedule: Schedule, low: str, high: str, equal: bool = False) -> None:
-    below, above = getattr(schedule, low), getattr(schedule, high)
-    if below > above or (below == above and not equal):
-        wanted = f"{'at most' if equal else 'less than'} schedule.{high}, {above}"
-        raise refuse(f"schedule.{low}", below, wanted)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffaug.checks import flag, refuse
+from diffaug.checks import bounded
 from diffaug.schedules.base import BetaSchedule, betas_of
 
 
@@ -25,14 +25,12 @@ class LinearBeta(BetaSchedule):
             beta_end must stay below 1: with the default, T > 20.
     """
 
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
+    beta_start: float = bounded(1e-4, above=0, below=1, at_most="beta_end")
+    beta_end: float = bounded(0.02, above=0, below=1)
     rescale: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_ends(self)
-        flag("schedule.rescale", self.rescale)
         if self._scale * self.beta_end >= 1:
             raise ValueError(
                 f"schedule.timesteps must be > {1000 * self.beta_end:g} where schedule.rescale is true and "
@@ -60,12 +58,8 @@ class ScaledLinearBeta(BetaSchedule):
         beta_start, beta_end: in (0, 1), beta_start <= beta_end.
     """
 
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_ends(self)
+    beta_start: float = bounded(0.00085, above=0, below=1, at_most="beta_end")
+    beta_end: float = bounded(0.012, above=0, below=1)
 
     def _betas(self) -> Tensor:
         root = torch.linspace(math.sqrt(self.beta_start), math.sqrt(self.beta_end), self.timesteps, dtype=torch.float64)
@@ -83,12 +77,8 @@ class SigmoidBeta(BetaSchedule):
         beta_start, beta_end: in (0, 1), beta_start <= beta_end; approached to within 0.25 % of their difference.
     """
 
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_ends(self)
+    beta_start: float = bounded(1e-4, above=0, below=1, at_most="beta_end")
+    beta_end: float = bounded(0.02, above=0, below=1)
 
     def _betas(self) -> Tensor:
         x = torch.linspace(-6.0, 6.0, self.timesteps, dtype=torch.float64)
@@ -107,13 +97,8 @@ class Cosine(BetaSchedule):
         max_beta: in (0, 1).
     """
 
-    s: float = 0.008
-    max_beta: float = 0.999
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._set_number("s", 0, 100)
-        self._set_number("max_beta", 0, 1, open_low=True, open_high=True)
+    s: float = bounded(0.008, at_least=0, at_most=100)
+    max_beta: float = bounded(0.999, above=0, below=1)
 
     def _betas(self) -> Tensor:
         # 1 - cos^2(b) / cos^2(a) = sin(b - a) sin(b + a) / cos^2(a): no cancellation, unlike the ratio itself. Angles
@@ -139,19 +124,10 @@ class SigmoidAlphaBar(BetaSchedule):
         max_beta: in (0, 1).
     """
 
-    start: float = -3.0
-    end: float = 3.0
-    tau: float = 1.0
-    max_beta: float = 0.999
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._set_number("start", -1000, 1000)
-        self._set_number("end", -1000, 1000)
-        self._set_number("tau", 1e-6, 1e6)
-        self._set_number("max_beta", 0, 1, open_low=True, open_high=True)
-        if self.start >= self.end:
-            raise refuse("schedule.start", self.start, f"less than schedule.end, {self.end}")
+    start: float = bounded(-3.0, at_least=-1000, at_most=1000, below="end")
+    end: float = bounded(3.0, at_least=-1000, at_most=1000)
+    tau: float = bounded(1.0, at_least=1e-6, at_most=1e6)
+    max_beta: float = bounded(0.999, above=0, below=1)
 
     def _betas(self) -> Tensor:
         # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - e^(b - a)), so that no two near numbers are subtracted
@@ -194,28 +170,12 @@ class Laplace(BetaSchedule):
         max_beta: in (0, 1).
     """
 
-    mu: float = 0.0
-    b: float = 0.5
-    max_beta: float = 0.999
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._set_number("mu", -100, 100)
-        self._set_number("b", 0, 100, open_low=True)
-        self._set_number("max_beta", 0, 1, open_low=True, open_high=True)
+    mu: float = bounded(0.0, at_least=-100, at_most=100)
+    b: float = bounded(0.5, above=0, at_most=100)
+    max_beta: float = bounded(0.999, above=0, below=1)
 
     def _betas(self) -> Tensor:
         done = torch.arange(1, self.timesteps + 1, dtype=torch.float64)
         nearer = torch.minimum(done, self.timesteps - done) / self.timesteps  # 1 - 2 |1/2 - u| is twice this
         log_snr = self.mu - self.b * torch.sign(self.timesteps - 2 * done) * torch.log(2 * nearer)
         return betas_of(log_snr).clamp(0.0, self.max_beta)
-
-
-def _check_ends(schedule: LinearBeta | ScaledLinearBeta | SigmoidBeta) -> None:
-    schedule._set_number("beta_start", 0, 1, open_low=True, open_high=True)
-    schedule._set_number("beta_end", 0, 1, open_low=True, open_high=True)
-    if schedule.beta_start > schedule.beta_end:
-        raise ValueError(
-            f"schedule.beta_start must not be greater than schedule.beta_end, but got {schedule.beta_start} and "
-            f"{schedule.beta_end}: noise grows with t."
-        )

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from diffaug.checks import choice, integer, number, refuse
+from diffaug.checks import integer, number, one_of, refuse
 from diffaug.schedules.base import in_float64, table
 from diffaug.schedules.wrappers import MAKE_DISCRETE, Wrapper
 
@@ -37,18 +37,20 @@ class Respaced(Wrapper):
     """
 
     steps: int | tuple[int, ...] = 50
-    spacing: str = "trailing"
+    spacing: str = one_of("trailing", SPACINGS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.discrete:
+        if not self.base.discrete:
             raise self._refuse_base(f"a discrete schedule{MAKE_DISCRETE},")
-        choice("schedule.spacing", self.spacing, SPACINGS)
         if not isinstance(self.steps, int) and not isinstance(self.steps, str) and hasattr(self.steps, "__iter__"):
             object.__setattr__(self, "steps", tuple(self.steps))
         for (low, high), steps in zip(self._sections(), self._counts(), strict=True):
             integer("schedule.steps", steps, 1, high - low)
-        object.__setattr__(self, "timesteps", sum(self._counts()))
+
+    @property
+    def timesteps(self) -> int:
+        return sum(self._counts())
 
     def _counts(self) -> tuple[int, ...]:
         return self.steps if isinstance(self.steps, tuple) else (self.steps,)
@@ -105,8 +107,8 @@ class Truncated(Wrapper):
             the base's own end, at unit time 0 or 1.
     """
 
-    low: float | None = None
-    high: float | None = None
+    low: int | float | None = None
+    high: int | float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,16 +116,19 @@ class Truncated(Wrapper):
             value, (low, high) = getattr(self, name), self.base.range
             if value is None:
                 value = end.item()
-            elif self.discrete:
+            elif self.base.discrete:
                 value = integer(f"schedule.{name}", value, int(low), int(high))
             else:
-                value = number(f"schedule.{name}", value, low, high)
+                value = number(f"schedule.{name}", value, at_least=low, at_most=high)
             object.__setattr__(self, name, value)
         low, high = self._ends
-        if low > high or (low == high and not self.discrete):
+        if low > high or (low == high and not self.base.discrete):
             raise refuse("schedule.low", low, f"less than schedule.high, {high}")
-        if self.discrete:
-            object.__setattr__(self, "timesteps", int(high - low) + 1)
+
+    @property
+    def timesteps(self) -> int:
+        low, high = self._ends
+        return int(high - low) + 1 if self.base.discrete else 0
 
     @property
     def _ends(self) -> tuple[float, float]:

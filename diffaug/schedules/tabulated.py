@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffaug.checks import choice, refuse
+from diffaug.checks import choice, one_of, refuse
 from diffaug.schedules.base import Schedule, betas_of
 
 KEYS = ("betas", "alpha_bars")
@@ -32,16 +32,19 @@ class Tabulated(Schedule):
     """
 
     values: tuple[float, ...]
-    key: str = "betas"
+    key: str = one_of("betas", KEYS)
 
     def __post_init__(self) -> None:
-        choice("schedule.key", self.key, KEYS)
+        super().__post_init__()
         values = _read(Path(self.values), self.key) if isinstance(self.values, (str, Path)) else self.values
         if not isinstance(values, Iterable):
             raise refuse("schedule.values", values, "a list of numbers in [0, 1], or the path of a file")
         values = values.tolist() if isinstance(values, (np.ndarray, Tensor)) else list(values)
         object.__setattr__(self, "values", _checked(values, self.key))
-        object.__setattr__(self, "timesteps", len(self.values))
+
+    @property
+    def timesteps(self) -> int:
+        return len(self.values)
 
     def __hash__(self) -> int:
         return hash((self.key, len(self.values), self.values[0], self.values[-1], sum(self.values)))

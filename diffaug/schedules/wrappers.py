@@ -5,12 +5,12 @@ as deep as one likes: ``schedule=zero_terminal_snr schedule@schedule.base=cosine
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from diffaug.checks import integer, refuse
+from diffaug.checks import bounded, refuse
 from diffaug.schedules.base import VARIANCE_PRESERVING, Scaling, Schedule, table
 
 MAKE_DISCRETE = (
@@ -32,7 +32,11 @@ class Wrapper(Schedule):
     def __post_init__(self) -> None:
         if not isinstance(self.base, Schedule):
             raise refuse("schedule.base", self.base, "a schedule")
-        object.__setattr__(self, "timesteps", self.base.timesteps)
+        super().__post_init__()
+
+    @property
+    def timesteps(self) -> int:
+        return self.base.timesteps
 
     @property
     def scaling(self) -> Scaling:
@@ -110,18 +114,13 @@ class Shifted(Wrapper):
         base_image: the size for which the base is right, at least 1.
     """
 
-    factor: float | None = None
-    image: int | None = None
-    base_image: int = 64
+    factor: float | None = bounded(None, at_least=1e-6, at_most=1e6)
+    image: int | None = bounded(None, at_least=1)
+    base_image: int = bounded(64, at_least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        integer("schedule.base_image", self.base_image, 1)
-        if self.image is not None:
-            integer("schedule.image", self.image, 1)
-        if self.factor is not None:
-            self._set_number("factor", 1e-6, 1e6)
-        elif self.image is None:
+        if self.factor is None and self.image is None:
             raise refuse("schedule.factor", None, "a number in [1e-06, 1e+06] where schedule.image is not given either")
 
     @property
@@ -162,14 +161,12 @@ class InterpolatedShift(Wrapper):
             least 1.
     """
 
-    image: int = 512
-    base_image_least_noise: int = 256
-    base_image_most_noise: int = 32
+    image: int = bounded(512, at_least=1)
+    base_image_least_noise: int = bounded(256, at_least=1)
+    base_image_most_noise: int = bounded(32, at_least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("image", "base_image_least_noise", "base_image_most_noise"):
-            integer(f"schedule.{name}", getattr(self, name), 1)
         u = torch.linspace(0, 1, 4097, dtype=torch.float64, device="cpu")
         log_snr = table(self, "log_snr") if self.discrete else self._log_snr(self.base.from_unit(u))
         if bool((log_snr[1:] > log_snr[:-1]).any()):
@@ -202,14 +199,12 @@ class Discretised(Wrapper):
         timesteps: T, at least 1.
     """
 
-    timesteps: int = field(default=1000, kw_only=True)
+    timesteps: int = bounded(1000, at_least=1, at_most=2**31 - 1)  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __post_init__(self) -> None:
-        steps = self.timesteps
         super().__post_init__()
         if self.base.discrete:
             raise self._refuse_base("a continuous schedule (to thin out a discrete one there is Respaced)")
-        object.__setattr__(self, "timesteps", integer("schedule.timesteps", steps, 1, 2**31 - 1))
 
     def _log_snr_table(self) -> Tensor:
         u = torch.arange(1, self.timesteps + 1, dtype=torch.float64) / self.timesteps

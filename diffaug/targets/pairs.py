@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffaug.checks import choice, integer
+from diffaug.checks import bounded, check_fields, one_of
 from diffaug.randomness.philox import Keys, Purpose, indices, points, uniforms
 from diffaug.schedules import Schedule
 from diffaug.targets.level import Level
@@ -36,13 +36,11 @@ class Pair:
     time 0. t is always later, but where a continuous t is itself the lowest time: there s is t.
     """
 
-    law: str = "same"
-    steps: int | None = None
+    law: str = one_of("same", LAWS)
+    steps: int | None = bounded(None, at_least=1)
 
     def __post_init__(self) -> None:
-        choice("process.pair.law", self.law, LAWS)
-        if self.steps is not None:
-            integer("process.pair.steps", self.steps, 1)
+        check_fields(self, "process.pair")
 
     def second_times(self, keys: Keys, schedule: Schedule, t: Tensor) -> Tensor:
         """s of each sample, int64 or float32, shape (B,): of the sample's own key and t alone."""

@@ -27,7 +27,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffaug.checks import choice
+from diffaug.checks import check_fields, choice
 from diffaug.schedules import Schedule
 from diffaug.targets.fields import IMAGE_FIELDS, TARGETS
 from diffaug.targets.level import SIGMA_DATA, Level
@@ -46,6 +46,9 @@ class Weight(ABC):
 
     stated_on: ClassVar[str | None] = None
     without_signal: ClassVar[float | None] = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, "weight")
 
     @abstractmethod
     def at(self, level: Level) -> Tensor:

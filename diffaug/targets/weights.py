@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffaug.checks import number
+from diffaug.checks import bounded
 from diffaug.targets.level import Level
 from diffaug.targets.weight import Weight
 
@@ -31,12 +31,9 @@ class MinSNR(Weight):
         gamma: > 0.
     """
 
-    gamma: float = 5.0
+    gamma: float = bounded(5.0, above=0)
     stated_on: ClassVar[str | None] = "x_0"
     without_signal: ClassVar[float | None] = 1.0
-
-    def __post_init__(self) -> None:
-        _positive(self, "gamma")
 
     def at(self, level: Level) -> Tensor:
         return level.log_snr.exp().clamp_max(self.gamma)
@@ -53,12 +50,9 @@ class SoftMinSNR(Weight):
         gamma: > 0; 4 is 1 / sigma_data^2 at sigma_data = 0.5.
     """
 
-    gamma: float = 4.0
+    gamma: float = bounded(4.0, above=0)
     stated_on: ClassVar[str | None] = "x_0"
     without_signal: ClassVar[float | None] = 1.0
-
-    def __post_init__(self) -> None:
-        _positive(self, "gamma")
 
     def at(self, level: Level) -> Tensor:
         return 1 / ((-level.log_snr).exp() + 1 / self.gamma)
@@ -77,13 +71,9 @@ class P2(Weight):
         gamma: > 0; the paper uses 0.5 and 1.
     """
 
-    k: float = 1.0
-    gamma: float = 1.0
+    k: float = bounded(1.0, above=0)
+    gamma: float = bounded(1.0, above=0)
     stated_on: ClassVar[str | None] = "epsilon"
-
-    def __post_init__(self) -> None:
-        _positive(self, "k")
-        _positive(self, "gamma")
 
     def at(self, level: Level) -> Tensor:
         return (self.k + level.log_snr.exp()).pow(-self.gamma)
@@ -139,11 +129,8 @@ class SigmoidWeight(Weight):
         bias: the log-SNR at which the weight on epsilon is 1/2; 2 in Kingma and Gao.
     """
 
-    bias: float = 2.0
+    bias: float = bounded(2.0, at_least=-100, at_most=100)
     stated_on: ClassVar[str | None] = "epsilon"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "bias", number("weight.bias", self.bias, -100, 100))
 
     def at(self, level: Level) -> Tensor:
         return torch.sigmoid(self.bias - level.log_snr)
@@ -192,11 +179,6 @@ class Debiased(Weight):
 
     def at(self, level: Level) -> Tensor:
         return (level.log_snr / -2).exp()
-
-
-def _positive(weight: Weight, name: str) -> None:
-    value = number(f"weight.{name}", getattr(weight, name), 0, math.inf, open_low=True)
-    object.__setattr__(weight, name, value)
 
 
 def _straight_time(level: Level) -> Tensor:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffaug.checks import integer, number
+from diffaug.checks import bounded, check_fields
 from diffaug.randomness.philox import EPOCH_BITS, Keys, Purpose, philox, points
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio, rounded to odd, as a signed number
@@ -46,6 +46,9 @@ _DEPTH = 29  # of the strata that are kept apart: their nodes are numbered by bl
 @dataclass(frozen=True)
 class Coverage(ABC):
     """How the samples share out the unit interval."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "coverage")
 
     @abstractmethod
     def points(self, keys: Keys, position: Tensor | None) -> Tensor:
@@ -171,10 +174,7 @@ class Grid(Coverage):
         views: how many points, in [1, 1024].
     """
 
-    views: int = 1
-
-    def __post_init__(self) -> None:
-        integer("coverage.views", self.views, 1, 1024)
+    views: int = bounded(1, at_least=1, at_most=1024)
 
     def points(self, keys: Keys, position: Tensor | None) -> Tensor:
         return (2 * (keys.view % self.views) + 1) * 2**52 // self.views
@@ -188,10 +188,7 @@ class Fixed(Coverage):
         at: where in unit time, in [0, 1).
     """
 
-    at: float = 0.5
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "at", number("coverage.at", self.at, 0, 1, open_high=True))
+    at: float = bounded(0.5, at_least=0, below=1)
 
     def points(self, keys: Keys, position: Tensor | None) -> Tensor:
         return torch.full_like(keys.low, math.ceil(self.at * 2**53))

@@ -14,7 +14,6 @@ noise level  `LevelTimes` (`diffaug.times.levels`)    the same distribution of l
 
 import functools
 import logging
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffaug.checks import integer, number, refuse
+from diffaug.checks import check_fields, integer, refuse
 from diffaug.randomness.philox import Keys, indices, uniforms
 from diffaug.schedules import Schedule
 from diffaug.times.coverage import Coverage, Independent
@@ -45,6 +44,7 @@ class Times(ABC):
     def __post_init__(self) -> None:
         if not isinstance(self.coverage, Coverage):
             raise refuse("times.coverage", self.coverage, "a Coverage object")
+        check_fields(self, "times")
 
     @abstractmethod
     def quantile(self, q: Tensor, schedule: Schedule) -> Tensor:
@@ -119,9 +119,6 @@ class Times(ABC):
         log_snr = schedule.log_snr(self.quantile(q, schedule), torch.float64)
         place = torch.searchsorted(edges, log_snr, right=True)
         return torch.bincount(place, minlength=len(edges) + 1)[1:-1].double() / resolution
-
-    def _set_number(self, name: str, low: float = -math.inf, high: float = math.inf, **ends: bool) -> None:
-        object.__setattr__(self, name, number(f"times.{name}", getattr(self, name), low, high, **ends))
 
 
 @dataclass(frozen=True)

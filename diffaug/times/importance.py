@@ -21,7 +21,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from diffaug.checks import integer, refuse
+from diffaug.checks import bounded, refuse
 from diffaug.schedules import Schedule
 from diffaug.times.densities import Times
 
@@ -93,14 +93,9 @@ class Importance(Times):
         uniform_share: the share of draws that stays uniform, in (0, 1]; no t is ever out of reach.
     """
 
-    history: int = 10
-    uniform_share: float = 0.001
+    history: int = bounded(10, at_least=1)
+    uniform_share: float = bounded(0.001, above=0, at_most=1)
     table: LossTable = field(default_factory=LossTable, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        integer("times.history", self.history, 1)
-        self._set_number("uniform_share", 0, 1, open_low=True)
 
     def check(self, schedule: Schedule) -> None:
         if not schedule.discrete:

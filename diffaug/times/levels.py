@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffaug.checks import bounded
 from diffaug.times.densities import LevelTimes
 
 
@@ -26,12 +27,7 @@ class LogNormal(LevelTimes):
     """
 
     mean: float = -1.2
-    std: float = 1.2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._set_number("mean")
-        self._set_number("std", 0, open_low=True)
+    std: float = bounded(1.2, above=0)
 
     def log_snr(self, q: Tensor) -> Tensor:
         return -2 * (self.mean + self.std * torch.special.ndtri(q))
@@ -49,14 +45,8 @@ class SplitLogNormal(LevelTimes):
     """
 
     mode: float = -1.2
-    std_low: float = 1.2
-    std_high: float = 1.2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._set_number("mode")
-        self._set_number("std_low", 0, open_low=True)
-        self._set_number("std_high", 0, open_low=True)
+    std_low: float = bounded(1.2, above=0)
+    std_high: float = bounded(1.2, above=0)
 
     def log_snr(self, q: Tensor) -> Tensor:
         total = self.std_low + self.std_high
@@ -74,14 +64,8 @@ class LogUniform(LevelTimes):
         sigma_min, sigma_max: 0 < sigma_min < sigma_max.
     """
 
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._set_number("sigma_min", 0, open_low=True)
-        self._set_number("sigma_max", 0, open_low=True)
-        _check_order(self.sigma_min, self.sigma_max)
+    sigma_min: float = bounded(0.002, above=0, below="sigma_max")
+    sigma_max: float = bounded(80.0, above=0)
 
     def log_snr(self, q: Tensor) -> Tensor:
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
@@ -97,15 +81,12 @@ class Truncatable(LevelTimes):
         sigma_max: where it ends, > sigma_min; None does not end it.
     """
 
-    sigma_min: float = 0.0
-    sigma_max: float | None = None
+    sigma_min: float = bounded(0.0, at_least=0, below="sigma_max")
+    sigma_max: float | None = bounded(None, above=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set_number("sigma_min", 0)
-        if self.sigma_max is not None:
-            self._set_number("sigma_max", 0, open_low=True)
-            _check_order(self.sigma_min, self.sigma_max)
+        self._bounds()
 
     def _bounds(self) -> tuple[float, float]:
         """The share of the whole density below sigma_min, and below sigma_max."""
@@ -141,14 +122,8 @@ class LogLogistic(Truncatable):
         scale: of ln sigma, > 0.
     """
 
-    sigma_data: float = 0.5
-    scale: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._set_number("sigma_data", 0, open_low=True)
-        self._set_number("scale", 0, open_low=True)
-        self._bounds()
+    sigma_data: float = bounded(0.5, above=0)
+    scale: float = bounded(0.5, above=0)
 
     def _cdf(self, sigma: float) -> float:
         return 1 / (1 + (sigma / self.sigma_data) ** (-1 / self.scale))
@@ -170,14 +145,9 @@ class VDiffusion(Truncatable):
         sigma_data: the median, > 0.
     """
 
-    sigma_min: float = 1e-3
-    sigma_max: float | None = 1e3
-    sigma_data: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._set_number("sigma_data", 0, open_low=True)
-        self._bounds()
+    sigma_min: float = bounded(1e-3, at_least=0, below="sigma_max")
+    sigma_max: float | None = bounded(1e3, above=0)
+    sigma_data: float = bounded(0.5, above=0)
 
     def _cdf(self, sigma: float) -> float:
         return 2 / math.pi * math.atan(sigma / self.sigma_data)
@@ -200,18 +170,8 @@ class Laplace(LevelTimes):
     """
 
     mean: float = 0.0
-    scale: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._set_number("mean")
-        self._set_number("scale", 0, open_low=True)
+    scale: float = bounded(0.5, above=0)
 
     def log_snr(self, q: Tensor) -> Tensor:
         tail = torch.log(2 * torch.minimum(q, 1 - q))  # <= 0
         return self.mean - self.scale * torch.where(q < 0.5, tail, -tail)
-
-
-def _check_order(low: float, high: float) -> None:
-    if low >= high:
-        raise ValueError(f"times.sigma_min must be less than times.sigma_max, but got {low} and {high}.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffaug.checks import number, refuse
+from diffaug.checks import bounded, number, refuse
 from diffaug.schedules import Schedule
 from diffaug.times.densities import UnitTimes
 from diffaug.times.files import read_numbers
@@ -27,12 +27,7 @@ class LogitNormal(UnitTimes):
     """
 
     mean: float = 0.0
-    std: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._set_number("mean")
-        self._set_number("std", 0, open_low=True)
+    std: float = bounded(1.0, above=0)
 
     def unit(self, q: Tensor) -> Tensor:
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(q))
@@ -49,11 +44,7 @@ class Mode(UnitTimes):
         s: in [-1, 2 / (pi - 2)], where f is monotone.
     """
 
-    s: float = 1.29
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._set_number("s", -1, 2 / (math.pi - 2))
+    s: float = bounded(1.29, at_least=-1, at_most=2 / (math.pi - 2))
 
     def unit(self, q: Tensor) -> Tensor:
         return (q - self.s * (torch.sin(math.pi / 2 * q).square() - q)).clamp(0.0, 1.0)
@@ -81,13 +72,8 @@ class Beta(UnitTimes):
         b: in [0.5, 100]: much of a density steeper at u = 1 would lie closer to it than a float32 time can say.
     """
 
-    a: float = 0.8
-    b: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._set_number("a", 0.1, 100)
-        self._set_number("b", 0.5, 100)
+    a: float = bounded(0.8, at_least=0.1, at_most=100)
+    b: float = bounded(1.0, at_least=0.5, at_most=100)
 
     def unit(self, q: Tensor) -> Tensor:
         # From whichever end is nearer, so that neither tail loses digits.
@@ -104,17 +90,9 @@ class Biased(UnitTimes):
         multiplier: how many times as often a t within the range is drawn as one outside it, > 0.
     """
 
-    begin: float = 0.0
-    end: float = 0.25
-    multiplier: float = 2.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._set_number("begin", 0, 1, open_high=True)
-        self._set_number("end", 0, 1, open_low=True)
-        self._set_number("multiplier", 0, open_low=True)
-        if self.begin >= self.end:
-            raise ValueError(f"times.begin must be less than times.end, but got {self.begin} and {self.end}.")
+    begin: float = bounded(0.0, at_least=0, below="end")
+    end: float = bounded(0.25, above=0, at_most=1)
+    multiplier: float = bounded(2.0, above=0)
 
     def unit(self, q: Tensor) -> Tensor:
         within = (self.end - self.begin) * self.multiplier
@@ -139,7 +117,7 @@ class Weights(UnitTimes):
         super().__post_init__()
         given = read_numbers("times.weights", self.weights) if isinstance(self.weights, str) else self.weights
         try:
-            weights = tuple(number("times.weights", w, 0) for w in given)
+            weights = tuple(number("times.weights", w, at_least=0) for w in given)
         except TypeError:
             raise refuse("times.weights", self.weights, "a list of numbers, or a file of them") from None
         if not sum(weights) > 0 or not math.isfinite(sum(weights)):

@@ -45,8 +45,8 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(self, folder: str, *, minutes: float = 10.0, every: int = 20) -> None:
         self.path = Path(folder, "last.ckpt")
-        self.minutes = number("callbacks.last.minutes", minutes, low=0, open_low=True)
-        self.every = integer("callbacks.last.every", every, low=1)
+        self.minutes = number("callbacks.last.minutes", minutes, above=0)
+        self.every = integer("callbacks.last.every", every, at_least=1)
         self._saved, self._seen, self._when = -1, -1, time.monotonic()
         self._told: set[int] = set()
         self._ending: signal.Signals | None = None
