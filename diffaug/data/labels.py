@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffaug.checks import number
 from diffaug.randomness.philox import Keys, Purpose, points
+from diffaug.schedules.numbers import per_sample
 
 
 class LabelDropout:
@@ -44,7 +45,7 @@ class LabelDropout:
         dropped = points(keys, Purpose.LABEL_DROPOUT) < round(self.rate * 2**53)
         if not isinstance(label, Tensor):
             return [self.null if drop else own for drop, own in zip(dropped.tolist(), label, strict=True)]
-        return torch.where(dropped.view(-1, *(1,) * (label.ndim - 1)), self._null_like(label), label)
+        return torch.where(per_sample(dropped, label), self._null_like(label), label)
 
     def _null_like(self, label: Tensor) -> Tensor:
         """The null as labels like these are, kept on their device: to copy it there would halt it at every batch."""

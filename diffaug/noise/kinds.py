@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffaug.checks import bounded, check_fields, refuse
 from diffaug.randomness.philox import Keys, Purpose, lanes, normals
+from diffaug.schedules.numbers import per_sample
 
 
 def gaussian(keys: Keys, shape: tuple[int, ...], purpose: int = Purpose.EPSILON, first: int = 0) -> Tensor:
@@ -39,11 +40,6 @@ def sums(x: Tensor) -> Tensor:
         x = x[:, :half] + x[:, half : 2 * half]
         x = torch.cat((x, rest), 1) if rest.shape[1] else x
     return x[:, 0]
-
-
-def per_sample(number: Tensor, like: Tensor) -> Tensor:
-    """One number a sample, shape (B,), with a dimension of 1 for each of ``like``'s others."""
-    return number.view(-1, *(1,) * (like.ndim - 1))
 
 
 @dataclass(frozen=True)

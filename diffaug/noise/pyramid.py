@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import bounded
-from diffaug.noise.kinds import Noise, gaussian, per_sample, sums
+from diffaug.noise.kinds import Noise, gaussian, sums
 from diffaug.randomness.philox import Keys, Purpose, lanes, words
-from diffaug.schedules.base import in_float64
+from diffaug.schedules.numbers import in_float64, per_sample
 
 _MOST = 32  # levels: so many blocks of the generator are kept for their factors
 

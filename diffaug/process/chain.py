@@ -20,6 +20,7 @@ from diffaug.process.arguments import check_states
 from diffaug.randomness.philox import Keys, Purpose
 from diffaug.schedules import Schedule
 from diffaug.schedules.base import STRAIGHT, VARIANCE_EXPLODING
+from diffaug.schedules.numbers import per_sample
 
 
 class Posterior(NamedTuple):
@@ -115,7 +116,7 @@ def prior_kl(schedule: Schedule, mean_square: float) -> float:
 
 
 def _shaped(coefficient: Tensor, x: Tensor) -> Tensor:
-    return coefficient.float().view(-1, *(1,) * (x.ndim - 1))
+    return per_sample(coefficient.float(), x)
 
 
 def _times(coefficient: Tensor, x: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from diffaug.process.arguments import (
 from diffaug.process.batch import NoisyBatch, batch_type
 from diffaug.randomness.philox import STAGES, Keys, Purpose, keys
 from diffaug.schedules import Schedule
+from diffaug.schedules.numbers import where_float64_is
 from diffaug.targets import (
     IMAGE_FIELDS,
     INPUTS,
@@ -345,7 +346,7 @@ class ForwardProcess(nn.Module):
         Arguments:
             x_0: images as `forward` takes them, shape (B, *).
         """
-        images = self.scaled(x_0.cpu() if x_0.device.type == "mps" else x_0).double()  # no float64 on MPS
+        images = self.scaled(where_float64_is(x_0)).double()
         return chain.prior_kl(self.schedule, images.square().mean().item()) / math.log(2)
 
 

@@ -21,12 +21,24 @@ added. ``unit`` maps every kind of time to [0, 1].
 Schedules are frozen and hold plain numbers, no tensors: the device follows t. Coefficients are computed in float64
 and rounded once; in float32 they are within 2e-7 relative of the exact value at that t.
 
-To add a schedule, write one class and one file in configs/schedule. A continuous schedule defines ``_log_snr(t)``, a
-discrete one ``_betas()`` (see `BetaSchedule`) or ``_log_snr_table()``; one that varies another is a
+To add a schedule, write one class, with the range of each number beside it, and one file in configs/schedule::
+
+    @dataclass(frozen=True)
+    class PowerLaw(Schedule):
+        "SNR(u) = ((1 - u) / u)^power, variance preserving."
+
+        power: float = bounded(2.0, above=0, at_most=100)
+
+        def compute_log_snr(self, t: Tensor) -> Tensor:
+            return self.power * (torch.log1p(-t) - torch.log(t))
+
+What is defined, all in float64, is ``compute_log_snr(t)`` if the schedule is continuous, ``compute_betas()`` or
+``compute_log_snr_table()``, shape (T,), if it is discrete: derive that from `BetaSchedule`, which has ``timesteps``.
+Another scaling is the property ``scaling``. ``compute_t_of_log_snr(log_snr)``, where there is a closed form, and
+``compute_alpha_bars()``, where the table loses digits, may be defined too. A schedule that varies another is a
 `diffaug.schedules.wrappers.Wrapper`.
 """
 
-import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -36,8 +48,7 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import bounded, check_fields
-
-Pair = tuple[Tensor, Tensor]
+from diffaug.schedules.numbers import in_float64, keep
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class Scaling:
     """How alpha and sigma follow from the log signal-to-noise ratio; see the table at the top."""
 
     name: str
-    of_log_snr: Callable[[Tensor], Pair]
+    of_log_snr: Callable[[Tensor], tuple[Tensor, Tensor]]
 
     def __repr__(self) -> str:
         return self.name
@@ -64,33 +75,35 @@ class Schedule(ABC):  # noqa: B024 - a subclass defines one of two primitives
         timesteps: T, the number of steps, of a discrete schedule; 0 if the schedule is continuous.
     """
 
-    timesteps = 0
+    timesteps = 0  # a discrete schedule has a field or a property of this name
 
     def __post_init__(self) -> None:
         check_fields(self, "schedule")
 
-    def _log_snr(self, t: Tensor) -> Tensor:
-        """The log-SNR at float64 times; what a continuous schedule is."""
+    def compute_log_snr(self, t: Tensor) -> Tensor:
+        """Return the log-SNR at float64 times, of t's shape: what a continuous schedule is."""
         raise self._only("continuous", "a log-SNR between its steps")
 
-    def _log_snr_table(self) -> Tensor:
-        """The log-SNR after each step, float64, shape (T,); what a discrete schedule is."""
+    def compute_log_snr_table(self) -> Tensor:
+        """Return the log-SNR after each step, float64, shape (T,): what a discrete schedule is."""
         raise self._only("discrete", "a table of log-SNRs")
 
-    def _t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        """The inverse of `_log_snr` at float64 values; by bisection unless a schedule has a closed form."""
+    def compute_t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        """Return the time at float64 log-SNRs: the inverse of `compute_log_snr`, here by bisection."""
         # Over unit time, where every schedule runs from 0 to 1; 80 halvings reach the last bit of a float64.
         low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
         for _ in range(80):
             middle = (low + high) / 2
-            above = self._log_snr(self.from_unit(middle)) > log_snr
+            above = self.compute_log_snr(self.from_unit(middle)) > log_snr
             low, high = torch.where(above, middle, low), torch.where(above, high, middle)
         return self.from_unit(high)
 
-    def _betas(self) -> Tensor:
+    def compute_betas(self) -> Tensor:
+        """Return beta_t of a discrete, variance preserving schedule, float64, shape (T,)."""
         return betas_of(table(self, "log_snr"))
 
-    def _alpha_bars(self) -> Tensor:
+    def compute_alpha_bars(self) -> Tensor:
+        """Return alpha(t)^2 of a discrete, variance preserving schedule, float64, shape (T,)."""
         return table(self, "log_snr").sigmoid()
 
     @property
@@ -115,34 +128,34 @@ class Schedule(ABC):  # noqa: B024 - a subclass defines one of two primitives
         return low, high
 
     def log_snr(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """ln(alpha(t)^2 / sigma(t)^2), of t's shape and device: finite, or +-inf where sigma or alpha is exactly 0."""
+        """Return ln(alpha(t)^2 / sigma(t)^2), of t's shape and device; +-inf where sigma or alpha is exactly 0."""
         self._check_time(t)
         if self.discrete:
             return table(self, "log_snr", dtype, t.device)[t]
-        return in_float64(self._log_snr, t, dtype)
+        return in_float64(self.compute_log_snr, t, dtype)
 
-    def alpha_sigma(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Pair:
-        """The coefficients (alpha(t), sigma(t)), each of t's shape and device, rounded once from float64."""
+    def alpha_sigma(self, t: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """Return the coefficients (alpha(t), sigma(t)), each of t's shape and device, rounded once from float64."""
         self._check_time(t)
         if self.discrete:
             return table(self, "alpha", dtype, t.device)[t], table(self, "sigma", dtype, t.device)[t]
-        alpha, sigma = in_float64(lambda t: torch.stack(self.scaling.of_log_snr(self._log_snr(t))), t, dtype)
+        alpha, sigma = in_float64(lambda t: torch.stack(self.scaling.of_log_snr(self.compute_log_snr(t))), t, dtype)
         return alpha, sigma
 
     def from_unit(self, u: Tensor) -> Tensor:
-        """The native time at u in [0, 1], where 0 is the least noise and 1 the most; float64 or int64, of u's shape."""
+        """Return the native time at u in [0, 1], 0 the least noise and 1 the most: float64 or int64, of u's shape."""
         if self.discrete:
             return in_float64(lambda u: (u * self.timesteps).floor().clamp(0, self.timesteps - 1), u, torch.int64)
         return in_float64(lambda u: u, u, torch.float64)
 
     def to_unit(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Where t lies in [0, 1]: the inverse of `from_unit`, (t + 1/2) / T if discrete."""
+        """Return where t lies in [0, 1]: the inverse of `from_unit`, (t + 1/2) / T if discrete."""
         if self.discrete:
             return in_float64(lambda t: (t + 0.5) / self.timesteps, t, dtype)
         return t.to(dtype)
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        """The time, as float64, at which the log-SNR has this value: the inverse of `log_snr`.
+        """Return the time, as float64, at which the log-SNR has this value: the inverse of `log_snr`.
 
         Linear in log-SNR between the indices of a discrete schedule; the lowest t where log_snr is flat; the nearest
         end beyond either end.
@@ -150,7 +163,7 @@ class Schedule(ABC):  # noqa: B024 - a subclass defines one of two primitives
         if self.discrete:
             values = table(self, "log_snr", device=log_snr.device)
             return in_float64(lambda x: _interpolate(values, x), log_snr, torch.float64)
-        return in_float64(self._t_of_log_snr, log_snr, torch.float64)
+        return in_float64(self.compute_t_of_log_snr, log_snr, torch.float64)
 
     @property
     def betas(self) -> Tensor:
@@ -192,46 +205,43 @@ class Schedule(ABC):  # noqa: B024 - a subclass defines one of two primitives
 
 @dataclass(frozen=True)
 class BetaSchedule(Schedule):
-    """A discrete schedule that is given by its betas: a subclass defines `_betas`, float64, shape (T,)."""
+    """A discrete schedule that is given by its betas: a subclass defines `compute_betas`, float64, shape (T,)."""
 
     timesteps: int = bounded(1000, at_least=1, at_most=2**31 - 1)
 
     @abstractmethod
-    def _betas(self) -> Tensor: ...
+    def compute_betas(self) -> Tensor: ...
 
-    def _alpha_bars(self) -> Tensor:
+    def compute_alpha_bars(self) -> Tensor:
         return (1.0 - table(self, "betas")).cumprod(0)
 
-    def _log_snr_table(self) -> Tensor:
+    def compute_log_snr_table(self) -> Tensor:
         log_alpha_bars = torch.log1p(-table(self, "betas")).cumsum(0)
         return log_alpha_bars - torch.log(-torch.expm1(log_alpha_bars))
 
 
-@functools.lru_cache(maxsize=256)
+@keep
 def table(
     schedule: Schedule,
     name: str,
     dtype: torch.dtype = torch.float64,
     device: torch.device = torch.device("cpu"),  # noqa: B008 - an immutable value
 ) -> Tensor:
-    """A discrete schedule's table over t, shape (T,), kept for each schedule, dtype and device."""
-    # Made outside inference mode even when first asked for inside: a table made there would break a later training.
-    # On the CPU, whatever torch's default device: a schedule's own code need not say where.
-    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-        if dtype != torch.float64 or device.type != "cpu":
-            return table(schedule, name).to(dtype).to(device)
-        if name == "betas":
-            return schedule._betas()
-        if name == "log_snr":
-            return schedule._log_snr_table()
-        if name == "alpha_bars":
-            return schedule._alpha_bars()
-        alpha, sigma = schedule.scaling.of_log_snr(table(schedule, "log_snr"))
-        return {"alpha": alpha, "sigma": sigma}[name]
+    """Return a discrete schedule's table over t, shape (T,), kept for each schedule, dtype and device."""
+    if dtype != torch.float64 or device.type != "cpu":
+        return table(schedule, name).to(dtype).to(device)
+    if name == "betas":
+        return schedule.compute_betas()
+    if name == "log_snr":
+        return schedule.compute_log_snr_table()
+    if name == "alpha_bars":
+        return schedule.compute_alpha_bars()
+    alpha, sigma = schedule.scaling.of_log_snr(table(schedule, "log_snr"))
+    return {"alpha": alpha, "sigma": sigma}[name]
 
 
 def betas_of(log_snr: Tensor) -> Tensor:
-    """The betas of a variance preserving table of log-SNRs, both float64, shape (T,)."""
+    """Return the betas of a variance preserving table of log-SNRs, both float64, shape (T,)."""
     log_alpha_bars = torch.nn.functional.logsigmoid(log_snr)
     previous = torch.cat([log_alpha_bars.new_zeros(1), log_alpha_bars[:-1]])
     # Where all signal is gone already (-inf - -inf) a further step adds only noise: beta is 1.
@@ -239,7 +249,7 @@ def betas_of(log_snr: Tensor) -> Tensor:
 
 
 def _interpolate(values: Tensor, log_snr: Tensor) -> Tensor:
-    """The position in a table that never rises at which it takes each value; the lowest where it is flat."""
+    """Return the place in a table that never rises at which it takes each value; the lowest where it is flat."""
     last = len(values) - 1
     right = torch.searchsorted(-values, -log_snr.contiguous()).clamp(0, last)  # the first entry <= the value
     left = (right - 1).clamp_min(0)
@@ -248,10 +258,3 @@ def _interpolate(values: Tensor, log_snr: Tensor) -> Tensor:
     # An infinite end has no interior: every value before it is nearest to the finite index beside it.
     step = torch.where(torch.isinf(high) | (high == low) | (log_snr == low), 1.0, step).clamp(0.0, 1.0)
     return torch.where(right == left, right.double(), left + step)
-
-
-def in_float64(function: Callable[[Tensor], Tensor], t: Tensor, dtype: torch.dtype) -> Tensor:
-    """Apply a function to t in float64 and round its result once; on the CPU where the device has no float64."""
-    if t.device.type == "mps":
-        return function(t.cpu().double()).to(torch.float32 if dtype == torch.float64 else dtype).to(t.device)
-    return function(t.double()).to(dtype)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import bounded
-from diffaug.schedules.base import STRAIGHT, VARIANCE_EXPLODING, Scaling, Schedule, in_float64
+from diffaug.schedules.base import STRAIGHT, VARIANCE_EXPLODING, Scaling, Schedule
+from diffaug.schedules.numbers import in_float64
 
 LARGEST = torch.finfo(torch.float32).max
 
@@ -29,11 +30,11 @@ class VPSDE(Schedule):
     beta_min: float = bounded(0.1, at_least=0, at_most="beta_max")
     beta_max: float = bounded(20.0, above=0, at_most=1000)
 
-    def _log_snr(self, t: Tensor) -> Tensor:
+    def compute_log_snr(self, t: Tensor) -> Tensor:
         b = t * (self.beta_min + t * ((self.beta_max - self.beta_min) / 2))
         return -b - torch.log(-torch.expm1(-b))
 
-    def _t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+    def compute_t_of_log_snr(self, log_snr: Tensor) -> Tensor:
         total = (self.beta_min + self.beta_max) / 2
         b = (-torch.nn.functional.logsigmoid(log_snr)).clamp_max(total)
         root = torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * b)
@@ -54,10 +55,10 @@ class LinearLogSNR(Schedule):
     log_snr_max: float = bounded(13.3, at_least=-100, at_most=100)
     log_snr_min: float = bounded(-5.0, at_least=-100, at_most=100, below="log_snr_max")
 
-    def _log_snr(self, t: Tensor) -> Tensor:
+    def compute_log_snr(self, t: Tensor) -> Tensor:
         return self.log_snr_max - t * (self.log_snr_max - self.log_snr_min)
 
-    def _t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+    def compute_t_of_log_snr(self, log_snr: Tensor) -> Tensor:
         return ((self.log_snr_max - log_snr) / (self.log_snr_max - self.log_snr_min)).clamp(0.0, 1.0)
 
 
@@ -79,10 +80,10 @@ class VE(Schedule):
     def scaling(self) -> Scaling:
         return VARIANCE_EXPLODING
 
-    def _log_snr(self, t: Tensor) -> Tensor:
+    def compute_log_snr(self, t: Tensor) -> Tensor:
         return -2 * (math.log(self.sigma_min) + t * math.log(self.sigma_max / self.sigma_min))
 
-    def _t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+    def compute_t_of_log_snr(self, log_snr: Tensor) -> Tensor:
         return ((-log_snr / 2 - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)).clamp(0.0, 1.0)
 
 
@@ -129,10 +130,10 @@ class EDM(Schedule):
         low, high = self._roots
         return in_float64(lambda t: ((t ** (1 / self.rho) - low) / (high - low)).clamp(0.0, 1.0), t, dtype)
 
-    def _log_snr(self, t: Tensor) -> Tensor:
+    def compute_log_snr(self, t: Tensor) -> Tensor:
         return -2 * torch.log(t)
 
-    def _t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+    def compute_t_of_log_snr(self, log_snr: Tensor) -> Tensor:
         return torch.exp(-log_snr / 2).clamp(0.0, LARGEST)
 
 
@@ -148,10 +149,10 @@ class Rectified(Schedule):
     def scaling(self) -> Scaling:
         return STRAIGHT
 
-    def _log_snr(self, t: Tensor) -> Tensor:
+    def compute_log_snr(self, t: Tensor) -> Tensor:
         return 2 * (torch.log1p(-t) - torch.log(t))
 
-    def _t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+    def compute_t_of_log_snr(self, log_snr: Tensor) -> Tensor:
         return (-log_snr / 2).sigmoid()
 
 
@@ -165,11 +166,11 @@ class Trigonometric(Schedule):
     2023) is this one, `Truncated` to log-SNRs within 15 of 0.
     """
 
-    def _log_snr(self, t: Tensor) -> Tensor:
+    def compute_log_snr(self, t: Tensor) -> Tensor:
         # Of the angle and its complement the smaller: near pi / 2 the tangent itself has lost its digits.
         tangent = torch.tan(torch.where(t <= 0.5, t, 1 - t) * (math.pi / 2))
         return torch.where(t <= 0.5, -2.0, 2.0) * torch.log(tangent)
 
-    def _t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+    def compute_t_of_log_snr(self, log_snr: Tensor) -> Tensor:
         nearer = torch.atan(torch.exp(-log_snr.abs() / 2)) * (2 / math.pi)
         return torch.where(log_snr >= 0, nearer, 1 - nearer)

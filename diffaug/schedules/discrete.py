@@ -42,7 +42,7 @@ class LinearBeta(BetaSchedule):
     def _scale(self) -> float:
         return 1000 / self.timesteps if self.rescale else 1.0
 
-    def _betas(self) -> Tensor:
+    def compute_betas(self) -> Tensor:
         start, end = self._scale * self.beta_start, self._scale * self.beta_end
         return torch.linspace(start, end, self.timesteps, dtype=torch.float64)
 
@@ -61,7 +61,7 @@ class ScaledLinearBeta(BetaSchedule):
     beta_start: float = bounded(0.00085, above=0, below=1, at_most="beta_end")
     beta_end: float = bounded(0.012, above=0, below=1)
 
-    def _betas(self) -> Tensor:
+    def compute_betas(self) -> Tensor:
         root = torch.linspace(math.sqrt(self.beta_start), math.sqrt(self.beta_end), self.timesteps, dtype=torch.float64)
         return root.square()
 
@@ -80,7 +80,7 @@ class SigmoidBeta(BetaSchedule):
     beta_start: float = bounded(1e-4, above=0, below=1, at_most="beta_end")
     beta_end: float = bounded(0.02, above=0, below=1)
 
-    def _betas(self) -> Tensor:
+    def compute_betas(self) -> Tensor:
         x = torch.linspace(-6.0, 6.0, self.timesteps, dtype=torch.float64)
         return x.sigmoid() * (self.beta_end - self.beta_start) + self.beta_start
 
@@ -100,7 +100,7 @@ class Cosine(BetaSchedule):
     s: float = bounded(0.008, at_least=0, at_most=100)
     max_beta: float = bounded(0.999, above=0, below=1)
 
-    def _betas(self) -> Tensor:
+    def compute_betas(self) -> Tensor:
         # 1 - cos^2(b) / cos^2(a) = sin(b - a) sin(b + a) / cos^2(a): no cancellation, unlike the ratio itself. Angles
         # are taken from the end, where cos(pi/2 - x) = sin(x) keeps its digits.
         step = math.pi / 2 / (1 + self.s) / self.timesteps
@@ -129,7 +129,7 @@ class SigmoidAlphaBar(BetaSchedule):
     tau: float = bounded(1.0, at_least=1e-6, at_most=1e6)
     max_beta: float = bounded(0.999, above=0, below=1)
 
-    def _betas(self) -> Tensor:
+    def compute_betas(self) -> Tensor:
         # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - e^(b - a)), so that no two near numbers are subtracted
         # in 1 - alpha_bar(u) / alpha_bar(before) = (g(u) - g(before)) / (g(1) - g(before)), where sigmoid(-b) cancels.
         step = (self.end - self.start) / self.tau / self.timesteps
@@ -152,7 +152,7 @@ class Inverse(BetaSchedule):
         timesteps: T, at least 1.
     """
 
-    def _betas(self) -> Tensor:
+    def compute_betas(self) -> Tensor:
         return 1.0 / torch.arange(self.timesteps, 0, -1, dtype=torch.float64)
 
 
@@ -174,7 +174,7 @@ class Laplace(BetaSchedule):
     b: float = bounded(0.5, above=0, at_most=100)
     max_beta: float = bounded(0.999, above=0, below=1)
 
-    def _betas(self) -> Tensor:
+    def compute_betas(self) -> Tensor:
         done = torch.arange(1, self.timesteps + 1, dtype=torch.float64)
         nearer = torch.minimum(done, self.timesteps - done) / self.timesteps  # 1 - 2 |1/2 - u| is twice this
         log_snr = self.mu - self.b * torch.sign(self.timesteps - 2 * done) * torch.log(2 * nearer)

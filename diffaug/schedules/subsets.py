@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import integer, number, one_of, refuse
-from diffaug.schedules.base import in_float64, table
+from diffaug.schedules.base import table
+from diffaug.schedules.numbers import in_float64
 from diffaug.schedules.wrappers import MAKE_DISCRETE, Wrapper
 
 SPACINGS = ("linspace", "leading", "trailing")
@@ -73,7 +74,7 @@ class Respaced(Wrapper):
         sections = zip(self._sections(), self._counts(), strict=True)
         return torch.cat([low + _spaced(high - low, steps, self.spacing) for (low, high), steps in sections])
 
-    def _log_snr_table(self) -> Tensor:
+    def compute_log_snr_table(self) -> Tensor:
         return table(self.base, "log_snr")[self.kept]
 
 
@@ -165,8 +166,8 @@ class Truncated(Wrapper):
             lambda t: ((self.base.to_unit(t, torch.float64) - low) / (high - low)).clamp(0.0, 1.0), t, dtype
         )
 
-    def _log_snr_table(self) -> Tensor:
+    def compute_log_snr_table(self) -> Tensor:
         return table(self.base, "log_snr")[self.kept]
 
-    def _t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        return self.base._t_of_log_snr(log_snr).clamp(*self._ends)
+    def compute_t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        return self.base.compute_t_of_log_snr(log_snr).clamp(*self._ends)

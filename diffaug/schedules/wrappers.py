@@ -52,10 +52,10 @@ class Wrapper(Schedule):
     def to_unit(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         return super().to_unit(t, dtype) if self.discrete else self.base.to_unit(t, dtype)
 
-    def _log_snr(self, t: Tensor) -> Tensor:
-        return self.base._log_snr(t)
+    def compute_log_snr(self, t: Tensor) -> Tensor:
+        return self.base.compute_log_snr(t)
 
-    def _log_snr_table(self) -> Tensor:
+    def compute_log_snr_table(self) -> Tensor:
         return table(self.base, "log_snr")
 
     def _refuse_base(self, wanted: str) -> ValueError:
@@ -82,7 +82,7 @@ class ZeroTerminalSNR(Wrapper):
         if not log_snr[0] > log_snr[-1]:
             raise self._refuse_base("a schedule with less signal at its last step than at its first")
 
-    def _log_snr_table(self) -> Tensor:
+    def compute_log_snr_table(self) -> Tensor:
         log_snr = table(self.base, "log_snr")
         r, noise = log_snr.sigmoid().sqrt(), (-log_snr).sigmoid()
         first, last = r[0], r[-1]
@@ -129,14 +129,14 @@ class Shifted(Wrapper):
             return -2 * math.log(self.factor)
         return 2 * math.log(self.base_image / (self.image or self.base_image))
 
-    def _log_snr(self, t: Tensor) -> Tensor:
-        return self.base._log_snr(t) + self._shift
+    def compute_log_snr(self, t: Tensor) -> Tensor:
+        return self.base.compute_log_snr(t) + self._shift
 
-    def _log_snr_table(self) -> Tensor:
+    def compute_log_snr_table(self) -> Tensor:
         return table(self.base, "log_snr") + self._shift
 
-    def _t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        return self.base._t_of_log_snr(log_snr - self._shift)
+    def compute_t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        return self.base.compute_t_of_log_snr(log_snr - self._shift)
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class InterpolatedShift(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         u = torch.linspace(0, 1, 4097, dtype=torch.float64, device="cpu")
-        log_snr = table(self, "log_snr") if self.discrete else self._log_snr(self.base.from_unit(u))
+        log_snr = table(self, "log_snr") if self.discrete else self.compute_log_snr(self.base.from_unit(u))
         if bool((log_snr[1:] > log_snr[:-1]).any()):
             raise refuse(
                 "schedule.base_image_most_noise",
@@ -182,10 +182,10 @@ class InterpolatedShift(Wrapper):
         most = 2 * math.log(self.base_image_most_noise / self.image)
         return (1 - u) * least + u * most
 
-    def _log_snr(self, t: Tensor) -> Tensor:
-        return self.base._log_snr(t) + self._shift(self.base.to_unit(t, torch.float64))
+    def compute_log_snr(self, t: Tensor) -> Tensor:
+        return self.base.compute_log_snr(t) + self._shift(self.base.to_unit(t, torch.float64))
 
-    def _log_snr_table(self) -> Tensor:
+    def compute_log_snr_table(self) -> Tensor:
         u = torch.arange(1, self.timesteps + 1, dtype=torch.float64) / self.timesteps
         return table(self.base, "log_snr") + self._shift(u)
 
@@ -206,6 +206,6 @@ class Discretised(Wrapper):
         if self.base.discrete:
             raise self._refuse_base("a continuous schedule (to thin out a discrete one there is Respaced)")
 
-    def _log_snr_table(self) -> Tensor:
+    def compute_log_snr_table(self) -> Tensor:
         u = torch.arange(1, self.timesteps + 1, dtype=torch.float64) / self.timesteps
-        return self.base._log_snr(self.base.from_unit(u))
+        return self.base.compute_log_snr(self.base.from_unit(u))

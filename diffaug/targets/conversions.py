@@ -19,6 +19,7 @@ from torch import Tensor
 
 from diffaug.checks import choice
 from diffaug.schedules import Schedule
+from diffaug.schedules.numbers import per_sample
 from diffaug.targets.fields import IMAGE_FIELDS, INPUTS, TARGETS
 from diffaug.targets.level import SIGMA_DATA, Level, Mix
 
@@ -61,7 +62,7 @@ def converted(
             f"small for {str(dtype).removeprefix('torch.')}, so that x_t and {source} say the same thing. Predict v, "
             "flow, velocity or F, or keep away from that end."
         )
-    a, b = (c.to(dtype).to(x_t.device).view(_shape(x_t)) for c in (a, b))
+    a, b = (per_sample(c.to(dtype).to(x_t.device), x_t) for c in (a, b))
     return a * x_t + b * prediction
 
 
@@ -107,9 +108,10 @@ def as_input(schedule: Schedule, name: str, x_t: Tensor, t: Tensor, sigma_data: 
     choice("input", name, INPUTS)
     if name == "x_t":
         return x_t
-    level = Level(schedule, t.cpu() if t.device.type == "mps" else t, sigma_data)
+    level = Level(schedule, t, sigma_data)
     factor = 1 / torch.hypot(level.sigma, level.alpha * sigma_data)
-    return factor.to(torch.promote_types(x_t.dtype, torch.float32)).to(x_t.device).view(_shape(x_t)) * x_t
+    factor = factor.to(torch.promote_types(x_t.dtype, torch.float32)).to(x_t.device)
+    return per_sample(factor, x_t) * x_t
 
 
 def check_target(schedule: Schedule, target: str) -> None:
@@ -132,7 +134,7 @@ def check_target(schedule: Schedule, target: str) -> None:
 def _solved(schedule: Schedule, source: str, target: str, t: Tensor, sigma_data: float) -> Mix:
     choice("source", source, TARGETS)
     choice("target", target, tuple(IMAGE_FIELDS))
-    level = Level(schedule, t.cpu() if t.device.type == "mps" else t, sigma_data)
+    level = Level(schedule, t, sigma_data)
     if source == target:
         return torch.zeros_like(level.alpha), torch.ones_like(level.alpha)
     alpha, sigma = level.coefficients
@@ -151,7 +153,3 @@ def _solved(schedule: Schedule, source: str, target: str, t: Tensor, sigma_data:
 
 def _share(part: Tensor, whole: Tensor) -> Tensor:
     return torch.where(part == 0, 0.0, part / whole)
-
-
-def _shape(x: Tensor) -> tuple[int, ...]:
-    return (-1, *(1,) * (x.ndim - 1))

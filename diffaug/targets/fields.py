@@ -26,7 +26,6 @@ flow where the schedule is straight; see `Level.rates`.
 schedule and device, so a batch costs one look-up.
 """
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -34,6 +33,7 @@ import torch
 from torch import Tensor
 
 from diffaug.schedules import Schedule
+from diffaug.schedules.numbers import keep
 from diffaug.targets.level import SIGMA_DATA, Level, Mix
 
 
@@ -128,16 +128,14 @@ def mixes(
 
 
 def _mixes(schedule: Schedule, fields: tuple[str, ...], t: Tensor, scale: float, sigma_data: float) -> Tensor:
-    level = Level(schedule, t.cpu() if t.device.type == "mps" else t, sigma_data)
+    level = Level(schedule, t, sigma_data)
     pairs = [IMAGE_FIELDS[name](level) for name in fields]
     return torch.stack([torch.stack((p * scale, q), -1) for p, q in pairs], -2).float().to(t.device)
 
 
-@functools.lru_cache(maxsize=64)
+@keep
 def mix_table(
     schedule: Schedule, fields: tuple[str, ...], scale: float, device: torch.device, sigma_data: float = SIGMA_DATA
 ) -> Tensor:
     """(p, q) of each image field at each timestep of a discrete schedule, float32, shape (T, len(fields), 2)."""
-    # Made outside inference mode even when first asked for inside: a table made there would break a later training.
-    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-        return _mixes(schedule, fields, torch.arange(schedule.timesteps), scale, sigma_data).to(device)
+    return _mixes(schedule, fields, torch.arange(schedule.timesteps), scale, sigma_data).to(device)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diffaug.schedules import Schedule
 from diffaug.schedules.base import STRAIGHT, VARIANCE_PRESERVING
+from diffaug.schedules.numbers import keep, where_float64_is
 
 Mix = tuple[Tensor, Tensor]
 """(p, q) of p x_0 + q epsilon, each float64, of t's shape."""
@@ -19,9 +20,9 @@ _LOG_SNR_LIMIT = 300.0
 _EDGE = 1e-12
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Level:
-    """The noise level at times t.
+    """The noise level at times t, on t's device or, where that has no float64, on the CPU.
 
     Arguments:
         schedule: whose alpha(t) and sigma(t).
@@ -35,6 +36,9 @@ class Level:
     t: Tensor
     sigma_data: float = SIGMA_DATA
     limit: bool = False
+
+    def __post_init__(self) -> None:
+        self.t = where_float64_is(self.t)
 
     @functools.cached_property
     def log_snr(self) -> Tensor:
@@ -74,17 +78,16 @@ class Level:
         return _continuous_rates(self.schedule, self.t)
 
 
-@functools.lru_cache(maxsize=64)
+@keep
 def _rate_table(schedule: Schedule, device: torch.device) -> Tensor:
     if schedule.timesteps < 2:
         raise ValueError(
             f"velocity is a derivative by t, and schedule.timesteps={schedule.timesteps} has no two steps to take it "
             "from. Use another target, such as v, or more timesteps."
         )
-    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-        table = torch.stack(schedule.alpha_sigma(torch.arange(schedule.timesteps), torch.float64))
-        (rates,) = torch.gradient(table, spacing=1 / schedule.timesteps, dim=1)
-        return rates.to(device)
+    table = torch.stack(schedule.alpha_sigma(torch.arange(schedule.timesteps), torch.float64))
+    (rates,) = torch.gradient(table, spacing=1 / schedule.timesteps, dim=1)
+    return rates.to(device)
 
 
 def _continuous_rates(schedule: Schedule, t: Tensor) -> Mix:

@@ -18,7 +18,6 @@ for plain SNR alike: ``without_signal`` follows it for these and for soft-min-SN
 The other weights keep to their papers, which say nothing of it, and `Weight.check` warns.
 """
 
-import functools
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from diffaug.checks import check_fields, choice
 from diffaug.schedules import Schedule
+from diffaug.schedules.numbers import keep
 from diffaug.targets.fields import IMAGE_FIELDS, TARGETS
 from diffaug.targets.level import SIGMA_DATA, Level
 
@@ -88,7 +88,7 @@ class Weight(ABC):
             _warn_of_no_weight(self, schedule, target)
 
 
-@functools.lru_cache(maxsize=64)
+@keep
 def _warn_of_no_weight(weight: Weight, schedule: Schedule, target: str) -> None:
     _log.warning(
         "weight=%r on the loss of %s is 0 at t = %d of %r, where SNR is 0: the step at which sampling starts is never "
@@ -101,7 +101,7 @@ def _warn_of_no_weight(weight: Weight, schedule: Schedule, target: str) -> None:
 
 
 def _converted(weight: Weight, schedule: Schedule, target: str, t: Tensor, sigma_data: float) -> Tensor:
-    level = Level(schedule, t.cpu() if t.device.type == "mps" else t, sigma_data, limit=True)
+    level = Level(schedule, t, sigma_data, limit=True)
     value = weight.at(level)
     if weight.stated_on not in (None, target):
         value = value * (_determinant(level, weight.stated_on) / _determinant(level, target)).square()
@@ -115,8 +115,6 @@ def _determinant(level: Level, target: str) -> Tensor:
     return level.alpha * q - level.sigma * p
 
 
-@functools.lru_cache(maxsize=64)
+@keep
 def _table(weight: Weight, schedule: Schedule, target: str, sigma_data: float, device: torch.device) -> Tensor:
-    # Made outside inference mode even when first asked for inside: a table made there would break a later training.
-    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-        return _converted(weight, schedule, target, torch.arange(schedule.timesteps), sigma_data).to(device)
+    return _converted(weight, schedule, target, torch.arange(schedule.timesteps), sigma_data).to(device)

@@ -12,7 +12,6 @@ noise level  `LevelTimes` (`diffaug.times.levels`)    the same distribution of l
 ===========  =======================================  ============================================================
 """
 
-import functools
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from torch import Tensor
 from diffaug.checks import check_fields, integer, refuse
 from diffaug.randomness.philox import Keys, indices, uniforms
 from diffaug.schedules import Schedule
+from diffaug.schedules.numbers import keep, where_float64_is
 from diffaug.times.coverage import Coverage, Independent
 
 _log = logging.getLogger("diffaug")
@@ -71,10 +71,8 @@ class Times(ABC):
 
     def of_points(self, points: Tensor, schedule: Schedule) -> Tensor:
         """The time at each point in [0, 2^53): int64, or float32 strictly inside the schedule's range."""
-        if points.device.type == "mps":  # no float64 there
-            return self.of_points(points.cpu(), schedule).to(points.device)
-        t = self.quantile(uniforms(points), schedule)
-        return t if schedule.discrete else t.float().clamp(*_inside(*schedule.range))
+        t = self.quantile(uniforms(where_float64_is(points)), schedule)
+        return (t if schedule.discrete else t.float().clamp(*_inside(*schedule.range))).to(points.device)
 
     def draw(self, keys: Keys, schedule: Schedule, position: Tensor | None = None) -> Tensor:
         """One time for each of B samples: int64 or float32, shape (B,).
@@ -169,20 +167,19 @@ class Uniform(UnitTimes):
         return indices(points, schedule.timesteps)
 
 
-@functools.lru_cache(maxsize=64)
+@keep
 def _inside(low: float, high: float) -> tuple[float, float]:
     """The least and greatest float32 strictly between two numbers, and no denormal (which a GPU may take for 0)."""
-    ends = torch.tensor([low, high], dtype=torch.float32, device="cpu")
+    ends = torch.tensor([low, high], dtype=torch.float32)
     first, last = torch.nextafter(ends, ends.flip(0)).tolist()
     return (max(first, torch.finfo(torch.float32).tiny) if low == 0 else first), last
 
 
-@functools.lru_cache(maxsize=64)
+@keep
 def _check_overlap(times: LevelTimes, schedule: Schedule) -> None:
-    with torch.inference_mode(False), torch.device("cpu"):
-        ends = torch.tensor(schedule.range, dtype=torch.int64 if schedule.discrete else torch.float64)
-        most, least = schedule.log_snr(ends, torch.float64).tolist()
-        high, low = times.log_snr(torch.tensor([0.001, 0.999], dtype=torch.float64)).tolist()
+    ends = torch.tensor(schedule.range, dtype=torch.int64 if schedule.discrete else torch.float64)
+    most, least = schedule.log_snr(ends, torch.float64).tolist()
+    high, low = times.log_snr(torch.tensor([0.001, 0.999], dtype=torch.float64)).tolist()
     if low >= most or high <= least:
         raise ValueError(
             f"times: {times!r} is a density over noise levels, of log-SNR {low:.3g} to {high:.3g}, but "
@@ -192,7 +189,7 @@ def _check_overlap(times: LevelTimes, schedule: Schedule) -> None:
         )
 
 
-@functools.lru_cache(maxsize=64)
+@keep
 def _warn_if_the_end_is_not_drawn(times: Times, schedule: Schedule) -> None:
     if not schedule.discrete or not schedule.log_snr(schedule.ends[1]).isneginf():
         return

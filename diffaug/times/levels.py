@@ -74,7 +74,7 @@ class LogUniform(LevelTimes):
 
 @dataclass(frozen=True)
 class Truncatable(LevelTimes):
-    """A density over sigma > 0 that can be cut off at both sides: a subclass defines `_cdf` and `_log_sigma`.
+    """A density over sigma > 0 that can be cut off at both sides: a subclass defines `cdf` and `log_sigma`.
 
     Arguments:
         sigma_min: where it begins, >= 0.
@@ -90,8 +90,8 @@ class Truncatable(LevelTimes):
 
     def _bounds(self) -> tuple[float, float]:
         """The share of the whole density below sigma_min, and below sigma_max."""
-        low = self._cdf(self.sigma_min) if self.sigma_min > 0 else 0.0
-        high = 1.0 if self.sigma_max is None else self._cdf(self.sigma_max)
+        low = self.cdf(self.sigma_min) if self.sigma_min > 0 else 0.0
+        high = 1.0 if self.sigma_max is None else self.cdf(self.sigma_max)
         if high - low < 1e-6:
             raise ValueError(
                 f"times.sigma_min and times.sigma_max must leave some of the density, but between {self.sigma_min} "
@@ -102,14 +102,14 @@ class Truncatable(LevelTimes):
     def log_snr(self, q: Tensor) -> Tensor:
         low, high = self._bounds()
         whole = low + q * (high - low)
-        return -2 * self._log_sigma(whole.clamp(2.0**-60, 1 - 2.0**-53))
+        return -2 * self.log_sigma(whole.clamp(2.0**-60, 1 - 2.0**-53))
 
     @abstractmethod
-    def _cdf(self, sigma: float) -> float:
+    def cdf(self, sigma: float) -> float:
         """The share of the whole density below sigma."""
 
     @abstractmethod
-    def _log_sigma(self, q: Tensor) -> Tensor:
+    def log_sigma(self, q: Tensor) -> Tensor:
         """ln sigma at a quantile of the whole density, float64."""
 
 
@@ -125,10 +125,10 @@ class LogLogistic(Truncatable):
     sigma_data: float = bounded(0.5, above=0)
     scale: float = bounded(0.5, above=0)
 
-    def _cdf(self, sigma: float) -> float:
+    def cdf(self, sigma: float) -> float:
         return 1 / (1 + (sigma / self.sigma_data) ** (-1 / self.scale))
 
-    def _log_sigma(self, q: Tensor) -> Tensor:
+    def log_sigma(self, q: Tensor) -> Tensor:
         return math.log(self.sigma_data) + self.scale * torch.logit(q)
 
 
@@ -149,10 +149,10 @@ class VDiffusion(Truncatable):
     sigma_max: float | None = bounded(1e3, above=0)
     sigma_data: float = bounded(0.5, above=0)
 
-    def _cdf(self, sigma: float) -> float:
+    def cdf(self, sigma: float) -> float:
         return 2 / math.pi * math.atan(sigma / self.sigma_data)
 
-    def _log_sigma(self, q: Tensor) -> Tensor:
+    def log_sigma(self, q: Tensor) -> Tensor:
         # ln tan is odd about 1/2: from the nearer end, so that neither tail loses digits.
         tail = torch.log(torch.tan(math.pi / 2 * torch.minimum(q, 1 - q)))
         return math.log(self.sigma_data) + torch.where(q < 0.5, tail, -tail)

@@ -1,16 +1,16 @@
 """Densities over unit time, u in (0, 1), where 1 is the most noise; by the names of their papers."""
 
-import functools
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from diffaug.checks import bounded, number, refuse
 from diffaug.schedules import Schedule
+from diffaug.schedules.numbers import keep, read_numbers
 from diffaug.times.densities import UnitTimes
-from diffaug.times.files import read_numbers
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Weights(UnitTimes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = read_numbers("times.weights", self.weights) if isinstance(self.weights, str) else self.weights
+        given = read_numbers("times.weights", self.weights) if isinstance(self.weights, (str, Path)) else self.weights
         try:
             weights = tuple(number("times.weights", w, at_least=0) for w in given)
         except TypeError:
@@ -156,50 +156,34 @@ class Weights(UnitTimes):
         return part * width + (into * width).long()
 
 
-@functools.lru_cache(maxsize=16)
+@keep
 def _cumulative(weights: tuple[float, ...], device: torch.device) -> Tensor:
-    """The CDF at the edges of the parts, float64, shape (K + 1,), from exactly 0 to exactly 1."""
-    with torch.inference_mode(False), torch.device("cpu"):
-        sums = torch.tensor((0.0, *weights), dtype=torch.float64).cumsum(0)
-        return (sums / sums[-1]).to(device)
+    """Return the CDF at the edges of the parts, float64, shape (K + 1,), from exactly 0 to exactly 1."""
+    sums = torch.tensor((0.0, *weights), dtype=torch.float64).cumsum(0)
+    return (sums / sums[-1]).to(device)
 
 
-@functools.lru_cache(maxsize=16)
-def _logit_table(a: float, b: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """For u ~ Beta(a, b) and y = logit(u): the CDF of y at some y, those y, and dy / dCDF there; float64."""
-    with torch.inference_mode(False), torch.device("cpu"):
-        # y = mode + width sinh(z): fine steps where the density is, and no end too far (its tails go as e^(a y) and
-        # e^(-b y)). Within each of the steps of z, Gauss and Legendre's rule of four points.
-        width, log_beta = math.sqrt(1 / a + 1 / b), math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-        low, high = math.asinh((80 / a + 9 * width) / width), math.asinh((80 / b + 9 * width) / width)
-        z = torch.linspace(-low, high, 8193, dtype=torch.float64)
-
-        def y_of(z: Tensor) -> Tensor:
-            return math.log(a / b) + width * torch.sinh(z)
-
-        def density(y: Tensor) -> Tensor:
-            log_sigmoid = torch.nn.functional.logsigmoid
-            return torch.exp(a * log_sigmoid(y) + b * log_sigmoid(-y) - log_beta)
-
-        near, far = math.sqrt(3 / 7 - 2 / 7 * math.sqrt(6 / 5)), math.sqrt(3 / 7 + 2 / 7 * math.sqrt(6 / 5))
-        mass = torch.zeros(len(z) - 1, dtype=torch.float64)
-        for node, weight in ((near, 18 + math.sqrt(30)), (far, 18 - math.sqrt(30))):
-            for side in (-node, node):
-                at = (z[1:] + z[:-1] + side * z.diff()) / 2
-                mass += weight / 72 * z.diff() * density(y_of(at)) * width * torch.cosh(at)
-        cdf = torch.cat([torch.zeros(1, dtype=torch.float64), mass.cumsum(0)])
-        y = y_of(z)
-        keep = (cdf > 1e-30) & (density(y) > 0)
-        return tuple(x[keep].to(device) for x in (cdf, y, 1 / density(y)))  # pyright: ignore[reportReturnType]
+@keep
+def _logit_table(a: float, b: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ln CDF and logit(u) at points of Beta(a, b), both float64 and rising."""
+    # y = logit(u) = mode + width sinh(z): fine steps where the density is, and no end too far (its tails go as e^(a y)
+    # and e^(-b y)). Every second z is the middle of an interval, for Simpson's rule.
+    width, log_beta = math.sqrt(1 / a + 1 / b), math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+    low, high = math.asinh((80 / a + 9 * width) / width), math.asinh((80 / b + 9 * width) / width)
+    z = torch.linspace(-low, high, 2**18 + 1, dtype=torch.float64)
+    y = math.log(a / b) + width * torch.sinh(z)
+    log_density = a * torch.nn.functional.logsigmoid(y) + b * torch.nn.functional.logsigmoid(-y) - log_beta
+    density = log_density.exp() * width * torch.cosh(z)
+    mass = (density[:-1:2] + 4 * density[1::2] + density[2::2]) * (low + high) / 2**18 / 3
+    log_cdf, y = mass.cumsum(0).log(), y[2::2]
+    rising = (mass > 0) & (log_cdf > -70)
+    return log_cdf[rising].to(device), y[rising].to(device)
 
 
 def _logit(a: float, b: float, q: Tensor) -> Tensor:
-    """logit(u) below which a share q <= 1/2 of Beta(a, b) lies: cubic Hermite interpolation of the table."""
-    cdf, y, slope = _logit_table(a, b, q.device)
-    right = torch.searchsorted(cdf, q.contiguous()).clamp(1, len(cdf) - 1)
+    """Return logit(u) below which a share q <= 1/2 of Beta(a, b) lies, linear in ln q between the table's points."""
+    log_cdf, y = _logit_table(a, b, q.device)
+    right = torch.searchsorted(log_cdf, q.log().contiguous()).clamp(1, len(y) - 1)
     left = right - 1
-    step = cdf[right] - cdf[left]
-    x = ((q - cdf[left]) / step).clamp(0.0, 1.0)
-    bend_left = slope[left] * step - (y[right] - y[left])
-    bend_right = (y[right] - y[left]) - slope[right] * step
-    return y[left] + x * (y[right] - y[left]) + x * (1 - x) * (bend_left * (1 - x) + bend_right * x)
+    x = ((q.log() - log_cdf[left]) / (log_cdf[right] - log_cdf[left])).clamp(0.0, 1.0)
+    return torch.lerp(y[left], y[right], x)

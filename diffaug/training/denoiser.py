@@ -15,6 +15,7 @@ from diffaug.data.base import NoisingDataModule
 from diffaug.noise import gaussian
 from diffaug.process import ForwardProcess
 from diffaug.randomness.philox import Purpose, keys
+from diffaug.schedules.numbers import per_sample
 from diffaug.targets import INPUTS, NUMBER_FIELDS, as_input, check_target, convertible, recovered
 from diffaug.times import Importance
 
@@ -243,7 +244,7 @@ class Denoiser(pl.LightningModule):
 
     def _estimate(self, x_t: Tensor, t: Tensor, clip: bool, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         schedule = self.process.schedule
-        alpha, sigma = (c.view(-1, *(1,) * (x_t.ndim - 1)) for c in schedule.alpha_sigma(t))
+        alpha, sigma = (per_sample(c, x_t) for c in schedule.alpha_sigma(t))
         x_in = as_input(schedule, self.input, x_t, t, self.process.sigma_data)
         prediction = self(x_in, self._time(t), labels).float()
         x_0, epsilon = recovered(schedule, self.target, prediction, x_t, t, self.process.sigma_data)
