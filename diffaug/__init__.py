@@ -50,7 +50,7 @@ from diffaug.targets import SoftMinSNR as SoftMinSNR
 from diffaug.targets import TruncatedSNR as TruncatedSNR
 from diffaug.targets import Unweighted as Unweighted
 from diffaug.targets import Weight as Weight
-from diffaug.targets import converted as converted
+from diffaug.targets import convert as convert
 from diffaug.times import Antithetic as Antithetic
 from diffaug.times import Beta as Beta
 from diffaug.times import Biased as Biased
@@ -66,10 +66,10 @@ from diffaug.times import Mode as Mode
 from diffaug.times import PerImage as PerImage
 from diffaug.times import Sobol as Sobol
 from diffaug.times import SplitLogNormal as SplitLogNormal
+from diffaug.times import Stepwise as Stepwise
 from diffaug.times import Stratified as Stratified
 from diffaug.times import Times as Times
 from diffaug.times import Uniform as Uniform
 from diffaug.times import VDiffusion as VDiffusion
-from diffaug.times import Weights as Weights
 
 __version__ = "0.1.0"

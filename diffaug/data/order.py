@@ -32,7 +32,7 @@ def order_keys(seed: int, epoch: int, dataset: int = 0, lap: int = 0) -> NDArray
     return ((w_0 << 32) | w_1)[0].numpy().view(np.uint64)
 
 
-def permuted(places: NDArray[np.uint64], size: int, round_keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def permute(places: NDArray[np.uint64], size: int, round_keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Where each place of [0, size) goes under a keyed permutation of [0, size).
 
     Up to 64 places every permutation is equally likely. Beyond, a Feistel network on the smallest even number of bits
@@ -129,7 +129,7 @@ class EpochSampler(DistributedSampler[Any]):
             places = np.arange(low + self.rank, high, self.num_replicas)
             if order is None or times_before is None:
                 within = places % self.length
-                index = permuted(within.astype(np.uint64), self.size, round_keys) if self.shuffle else within
+                index = permute(within.astype(np.uint64), self.size, round_keys) if self.shuffle else within
                 views = places // self.length + self.lap * -(-self.total_size // self.length)
             else:
                 index, views = order[before + places], times_before[before + places]

@@ -20,7 +20,7 @@ noise at 0.
 How t is drawn is not part of a scheduler. Whoever brings it along from diffusers' training scripts for SD3: these use
 their draw as an index into timesteps that fall, so ``--logit_mean`` is -mean of `diffaug.times.LogitNormal`;
 ``--mode_scale`` is s of `diffaug.times.Mode`, which is symmetric. ``--weighting_scheme`` sigma_sqrt and cosmap are
-weights there, on the error of x_0 by default: see `diffaug.targets.weights`.
+weights there, on the error of x_0 by default: see `diffaug.targets.weight_kinds`.
 """
 
 from diffaug.interop.from_diffusers import from_diffusers as from_diffusers

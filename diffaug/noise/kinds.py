@@ -28,7 +28,7 @@ def gaussian(keys: Keys, shape: tuple[int, ...], purpose: int = Purpose.EPSILON,
     return torch.cat(runs, 1)[:, :elements].unflatten(1, shape)
 
 
-def sums(x: Tensor) -> Tensor:
+def sum_samples(x: Tensor) -> Tensor:
     """The sum over each sample, shape (B,) from (B, *): halved and added until one number is left.
 
     A library's reduction may choose its order by the shape of the batch; this order is the sample's own.
@@ -65,7 +65,7 @@ class Noise(ABC):
             x_0: the images in [-1, 1], float32, shape (B, *).
         """
 
-    def mixed(self, keys: Keys, epsilon: Tensor) -> Tensor:
+    def perturb(self, keys: Keys, epsilon: Tensor) -> Tensor:
         """The noise that is mixed into x_t: epsilon itself, but for input perturbation."""
         return epsilon
 
@@ -127,7 +127,7 @@ class StudentT(Noise):
         super().__post_init__()
 
     def draw(self, keys: Keys, x_0: Tensor) -> Tensor:
-        chi_square = sums(gaussian(keys, (self.nu,), Purpose.CHI_SQUARE).square())
+        chi_square = sum_samples(gaussian(keys, (self.nu,), Purpose.CHI_SQUARE).square())
         epsilon = gaussian(keys, tuple(x_0.shape[1:]))
         return epsilon * per_sample(torch.sqrt((self.nu - 2) / chi_square), epsilon)
 
@@ -153,10 +153,10 @@ class Immiscible(Noise):
         shape = tuple(x_0.shape[1:])
         size = 4 * lanes(x_0[0].numel())
         best = gaussian(keys, shape, Purpose.CANDIDATES)
-        least = sums((x_0 - best).square())
+        least = sum_samples((x_0 - best).square())
         for i in range(1, self.candidates):
             other = gaussian(keys, shape, Purpose.CANDIDATES, i * size)
-            distance = sums((x_0 - other).square())
+            distance = sum_samples((x_0 - other).square())
             best = torch.where(per_sample(distance < least, best), other, best)
             least = torch.minimum(least, distance)
         return best
@@ -191,5 +191,5 @@ class InputPerturbation(Noise):
     def draw(self, keys: Keys, x_0: Tensor) -> Tensor:
         return self.base.draw(keys, x_0)
 
-    def mixed(self, keys: Keys, epsilon: Tensor) -> Tensor:
+    def perturb(self, keys: Keys, epsilon: Tensor) -> Tensor:
         return epsilon + self.strength * gaussian(keys, tuple(epsilon.shape[1:]), Purpose.PERTURBATION)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import bounded
-from diffaug.noise.kinds import Noise, gaussian, sums
+from diffaug.noise.kinds import Noise, gaussian, sum_samples
 from diffaug.randomness.philox import Keys, Purpose, lanes, words
 from diffaug.schedules.numbers import in_float64, per_sample
 
@@ -102,5 +102,5 @@ def _enlarge(x: Tensor, dim: int, side: Tensor, size: int) -> tuple[Tensor, Tens
     shape = [length if d == 0 else size if d == dim else 1 for d, length in enumerate(x.shape)]
     full = [size if d == dim else length for d, length in enumerate(x.shape)]
     left, right = (x.gather(dim, at.view(shape).expand(full)) for at in (low, high))
-    mean_square = sums((1 - part).square() + part.square()) / size
+    mean_square = sum_samples((1 - part).square() + part.square()) / size
     return torch.lerp(left, right, part.view(shape)), mean_square

@@ -13,7 +13,7 @@ from diffaug.plots.picture import Picture, new_figure, show, tidy
 from diffaug.process import ForwardProcess
 from diffaug.randomness.philox import Purpose, keys
 from diffaug.schedules import Schedule
-from diffaug.targets import converted
+from diffaug.targets import convert
 
 
 def forward(process: ForwardProcess, images: Tensor, *, columns: int = 9, seed: int = 0) -> Picture:
@@ -198,7 +198,7 @@ def batch(process: ForwardProcess, batch: Any, *, count: int = 8) -> Picture:
     alpha, sigma = schedule.alpha_sigma(t, torch.float64)
     log_snr = schedule.log_snr(t, torch.float64)
     noised = x_t.float() / _loudness(alpha, sigma).view(-1, 1, 1, 1)
-    clean = converted(schedule, source, "x_0", target.float(), x_t.float(), t, process.sigma_data)
+    clean = convert(schedule, source, "x_0", target.float(), x_t.float(), t, process.sigma_data)
     titles = [f"t = {time:.3g}\n{_snr(level)}" for time, level in zip(t.tolist(), log_snr.tolist(), strict=True)]
     rows = list(zip(t.tolist(), alpha.tolist(), sigma.tolist(), log_snr.tolist(), strict=True))
     return Picture(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from diffaug.process.forward import ForwardProcess
-from diffaug.targets import converted
+from diffaug.targets import convert
 
 
 def trained_on(process: ForwardProcess, edges: Tensor, resolution: int = 2**14) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ def _cells(process: ForwardProcess, loss: str, resolution: int) -> tuple[Tensor,
     weight = process.weight.of(schedule, process.target, t, process.sigma_data).double()
     weight = weight * process.times.importance_weight(t, schedule)
     one = torch.ones(len(t), 1, dtype=torch.float64)
-    b = converted(schedule, process.target, loss, one, 0 * one, t, process.sigma_data)[:, 0]
+    b = convert(schedule, process.target, loss, one, 0 * one, t, process.sigma_data)[:, 0]
     load = draws * weight / b.square()
     order = levels.argsort()
     levels, draws, load = levels[order], draws[order], load[order]

@@ -244,7 +244,7 @@ class ForwardProcess(nn.Module):
     ) -> dict[str, Tensor]:
         """The fields from noise that is drawn whole: of any kind, and for pairs."""
         epsilon = self.noise.draw(key, x_0)
-        mixed = self.noise.mixed(key, epsilon)
+        mixed = self.noise.perturb(key, epsilon)
         made = {}
         for group, noise in ((INPUTS, mixed), (TARGETS, epsilon)):
             some = tuple(name for name in names if name in group)

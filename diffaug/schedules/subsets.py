@@ -72,22 +72,22 @@ class Respaced(Wrapper):
     def kept(self) -> Tensor:
         """Which t of the base each new t is, int64 on the CPU, shape (K,)."""
         sections = zip(self._sections(), self._counts(), strict=True)
-        return torch.cat([low + _spaced(high - low, steps, self.spacing) for (low, high), steps in sections])
+        return torch.cat([low + _choose_steps(high - low, steps, self.spacing) for (low, high), steps in sections])
 
     def compute_log_snr_table(self) -> Tensor:
         return table(self.base, "log_snr")[self.kept]
 
 
-def _spaced(total: int, steps: int, spacing: str) -> Tensor:
+def _choose_steps(total: int, steps: int, spacing: str) -> Tensor:
     k = torch.arange(steps, device="cpu")
     if spacing == "leading":
         return k * (total // steps)
     if spacing == "trailing":
-        return _rounded((k + 1) * total, steps) - 1
-    return _rounded(k * (total - 1), max(steps - 1, 1))
+        return _divide_rounding((k + 1) * total, steps) - 1
+    return _divide_rounding(k * (total - 1), max(steps - 1, 1))
 
 
-def _rounded(numerator: Tensor, denominator: int) -> Tensor:
+def _divide_rounding(numerator: Tensor, denominator: int) -> Tensor:
     """The quotient, rounded to the nearest whole number, halves to even as numpy does."""
     whole = numerator // denominator
     twice = 2 * (numerator - whole * denominator)

@@ -44,7 +44,7 @@ class Tabulated(Schedule):
         if not isinstance(values, Iterable):
             raise refuse("schedule.values", values, "a list of numbers in [0, 1], or the path of a file")
         values = values.tolist() if isinstance(values, (np.ndarray, Tensor)) else list(values)
-        object.__setattr__(self, "values", _checked(values, self.key))
+        object.__setattr__(self, "values", _check_values(values, self.key))
 
     @property
     def timesteps(self) -> int:
@@ -69,7 +69,7 @@ class Tabulated(Schedule):
         return values if self.key == "betas" else betas_of(torch.logit(values))
 
 
-def _checked(values: list[object], key: str) -> tuple[float, ...]:
+def _check_values(values: list[object], key: str) -> tuple[float, ...]:
     wanted = "a list of numbers in (0, 1)"
     if not values:
         raise refuse("schedule.values", values, f"{wanted}, at least one")

@@ -6,9 +6,9 @@ another), ``weight`` and ``weights`` (of the loss), ``pairs`` (two states of one
 
 from diffaug.targets.conversions import as_input as as_input
 from diffaug.targets.conversions import check_target as check_target
-from diffaug.targets.conversions import converted as converted
+from diffaug.targets.conversions import convert as convert
 from diffaug.targets.conversions import convertible as convertible
-from diffaug.targets.conversions import recovered as recovered
+from diffaug.targets.conversions import recover as recover
 from diffaug.targets.fields import FIELDS as FIELDS
 from diffaug.targets.fields import IMAGE_FIELDS as IMAGE_FIELDS
 from diffaug.targets.fields import INPUTS as INPUTS
@@ -21,14 +21,14 @@ from diffaug.targets.level import SIGMA_DATA as SIGMA_DATA
 from diffaug.targets.level import Level as Level
 from diffaug.targets.pairs import Pair as Pair
 from diffaug.targets.weight import Weight as Weight
-from diffaug.targets.weights import P2 as P2
-from diffaug.targets.weights import CosMap as CosMap
-from diffaug.targets.weights import Debiased as Debiased
-from diffaug.targets.weights import EDMWeight as EDMWeight
-from diffaug.targets.weights import MinSNR as MinSNR
-from diffaug.targets.weights import SigmaSqrt as SigmaSqrt
-from diffaug.targets.weights import SigmoidWeight as SigmoidWeight
-from diffaug.targets.weights import SNRWeight as SNRWeight
-from diffaug.targets.weights import SoftMinSNR as SoftMinSNR
-from diffaug.targets.weights import TruncatedSNR as TruncatedSNR
-from diffaug.targets.weights import Unweighted as Unweighted
+from diffaug.targets.weight_kinds import P2 as P2
+from diffaug.targets.weight_kinds import CosMap as CosMap
+from diffaug.targets.weight_kinds import Debiased as Debiased
+from diffaug.targets.weight_kinds import EDMWeight as EDMWeight
+from diffaug.targets.weight_kinds import MinSNR as MinSNR
+from diffaug.targets.weight_kinds import SigmaSqrt as SigmaSqrt
+from diffaug.targets.weight_kinds import SigmoidWeight as SigmoidWeight
+from diffaug.targets.weight_kinds import SNRWeight as SNRWeight
+from diffaug.targets.weight_kinds import SoftMinSNR as SoftMinSNR
+from diffaug.targets.weight_kinds import TruncatedSNR as TruncatedSNR
+from diffaug.targets.weight_kinds import Unweighted as Unweighted

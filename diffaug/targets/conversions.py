@@ -27,7 +27,7 @@ _ROOM = 2.0**-16
 """The share of a dtype's greatest number that a or b may have: values up to 65,536 times it do not overflow."""
 
 
-def converted(
+def convert(
     schedule: Schedule,
     source: str,
     target: str,
@@ -52,7 +52,7 @@ def converted(
         ValueError: the source says nothing about the target at one of these times; on the CPU only, since looking at
             values halts an accelerator: ask `convertible` there.
     """
-    a, b = _solved(schedule, source, target, t, sigma_data)
+    a, b = _solve(schedule, source, target, t, sigma_data)
     dtype = torch.promote_types(torch.promote_types(x_t.dtype, prediction.dtype), torch.float32)
     possible = _possible(a, b, dtype)
     if t.device.type == "cpu" and not bool(possible.all()):
@@ -77,9 +77,9 @@ def convertible(
     """At which of these times x_t and the source determine the target: bool, of t's shape and device.
 
     Arguments:
-        dtype: of the images: what `converted` multiplies in.
+        dtype: of the images: what `convert` multiplies in.
     """
-    return _possible(*_solved(schedule, source, target, t, sigma_data), dtype).to(t.device)
+    return _possible(*_solve(schedule, source, target, t, sigma_data), dtype).to(t.device)
 
 
 def _possible(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
@@ -87,13 +87,13 @@ def _possible(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     return (a.abs() <= most) & (b.abs() <= most)  # false for what is not a number
 
 
-def recovered(
+def recover(
     schedule: Schedule, target: str, prediction: Tensor, x_t: Tensor, t: Tensor, sigma_data: float = SIGMA_DATA
 ) -> tuple[Tensor, Tensor]:
-    """x_0 and epsilon from x_t and any target, as a network predicts it; see `converted`."""
+    """x_0 and epsilon from x_t and any target, as a network predicts it; see `convert`."""
     return (
-        converted(schedule, target, "x_0", prediction, x_t, t, sigma_data),
-        converted(schedule, target, "epsilon", prediction, x_t, t, sigma_data),
+        convert(schedule, target, "x_0", prediction, x_t, t, sigma_data),
+        convert(schedule, target, "epsilon", prediction, x_t, t, sigma_data),
     )
 
 
@@ -131,7 +131,7 @@ def check_target(schedule: Schedule, target: str) -> None:
         )
 
 
-def _solved(schedule: Schedule, source: str, target: str, t: Tensor, sigma_data: float) -> Mix:
+def _solve(schedule: Schedule, source: str, target: str, t: Tensor, sigma_data: float) -> Mix:
     choice("source", source, TARGETS)
     choice("target", target, tuple(IMAGE_FIELDS))
     level = Level(schedule, t, sigma_data)

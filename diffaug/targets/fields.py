@@ -101,7 +101,7 @@ and so is ``c_noise``, ln(sigma / alpha) / 4 (Karras et al. 2022, table 1): with
 """
 
 WEIGHT_FIELDS = ("weight", "importance_weight")
-"""Loss weights, float32, shape (B,): of the noise level (`diffaug.targets.weights`), and of how often it is drawn
+"""Loss weights, float32, shape (B,): of the noise level (`diffaug.targets.weight_kinds`), and of how often it is drawn
 (`diffaug.times.importance`)."""
 
 PAIR_FIELDS = ("x_s", "s")

@@ -64,8 +64,8 @@ class Weight(ABC):
         """
         choice("target", target, TARGETS)
         if schedule.discrete:
-            return _table(self, schedule, target, sigma_data, t.device)[t]
-        return _converted(self, schedule, target, t, sigma_data)
+            return _tabulate(self, schedule, target, sigma_data, t.device)[t]
+        return _convert(self, schedule, target, t, sigma_data)
 
     def check(self, schedule: Schedule, target: str, sigma_data: float = SIGMA_DATA) -> None:
         """Refuse a weight that is infinite at a step of the schedule; warn, once, of one that is 0 at its last.
@@ -100,7 +100,7 @@ def _warn_of_no_weight(weight: Weight, schedule: Schedule, target: str) -> None:
     )
 
 
-def _converted(weight: Weight, schedule: Schedule, target: str, t: Tensor, sigma_data: float) -> Tensor:
+def _convert(weight: Weight, schedule: Schedule, target: str, t: Tensor, sigma_data: float) -> Tensor:
     level = Level(schedule, t, sigma_data, limit=True)
     value = weight.at(level)
     if weight.stated_on not in (None, target):
@@ -116,5 +116,5 @@ def _determinant(level: Level, target: str) -> Tensor:
 
 
 @keep
-def _table(weight: Weight, schedule: Schedule, target: str, sigma_data: float, device: torch.device) -> Tensor:
-    return _converted(weight, schedule, target, torch.arange(schedule.timesteps), sigma_data).to(device)
+def _tabulate(weight: Weight, schedule: Schedule, target: str, sigma_data: float, device: torch.device) -> Tensor:
+    return _convert(weight, schedule, target, torch.arange(schedule.timesteps), sigma_data).to(device)

@@ -14,7 +14,7 @@ from diffaug.times.densities import Times as Times
 from diffaug.times.densities import Uniform as Uniform
 from diffaug.times.densities import UnitTimes as UnitTimes
 from diffaug.times.importance import Importance as Importance
-from diffaug.times.levels import Laplace as Laplace
+from diffaug.times.levels import LaplaceLogSNR as LaplaceLogSNR
 from diffaug.times.levels import LogLogistic as LogLogistic
 from diffaug.times.levels import LogNormal as LogNormal
 from diffaug.times.levels import LogUniform as LogUniform
@@ -25,4 +25,4 @@ from diffaug.times.unit import Biased as Biased
 from diffaug.times.unit import Cubic as Cubic
 from diffaug.times.unit import LogitNormal as LogitNormal
 from diffaug.times.unit import Mode as Mode
-from diffaug.times.unit import Weights as Weights
+from diffaug.times.unit import Stepwise as Stepwise

@@ -62,7 +62,7 @@ class Coverage(ABC):
             ValueError: the coverage goes by position, and there is none.
         """
 
-    def _placed(self, position: Tensor | None) -> Tensor:
+    def _require(self, position: Tensor | None) -> Tensor:
         if position is None:
             raise ValueError(
                 f"coverage {type(self).__name__} spreads the samples by their place in the epoch's order, but got "
@@ -96,7 +96,7 @@ class Stratified(Coverage):
     """
 
     def points(self, keys: Keys, position: Tensor | None) -> Tensor:
-        position = self._placed(position)[:, None]
+        position = self._require(position)[:, None]
         depth = torch.arange(_DEPTH, device=position.device)
         above = position >> (depth + 1)
         # (0, 0, 0) is that of `keyed_offset`; no triple is used twice.
@@ -117,7 +117,7 @@ class Antithetic(Coverage):
     """
 
     def points(self, keys: Keys, position: Tensor | None) -> Tensor:
-        return golden(self._placed(position), keyed_offset(keys))
+        return golden(self._require(position), keyed_offset(keys))
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Sobol(Coverage):
     """
 
     def points(self, keys: Keys, position: Tensor | None) -> Tensor:
-        digits = _reversed(sobol(self._placed(position))) >> 11 & (2**53 - 1)
+        digits = _reverse_bits(sobol(self._require(position))) >> 11 & (2**53 - 1)
         return digits ^ (keyed_offset(keys) >> 11 & (2**53 - 1))
 
 
@@ -220,7 +220,7 @@ def sobol(position: Tensor) -> Tensor:
     return position
 
 
-def _reversed(x: Tensor) -> Tensor:
+def _reverse_bits(x: Tensor) -> Tensor:
     """The 64 bits of each number in reverse."""
     for step, places in _SPREAD:
         x = (x >> step & places) | ((x & places) << step)

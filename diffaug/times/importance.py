@@ -121,7 +121,7 @@ class Importance(Times):
             raise ValueError("times: Importance has no table yet: draw a batch first, then update it with its losses.")
         with torch.inference_mode(False), torch.no_grad():
             self.table.on(t.device, len(self.table.counts) - 1, self.history)
-            t, loss = _gathered(t, loss.detach().float())
+            t, loss = _gather(t, loss.detach().float())
             self.table.add(t, loss)
 
     def _shares(self, schedule: Schedule, device: torch.device) -> Tensor:
@@ -163,7 +163,7 @@ class Importance(Times):
         self.table.losses, self.table.counts = losses.clone(), counts.clone()
 
 
-def _gathered(t: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
+def _gather(t: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
     """The batches of all ranks, one after another: the same on each."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):

@@ -1,6 +1,6 @@
 """Densities over the noise level, by the names of their papers: in sigma (sigma / alpha on any schedule) or log-SNR.
 
-All but `Laplace` are stated in sigma, whose log-SNR is -2 ln sigma.
+All but `LaplaceLogSNR` are stated in sigma, whose log-SNR is -2 ln sigma.
 """
 
 import math
@@ -159,7 +159,7 @@ class VDiffusion(Truncatable):
 
 
 @dataclass(frozen=True)
-class Laplace(LevelTimes):
+class LaplaceLogSNR(LevelTimes):
     """log-SNR ~ Laplace(mean, scale): most draws where signal and noise are alike.
 
     Hang and Gu 2024, "Improved Noise Schedule for Diffusion Training", as the schedule `diffaug.schedules.Laplace`.

@@ -103,7 +103,7 @@ class Biased(UnitTimes):
 
 
 @dataclass(frozen=True)
-class Weights(UnitTimes):
+class Stepwise(UnitTimes):
     """How often each t is drawn, as a list of weights, or as a file that holds one.
 
     Arguments:

@@ -16,7 +16,7 @@ from diffaug.noise import gaussian
 from diffaug.process import ForwardProcess
 from diffaug.randomness.philox import Purpose, keys
 from diffaug.schedules.numbers import per_sample
-from diffaug.targets import INPUTS, NUMBER_FIELDS, as_input, check_target, convertible, recovered
+from diffaug.targets import INPUTS, NUMBER_FIELDS, as_input, check_target, convertible, recover
 from diffaug.times import Importance
 
 
@@ -247,7 +247,7 @@ class Denoiser(pl.LightningModule):
         alpha, sigma = (per_sample(c, x_t) for c in schedule.alpha_sigma(t))
         x_in = as_input(schedule, self.input, x_t, t, self.process.sigma_data)
         prediction = self(x_in, self._time(t), labels).float()
-        x_0, epsilon = recovered(schedule, self.target, prediction, x_t, t, self.process.sigma_data)
+        x_0, epsilon = recover(schedule, self.target, prediction, x_t, t, self.process.sigma_data)
         if clip:
             x_0 = x_0.clamp(-1, 1)
             epsilon = (x_t - alpha * x_0) / sigma

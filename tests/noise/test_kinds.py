@@ -14,7 +14,7 @@ from scipy import stats
 from shared import CONFIGS
 
 from diffaug.noise import Gaussian, Immiscible, InputPerturbation, Noise, Offset, Pyramid, StudentT, gaussian
-from diffaug.noise.kinds import sums
+from diffaug.noise.kinds import sum_samples
 from diffaug.randomness.philox import Keys, Purpose, keys
 
 NAMES = sorted(path.stem for path in CONFIGS.glob("noise/*.yaml"))
@@ -54,7 +54,7 @@ def test_a_sample_s_noise_is_its_own(name, shape, same_random_state):
     key, x_0 = some(48, shape)
     before = x_0.clone()
     whole = kind.draw(key, x_0)
-    mixed = kind.mixed(key, whole)
+    mixed = kind.perturb(key, whole)
     assert whole.shape == x_0.shape
     assert whole.dtype == mixed.dtype == torch.float32
     assert torch.equal(x_0, before)
@@ -63,7 +63,7 @@ def test_a_sample_s_noise_is_its_own(name, shape, same_random_state):
             which = slice(start, start + size)
             found = kind.draw(part(key, which), x_0[which])
             assert torch.equal(found, whole[which])
-            assert torch.equal(kind.mixed(part(key, which), found), mixed[which])
+            assert torch.equal(kind.perturb(part(key, which), found), mixed[which])
     order = torch.randperm(48, generator=torch.Generator().manual_seed(1))
     assert torch.equal(kind.draw(part(key, order), x_0[order]), whole[order])
 
@@ -106,8 +106,8 @@ def test_mean_and_variance_of_an_element(name):
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 64, 243])
 def test_sums(count):
     x = torch.randn(7, count, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(sums(x), x.double().sum(1).float(), rtol=0, atol=1e-6 * count)
-    assert sums(torch.ones(3, count)).tolist() == [count] * 3
+    torch.testing.assert_close(sum_samples(x), x.double().sum(1).float(), rtol=0, atol=1e-6 * count)
+    assert sum_samples(torch.ones(3, count)).tolist() == [count] * 3
 
 
 # --- offset -----------------------------------------------------------------------------------------------------
@@ -291,7 +291,7 @@ def test_input_perturbation(base):
     key, x_0 = some(1024)
     epsilon = kind.draw(key, x_0)
     assert torch.equal(epsilon, of_yaml(base).draw(key, x_0))
-    xi = (kind.mixed(key, epsilon) - epsilon).double()[:, 0, 2, 2]
+    xi = (kind.perturb(key, epsilon) - epsilon).double()[:, 0, 2, 2]
     mean_is(xi, 0, 0.5)
     mean_is(xi.square(), 0.25, 0.25 * math.sqrt(2))
     mean_is(xi * epsilon[:, 0, 2, 2].double(), 0, 0.5 * 1.2)
@@ -301,7 +301,7 @@ def test_only_input_perturbation_mixes_other_noise():
     key, x_0 = some(2)
     for kind in (Gaussian(), Offset(), Pyramid(), StudentT(), Immiscible()):
         epsilon = kind.draw(key, x_0)
-        assert kind.mixed(key, epsilon) is epsilon
+        assert kind.perturb(key, epsilon) is epsilon
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------

@@ -19,10 +19,10 @@ from diffaug.targets import (
     Pair,
     as_input,
     check_target,
-    converted,
+    convert,
     convertible,
     mixes,
-    recovered,
+    recover,
 )
 
 mpmath.mp.dps = 40
@@ -155,7 +155,7 @@ def test_velocity_inside_inference_mode_can_be_trained_on_afterwards():
 
 
 def test_every_pair_of_fields_converts(schedule):
-    """target' = converted(source -> target) for every pair, at every time where x_t and source determine it."""
+    """target' = convert(source -> target) for every pair, at every time where x_t and source determine it."""
     x_0, epsilon = images(41, seed=1)
     t = times_inside(schedule)
     level = Level(schedule, t)
@@ -170,7 +170,7 @@ def test_every_pair_of_fields_converts(schedule):
             if source == target or target in INPUTS:
                 assert able.all()
             assert able[determinant > 1e-6].all(), (source, target)
-            found = converted(schedule, source, target, values[source][able], values["x_t"][able], t[able])
+            found = convert(schedule, source, target, values[source][able], values["x_t"][able], t[able])
             size = sum(c.abs() for c in mix[target])[able] * 4
             # what a rounding of the source or of x_t grows to, at most
             growth = sum(c.abs() for m in (mix["x_t"], mix[source]) for c in m)[:, 0] / determinant
@@ -186,7 +186,7 @@ def test_nothing_divides_by_alpha_or_sigma_where_another_route_exists(source):
     t = torch.tensor([0.0, 1.0], dtype=torch.float64)
     p, q = (c[:, None] for c in IMAGE_FIELDS[source](Level(Rectified(), t)))
     x_t = torch.stack((x_0[0], epsilon[1]))
-    found = recovered(Rectified(), source, p * x_0 + q * epsilon, x_t, t)
+    found = recover(Rectified(), source, p * x_0 + q * epsilon, x_t, t)
     torch.testing.assert_close(torch.stack(found), torch.stack((x_0, epsilon)), rtol=1e-13, atol=1e-13)
 
 
@@ -196,16 +196,16 @@ def test_known_inverses():
     t = torch.tensor([10, 500, 990])
     alpha, sigma = (c[:, None] for c in Cosine().alpha_sigma(t, torch.float64))
     x_t, v = alpha * x_0 + sigma * epsilon, alpha * epsilon - sigma * x_0
-    found = recovered(Cosine(), "v", v, x_t, t)
+    found = recover(Cosine(), "v", v, x_t, t)
     torch.testing.assert_close(found, (alpha * x_t - sigma * v, sigma * x_t + alpha * v), rtol=1e-12, atol=1e-12)
     u = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)[:, None]
     x_t, flow = (1 - u) * x_0 + u * epsilon, epsilon - x_0
-    found = recovered(Rectified(), "flow", flow, x_t, u[:, 0])
+    found = recover(Rectified(), "flow", flow, x_t, u[:, 0])
     torch.testing.assert_close(found, (x_t - u * flow, x_t + (1 - u) * flow), rtol=1e-12, atol=1e-12)
     s = torch.tensor([0.02, 1.0, 50.0], dtype=torch.float64)[:, None]
     x_t, network = x_0 + s * epsilon, torch.sin(7 * x_0)
     denoised = 0.25 / (s**2 + 0.25) * x_t + s * 0.5 / (s**2 + 0.25).sqrt() * network
-    found = converted(schedule_of("edm"), "F", "x_0", network, x_t, s[:, 0])
+    found = convert(schedule_of("edm"), "F", "x_0", network, x_t, s[:, 0])
     torch.testing.assert_close(found, denoised, rtol=1e-12, atol=1e-12)
 
 
@@ -226,9 +226,9 @@ def test_the_impossible_is_refused():
     assert not convertible(zero, "epsilon", "x_0", last)
     assert convertible(zero, "epsilon", "score", last)
     with pytest.raises(ValueError, match=r"x_0 cannot be had from epsilon at t in \[999\].*Predict v, flow"):
-        converted(zero, "epsilon", "x_0", torch.zeros(1, 2), torch.zeros(1, 2), last)
+        convert(zero, "epsilon", "x_0", torch.zeros(1, 2), torch.zeros(1, 2), last)
     with pytest.raises(ValueError, match=r"epsilon cannot be had from x_0 at t in \[0\.0\]"):
-        converted(Rectified(), "x_0", "epsilon", torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1))
+        convert(Rectified(), "x_0", "epsilon", torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1))
     for target in ("epsilon", "score"):
         with pytest.raises(ValueError, match=rf"model\.target={target} cannot be trained with ZeroTerminalSNR"):
             check_target(zero, target)
@@ -237,7 +237,7 @@ def test_the_impossible_is_refused():
     for target in set(TARGETS) - {"epsilon", "score"}:
         check_target(zero, target)
     with pytest.raises(ValueError, match=r"source must be one of 'epsilon'.*but got 'x_t'"):
-        converted(LinearBeta(), "x_t", "x_0", torch.zeros(1, 2), torch.zeros(1, 2), last)
+        convert(LinearBeta(), "x_t", "x_0", torch.zeros(1, 2), torch.zeros(1, 2), last)
 
 
 @pytest.mark.parametrize("under", [LinearBeta(timesteps=15_500), LinearBeta(timesteps=20_000)], ids=["small", "tiny"])
@@ -249,11 +249,11 @@ def test_what_is_possible_is_decided_after_the_cast(under):
     able = convertible(under, "epsilon", "x_0", t)
     assert 14_000 < int(able.sum()) < under.timesteps
     assert convertible(under, "epsilon", "x_0", t, dtype=torch.float64).all()
-    assert converted(under, "epsilon", "x_0", -x[able], x[able], t[able]).isfinite().all()
-    assert converted(under, "epsilon", "x_0", x.double(), x.double(), t).isfinite().all()
+    assert convert(under, "epsilon", "x_0", -x[able], x[able], t[able]).isfinite().all()
+    assert convert(under, "epsilon", "x_0", x.double(), x.double(), t).isfinite().all()
     last = t[-1:]
     with pytest.raises(ValueError, match=r"x_0 cannot be had from epsilon at t in \[\d+\].*too small for float32"):
-        converted(under, "epsilon", "x_0", x[:1], x[:1], last)
+        convert(under, "epsilon", "x_0", x[:1], x[:1], last)
     with pytest.raises(ValueError, match=r"model\.target=epsilon cannot be trained.*alpha is \d\.?\d*e-\d+ at t = \d+"):
         check_target(under, "epsilon")
     for target in ("v", "x_0", "F"):
@@ -265,7 +265,7 @@ def test_conversions_keep_to_float32_or_wider():
     t = torch.tensor([5, 7])
     for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
         x = torch.ones(2, 1, 4, 4, dtype=dtype)
-        found = converted(LinearBeta(), "v", "x_0", x, x, t)
+        found = convert(LinearBeta(), "v", "x_0", x, x, t)
         assert found.dtype == expected
         assert found.shape == x.shape
 

@@ -85,8 +85,8 @@ UNIT = {
     "later": (T.Biased(0.75, 1.0, 2.0), steps([0, 0.75, 1], [0.6, 0.4])),
     "range": (T.Biased(0.25, 0.75, 2.0), steps([0, 0.25, 0.75, 1], [1 / 6, 2 / 3, 1 / 6])),
     "less of a range": (T.Biased(0.2, 0.6, 0.5), steps([0, 0.2, 0.6, 1], [0.25, 0.25, 0.5])),
-    "weights": (T.Weights(), lambda u: u),
-    "weights of parts": (T.Weights((1, 0, 4, 3)), steps([0, 0.25, 0.5, 0.75, 1], [0.125, 0, 0.5, 0.375])),
+    "stepwise": (T.Stepwise(), lambda u: u),
+    "stepwise, parts": (T.Stepwise((1, 0, 4, 3)), steps([0, 0.25, 0.5, 0.75, 1], [0.125, 0, 0.5, 0.375])),
 }  # name: a density, and its CDF over unit time
 LEVELS = {
     "log_normal": (T.LogNormal(), stats.lognorm(1.2, scale=math.exp(-1.2)).cdf),
@@ -99,8 +99,8 @@ LEVELS = {
     "v_diffusion": (T.VDiffusion(), cut(stats.halfcauchy(scale=0.5).cdf, 1e-3, 1e3)),
     "v_diffusion, uncut": (T.VDiffusion(0.0, None), stats.halfcauchy(scale=0.5).cdf),
     "v_diffusion, cut": (T.VDiffusion(0.05, 20.0, 1.0), cut(stats.halfcauchy(scale=1).cdf, 0.05, 20)),
-    "laplace": (T.Laplace(), lambda sigma: stats.laplace(0, 0.5).sf(-2 * np.log(sigma))),
-    "laplace, moved": (T.Laplace(-1.0, 2.0), lambda sigma: stats.laplace(-1, 2).sf(-2 * np.log(sigma))),
+    "laplace": (T.LaplaceLogSNR(), lambda sigma: stats.laplace(0, 0.5).sf(-2 * np.log(sigma))),
+    "laplace, moved": (T.LaplaceLogSNR(-1.0, 2.0), lambda sigma: stats.laplace(-1, 2).sf(-2 * np.log(sigma))),
 }  # name: a density, and its CDF over sigma / alpha
 
 
@@ -176,7 +176,7 @@ def test_known_values() -> None:
         [0.5 * math.pi / 2 * 1e-9, 1.2071067811865475]
     )
     assert at(T.Cubic(), LinearBeta(), 0.1001, 0.89) == [271, 998]
-    assert at(T.Weights((0, 0, 1, 1)), LinearBeta(timesteps=4), 1e-12, 0.4999, 0.5001, 1 - 1e-12) == [2, 2, 3, 3]
+    assert at(T.Stepwise((0, 0, 1, 1)), LinearBeta(timesteps=4), 1e-12, 0.4999, 0.5001, 1 - 1e-12) == [2, 2, 3, 3]
 
 
 def test_a_positive_mean_leans_to_noise_as_in_the_paper() -> None:
@@ -259,10 +259,10 @@ def test_every_field_is_in_its_yaml_and_changes_the_object() -> None:
         (lambda: T.Biased(multiplier=-1), ["times.multiplier", "-1", "> 0"]),
         (lambda: T.Biased(begin=0.5, end=0.5), ["times.begin", "times.end", "0.5"]),
         (lambda: T.Biased(end=1.5), ["times.end", "1.5", "(0, 1]"]),
-        (lambda: T.Weights((1, -1)), ["times.weights", "-1", ">= 0"]),
-        (lambda: T.Weights((0, 0)), ["times.weights", "sum"]),
-        (lambda: T.Weights(3), ["times.weights", "3 (int)", "list"]),
-        (lambda: T.Weights("nowhere.npy"), ["times.weights", "nowhere.npy", "no such file"]),
+        (lambda: T.Stepwise((1, -1)), ["times.weights", "-1", ">= 0"]),
+        (lambda: T.Stepwise((0, 0)), ["times.weights", "sum"]),
+        (lambda: T.Stepwise(3), ["times.weights", "3 (int)", "list"]),
+        (lambda: T.Stepwise("nowhere.npy"), ["times.weights", "nowhere.npy", "no such file"]),
         (lambda: T.LogNormal(std=-1), ["times.std", "-1", "> 0"]),
         (lambda: T.SplitLogNormal(std_high=0), ["times.std_high", "0", "> 0"]),
         (lambda: T.LogUniform(80, 0.002), ["times.sigma_min", "times.sigma_max", "80", "0.002"]),
@@ -270,7 +270,7 @@ def test_every_field_is_in_its_yaml_and_changes_the_object() -> None:
         (lambda: T.LogLogistic(scale=0), ["times.scale", "0", "> 0"]),
         (lambda: T.LogLogistic(1e9), ["times.sigma_min", "times.sigma_max", "share"]),
         (lambda: T.VDiffusion(sigma_max=-1), ["times.sigma_max", "-1", "> 0"]),
-        (lambda: T.Laplace(scale=True), ["times.scale", "True (bool)"]),
+        (lambda: T.LaplaceLogSNR(scale=True), ["times.scale", "True (bool)"]),
         (lambda: T.Importance(history=0), ["times.history", "0 (int)", ">= 1"]),
         (lambda: T.Importance(uniform_share=0.0), ["times.uniform_share", "0.0", "(0, 1]"]),
         (lambda: T.Uniform(coverage="sobol"), ["times.coverage", "'sobol' (str)", "Coverage"]),
@@ -284,14 +284,19 @@ def test_a_bad_field_is_refused_by_name_value_and_range(make: Callable[[], Times
 
 
 def test_a_density_that_misses_the_schedule_is_refused_with_the_reason() -> None:
-    for times in (T.LogUniform(500.0, 900.0), T.LogUniform(1e-5, 1e-4), T.LogNormal(mean=-20), T.Laplace(mean=40)):
+    for times in (
+        T.LogUniform(500.0, 900.0),
+        T.LogUniform(1e-5, 1e-4),
+        T.LogNormal(mean=-20),
+        T.LaplaceLogSNR(mean=40),
+    ):
         with pytest.raises(ValueError, match="every draw would fall on one end"):
             times.check(LinearBeta())
         times.check(Rectified())  # has every noise level
     LevelTimes.check(T.LogUniform(50.0, 900.0), LinearBeta())  # some of it is there
     with pytest.raises(ValueError, match=r"T = 1000 timesteps.* got 3"):
-        T.Weights((1, 2, 3)).check(LinearBeta())
-    T.Weights((1, 2, 3)).check(Rectified())
+        T.Stepwise((1, 2, 3)).check(LinearBeta())
+    T.Stepwise((1, 2, 3)).check(Rectified())
 
 
 NEVER = [name for name in LEVELS if name in NAMES] + ["logit_normal"]
@@ -318,13 +323,13 @@ def test_other_schedules_are_not_warned_of(caplog) -> None:
         for name in NAMES:
             if name != "importance" or schedule.discrete:
                 configured(name).check(schedule)
-    T.Weights((1, 1)).check(ZeroTerminalSNR(LinearBeta(900)))
+    T.Stepwise((1, 1)).check(ZeroTerminalSNR(LinearBeta(900)))
     assert not caplog.records
-    T.Weights((1, 1, 0)).check(ZeroTerminalSNR(LinearBeta(900)))
+    T.Stepwise((1, 1, 0)).check(ZeroTerminalSNR(LinearBeta(900)))
     assert "no t above 599" in caplog.text
 
 
-def test_weights_come_from_files(tmp_path) -> None:
+def test_stepwise_weights_come_from_files(tmp_path) -> None:
     values = [0.5, 0.25, 0.0, 4.0]
     np.save(tmp_path / "w.npy", values)
     np.savez(tmp_path / "w.npz", values)
@@ -333,24 +338,24 @@ def test_weights_come_from_files(tmp_path) -> None:
     (tmp_path / "row.csv").write_text("0.5, 0.25, 0, 4\n")
     (tmp_path / "words.csv").write_text("a,b\n")
     for file in ("w.npy", "w.npz", "w.csv", "row.csv"):
-        assert T.Weights(str(tmp_path / file)) == T.Weights(tuple(values))
-    assert composed("times=weights", f"times.weights={tmp_path / 'w.npy'}") == T.Weights(tuple(values))
-    assert composed("times=weights", "times.weights=[1,2,1,0]") == T.Weights((1, 2, 1, 0))
+        assert T.Stepwise(str(tmp_path / file)) == T.Stepwise(tuple(values))
+    assert composed("times=stepwise", f"times.weights={tmp_path / 'w.npy'}") == T.Stepwise(tuple(values))
+    assert composed("times=stepwise", "times.weights=[1,2,1,0]") == T.Stepwise((1, 2, 1, 0))
     for file, names in {"two.npz": "arr_0, arr_1", "words.csv": "a, b"}.items():
         with pytest.raises(ValueError, match=rf"times\.weights must be a file with one row of numbers; it has {names}"):
-            T.Weights(str(tmp_path / file))
+            T.Stepwise(str(tmp_path / file))
 
 
 def test_weights_never_draw_a_timestep_of_weight_0() -> None:
     weights = tuple(float(i % 3 == 1) for i in range(999))
-    t = T.Weights(weights).of_points(torch.linspace(0, 2**53 - 1, 30_001, dtype=torch.float64).long(), LinearBeta(999))
+    t = T.Stepwise(weights).of_points(torch.linspace(0, 2**53 - 1, 30_001, dtype=torch.float64).long(), LinearBeta(999))
     assert bool((t % 3 == 1).all())
     assert len(t.unique()) == 333
 
 
 def test_histogram_is_the_share_of_draws_by_log_snr() -> None:
     edges = torch.tensor([-math.inf, -2.0, -1.0, 0.0, 0.7, 3.0])
-    share = T.Laplace(0.2, 0.8).histogram(Rectified(), edges).numpy()
+    share = T.LaplaceLogSNR(0.2, 0.8).histogram(Rectified(), edges).numpy()
     expected = np.diff(stats.laplace(0.2, 0.8).cdf(edges.double().numpy()))
     assert share == pytest.approx(expected, abs=2 / 2**16)
     # Discrete: exact counts. The first two thirds of the steps against the last.
