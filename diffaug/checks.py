@@ -1,4 +1,4 @@
-"""The one form in which diffaug refuses a value: what was wrong, what came, what was wanted, where it is set.
+"""Checks of values, and the one form of their errors: which key is wrong, what was wanted, what came.
 
 A frozen dataclass states the range of each field beside it, by `bounded` or `one_of`, and its base class checks them
 all by `check_fields`, so that `schedule.beta_end=abc` on the command line (which Hydra accepts: a string is a value

@@ -1,7 +1,4 @@
-"""Noise: keyed random numbers (`diffaug.randomness.philox`) and the kinds of noise made of them.
-
-`diffaug.noise.kinds` has those that are a few lines, `diffaug.noise.pyramid` noise at many resolutions.
-"""
+"""Noise: the kinds of epsilon, made of keyed random numbers (`diffaug.randomness.philox`)."""
 
 from diffaug.noise.kinds import Gaussian as Gaussian
 from diffaug.noise.kinds import Immiscible as Immiscible

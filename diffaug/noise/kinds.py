@@ -1,4 +1,4 @@
-"""Kinds of noise: what epsilon is. A kind is a frozen dataclass that makes epsilon from keys and images.
+"""The kinds of noise that are a few lines each. A kind is a frozen dataclass that makes epsilon from keys and images.
 
 Every number a kind draws is keyed by its sample and its purpose, and every sum over a sample is taken in a fixed
 order, so that a sample's noise does not depend on what else is in the batch.
@@ -18,7 +18,7 @@ from diffaug.schedules.numbers import per_sample
 
 
 def gaussian(keys: Keys, shape: tuple[int, ...], purpose: int = Purpose.EPSILON, first: int = 0) -> Tensor:
-    """Independent standard normals, float32, shape (B, *shape).
+    """Draw independent standard normals, float32, shape (B, *shape).
 
     Arguments:
         first: how many elements of each sample to pass over, a multiple of 4.
@@ -29,7 +29,7 @@ def gaussian(keys: Keys, shape: tuple[int, ...], purpose: int = Purpose.EPSILON,
 
 
 def sum_samples(x: Tensor) -> Tensor:
-    """The sum over each sample, shape (B,) from (B, *): halved and added until one number is left.
+    """Return the sum over each sample, shape (B,) from (B, *): halved and added until one number is left.
 
     A library's reduction may choose its order by the shape of the batch; this order is the sample's own.
     """
@@ -58,7 +58,7 @@ class Noise(ABC):
 
     @abstractmethod
     def draw(self, keys: Keys, x_0: Tensor) -> Tensor:
-        """epsilon, what targets are made of: float32, of x_0's shape; each sample's of its own key and image alone.
+        """Draw epsilon, of which targets are made: float32, of x_0's shape; each sample's by its own key and image.
 
         Arguments:
             keys: of B samples.
@@ -66,7 +66,7 @@ class Noise(ABC):
         """
 
     def perturb(self, keys: Keys, epsilon: Tensor) -> Tensor:
-        """The noise that is mixed into x_t: epsilon itself, but for input perturbation."""
+        """Return the noise that is mixed into x_t: epsilon itself, but for input perturbation."""
         return epsilon
 
 

@@ -66,7 +66,7 @@ class Pyramid(Noise):
         return total / per_sample(variance.sqrt(), total)
 
     def sizes(self, keys: Keys, sides: list[int]) -> Tensor:
-        """The sides of each sample's levels, int64, shape (B, levels, len(sides)); those of level 0 are the image's."""
+        """Draw the sides of each sample's levels, int64, shape (B, levels, len(sides)); of level 0 the image's."""
         word = words(keys, Purpose.PYRAMID, torch.arange(self.levels, device=keys.low.device))[0]
         full = torch.tensor(sides, dtype=torch.float64, device="cpu")
 

@@ -1,4 +1,4 @@
-"""Schedules: how signal turns into noise with t. See `diffaug.schedules.base` for the one interface."""
+"""Schedules: how signal turns into noise with t. `diffaug.schedules.base` holds the interface, and how to add one."""
 
 from diffaug.schedules.base import BetaSchedule as BetaSchedule
 from diffaug.schedules.base import Scaling as Scaling

@@ -1,4 +1,4 @@
-"""Schedule: how signal turns into noise with t.
+"""The interface of schedules: how signal turns into noise with t.
 
 A noised image is ``x_t = alpha(t) x_0 + sigma(t) epsilon`` with ``epsilon ~ N(0, I)``. A schedule is one function, the
 log signal-to-noise ratio ``log_snr(t) = ln(alpha(t)^2 / sigma(t)^2)`` (Kingma et al. 2021, "Variational Diffusion
@@ -53,7 +53,7 @@ from diffaug.schedules.numbers import in_float64, keep
 
 @dataclass(frozen=True)
 class Scaling:
-    """How alpha and sigma follow from the log signal-to-noise ratio; see the table at the top."""
+    """The formulas by which alpha and sigma follow from the log signal-to-noise ratio; see the table at the top."""
 
     name: str
     of_log_snr: Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -69,7 +69,9 @@ STRAIGHT = Scaling("straight", lambda x: ((x / 2).sigmoid(), (-x / 2).sigmoid())
 
 @dataclass(frozen=True)
 class Schedule(ABC):  # noqa: B024 - a subclass defines one of two primitives
-    """What every schedule has. A subclass is either abstract or final; vary a final one by wrapping it.
+    """A schedule: the log-SNR as a function of t, and what follows from it.
+
+    A subclass is either abstract or final; vary a final one by wrapping it.
 
     Attributes:
         timesteps: T, the number of steps, of a discrete schedule; 0 if the schedule is continuous.

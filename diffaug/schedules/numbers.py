@@ -1,4 +1,4 @@
-"""Numbers: in float64 on any device, kept for the next call, read from a file, spread over a sample."""
+"""Helpers for numbers: float64 on any device, tables kept for the next call, files, broadcasting over samples."""
 
 import csv
 import functools

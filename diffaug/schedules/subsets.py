@@ -1,4 +1,4 @@
-"""Wrappers that keep only some of another schedule's times: every so many steps, or a range."""
+"""Wrappers that keep only some of another schedule's times: some of its steps, or a range."""
 
 import itertools
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ def _choose_steps(total: int, steps: int, spacing: str) -> Tensor:
 
 
 def _divide_rounding(numerator: Tensor, denominator: int) -> Tensor:
-    """The quotient, rounded to the nearest whole number, halves to even as numpy does."""
+    """Return the quotient, rounded to the nearest whole number, halves to even as numpy does."""
     whole = numerator // denominator
     twice = 2 * (numerator - whole * denominator)
     return whole + ((twice > denominator) | ((twice == denominator) & (whole % 2 == 1))).long()

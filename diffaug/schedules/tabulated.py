@@ -1,4 +1,4 @@
-"""A schedule that is given as a table: typed in, or read from a file."""
+"""A schedule by its own table of numbers, given as a list or read from a file."""
 
 import math
 from collections.abc import Iterable

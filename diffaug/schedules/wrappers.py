@@ -1,4 +1,4 @@
-"""Schedules made of another schedule, their field ``base``: shifted, rescaled, thinned out, cut.
+"""Wrappers: schedules that vary another one, their field ``base``.
 
 A wrapper keeps its base's scaling, and its time where it can. In YAML the base is chosen by a group of its own, nested
 as deep as one likes: ``schedule=zero_terminal_snr schedule@schedule.base=cosine``.

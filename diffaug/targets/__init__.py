@@ -1,7 +1,7 @@
 """Targets, fields and loss weights: what a network is given and asked for, and what each error counts.
 
 ``level`` (alpha, sigma and their rates), ``fields`` (everything a batch can hold), ``conversions`` (from one target to
-another), ``weight`` and ``weights`` (of the loss), ``pairs`` (two states of one image).
+another), ``weight`` and ``weight_kinds`` (of the loss), ``pairs`` (two states of one image).
 """
 
 from diffaug.targets.conversions import as_input as as_input

@@ -1,4 +1,4 @@
-"""Conversions: from x_t and one target to any other field.
+"""Conversions from x_t and one target to any other field.
 
 x_t = alpha x_0 + sigma epsilon and source = p x_0 + q epsilon are two equations in x_0 and epsilon. Solved, every
 other field is a x_t + b source, with numbers a and b that depend on t alone. Write [A, B] = p_A q_B - q_A p_B; then
@@ -36,7 +36,7 @@ def convert(
     t: Tensor,
     sigma_data: float = SIGMA_DATA,
 ) -> Tensor:
-    """Any image field, from x_t and another.
+    """Convert x_t and one image field to another.
 
     Arguments:
         source: what ``prediction`` is, a name of `TARGETS`.
@@ -74,7 +74,7 @@ def convertible(
     sigma_data: float = SIGMA_DATA,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """At which of these times x_t and the source determine the target: bool, of t's shape and device.
+    """Return at which of these times x_t and the source determine the target: bool, of t's shape and device.
 
     Arguments:
         dtype: of the images: what `convert` multiplies in.
@@ -90,7 +90,7 @@ def _possible(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
 def recover(
     schedule: Schedule, target: str, prediction: Tensor, x_t: Tensor, t: Tensor, sigma_data: float = SIGMA_DATA
 ) -> tuple[Tensor, Tensor]:
-    """x_0 and epsilon from x_t and any target, as a network predicts it; see `convert`."""
+    """Recover x_0 and epsilon from x_t and any target, as a network predicts it; see `convert`."""
     return (
         convert(schedule, target, "x_0", prediction, x_t, t, sigma_data),
         convert(schedule, target, "epsilon", prediction, x_t, t, sigma_data),
@@ -98,7 +98,7 @@ def recover(
 
 
 def as_input(schedule: Schedule, name: str, x_t: Tensor, t: Tensor, sigma_data: float = SIGMA_DATA) -> Tensor:
-    """x_t as the network is given it: itself, or x_in = x_t / sqrt(D). For sampling, where x_0 is not known.
+    """Return x_t as the network is given it: itself, or x_in = x_t / sqrt(D). For sampling, where x_0 is not known.
 
     Arguments:
         name: a name of `INPUTS`.

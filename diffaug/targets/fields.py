@@ -1,4 +1,4 @@
-"""Fields: everything a batch can hold, from x_0, epsilon and t.
+"""The fields that a batch can hold, each from x_0, epsilon and t.
 
 A noised image is x_t = alpha x_0 + sigma epsilon. Everything image-shaped that a network is given or asked for is
 such a mix too: ``p(t) x_0 + q(t) epsilon``. The table `IMAGE_FIELDS` holds (p, q) for each; one kernel makes them all.
@@ -116,7 +116,7 @@ FIELDS = (*IMAGE_FIELDS, *NUMBER_FIELDS, *WEIGHT_FIELDS, *PAIR_FIELDS, *DRAW_FIE
 def mixes(
     schedule: Schedule, fields: tuple[str, ...], t: Tensor, scale: float = 1.0, sigma_data: float = SIGMA_DATA
 ) -> Tensor:
-    """(p, q) of each image field at each t, float32, shape (*t.shape, len(fields), 2).
+    """Return (p, q) of each image field at each t, float32, shape (*t.shape, len(fields), 2).
 
     Arguments:
         scale: what p is multiplied by before it is rounded, where x_0 is handed over in a multiple of its own unit.
@@ -137,5 +137,5 @@ def _mixes(schedule: Schedule, fields: tuple[str, ...], t: Tensor, scale: float,
 def mix_table(
     schedule: Schedule, fields: tuple[str, ...], scale: float, device: torch.device, sigma_data: float = SIGMA_DATA
 ) -> Tensor:
-    """(p, q) of each image field at each timestep of a discrete schedule, float32, shape (T, len(fields), 2)."""
+    """Return (p, q) of each image field at each t of a discrete schedule, float32, shape (T, len(fields), 2)."""
     return _mixes(schedule, fields, torch.arange(schedule.timesteps), scale, sigma_data).to(device)

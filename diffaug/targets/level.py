@@ -1,4 +1,4 @@
-"""Level: the noise level at some times, and how fast it changes; everything in float64."""
+"""The noise level at some times, and its rate of change, in float64."""
 
 import functools
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Pairs: an earlier state x_s of each image beside x_t, for consistency training and distillation.
+"""Pairs of states: an earlier x_s of each image beside x_t, for consistency training and distillation.
 
 Two joint laws share the marginals x_s = alpha_s x_0 + sigma_s epsilon_s and x_t = alpha_t x_0 + sigma_t epsilon:
 
@@ -25,7 +25,7 @@ LAWS = ("same", "chain")
 
 @dataclass(frozen=True)
 class Pair:
-    """How the earlier time s and state x_s are had from t and x_t.
+    """The law by which an earlier time s and state x_s are drawn, given t and x_t.
 
     Arguments:
         law: "same" or "chain"; see the top.
@@ -43,7 +43,7 @@ class Pair:
         check_fields(self, "process.pair")
 
     def second_times(self, keys: Keys, schedule: Schedule, t: Tensor) -> Tensor:
-        """s of each sample, int64 or float32, shape (B,): of the sample's own key and t alone."""
+        """Draw s of each sample, int64 or float32, shape (B,): of the sample's own key and t alone."""
         if schedule.discrete:
             if self.steps is not None:
                 return (t - max(1, round(schedule.timesteps / self.steps))).clamp_min(-1)
@@ -57,7 +57,7 @@ class Pair:
         return torch.minimum(s, torch.nextafter(t, torch.zeros_like(t)))
 
     def mix(self, schedule: Schedule, t: Tensor, s: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-        """x_s as p x_0 + q epsilon + r xi: (p, q) float32 of shape (B, 1, 2), and r float32 of shape (B,).
+        """Return x_s as p x_0 + q epsilon + r xi: (p, q) float32 of shape (B, 1, 2), and r float32 of shape (B,).
 
         Arguments:
             scale: as in `mixes`.

@@ -1,4 +1,4 @@
-"""Weight: what a squared error at each noise level counts.
+"""The interface of loss weights: what a squared error at each noise level counts.
 
 A paper states its weight on the loss of one target. The losses of all targets are one another's multiples: with
 x_t given, an error d in x_0 is an error -(alpha q - sigma p) / sigma d in a target p x_0 + q epsilon. So a weight
@@ -52,10 +52,10 @@ class Weight(ABC):
 
     @abstractmethod
     def at(self, level: Level) -> Tensor:
-        """The weight on the loss of ``stated_on``, float64, of level's shape."""
+        """Return the weight on the loss of ``stated_on``, float64, of level's shape."""
 
     def of(self, schedule: Schedule, target: str, t: Tensor, sigma_data: float = SIGMA_DATA) -> Tensor:
-        """The weight on the loss of a target, float32, of t's shape and device.
+        """Return the weight on the loss of a target, float32, of t's shape and device.
 
         Arguments:
             target: what the network predicts, a name of `TARGETS`.

@@ -1,4 +1,4 @@
-"""Times: how t is drawn. A density (`diffaug.times.densities`), and how samples cover it (`diffaug.times.coverage`)."""
+"""Times: the density from which t is drawn (`diffaug.times.densities`), and its coverage (`diffaug.times.coverage`)."""
 
 from diffaug.times.coverage import Antithetic as Antithetic
 from diffaug.times.coverage import ByIndex as ByIndex

@@ -52,7 +52,7 @@ class Coverage(ABC):
 
     @abstractmethod
     def points(self, keys: Keys, position: Tensor | None) -> Tensor:
-        """Each sample's point, int64, shape (B,), in [0, 2^53).
+        """Return each sample's point, int64, shape (B,), in [0, 2^53).
 
         Arguments:
             position: the sample's place in the epoch's global order, int64, shape (B,), in [0, 2^53), or None where it
@@ -195,7 +195,7 @@ class Fixed(Coverage):
 
 
 def golden(position: Tensor, offset: Tensor | int = 0) -> Tensor:
-    """The golden-ratio sequence, as points in [0, 2^53): any run of consecutive positions covers the range evenly.
+    """Return the golden-ratio sequence, as points in [0, 2^53): any run of positions covers the range evenly.
 
     The additive recurrence x_n = (n / golden ratio + offset) mod 1 (Weyl 1916), in wrapping 64-bit integers: exact,
     and the same on every device. ``offset`` is in units of 2^-64.
@@ -204,13 +204,13 @@ def golden(position: Tensor, offset: Tensor | int = 0) -> Tensor:
 
 
 def _coins(keys: Keys, word_0: Tensor, word_1: Tensor, word_2: Tensor) -> Tensor:
-    """One random bit for each epoch and triple of words, the last below 2^28: int64, of the words' shape, (B, N)."""
+    """Draw one bit for each epoch and triple of words, the last below 2^28: int64, of the words' shape, (B, N)."""
     counter = (word_0, word_1, word_2 + (Purpose.COVERAGE << 28), keys.domain[:, None])
     return philox(counter, (keys.key_0[:, None], keys.key_1[:, None]))[0] & 1
 
 
 def sobol(position: Tensor) -> Tensor:
-    """The binary digits of Sobol's sequence in the dimension of x + 1: int64, the first digit in the lowest bit.
+    """Return the binary digits of Sobol's sequence in the dimension of x + 1: int64, the first digit in the lowest bit.
 
     Digit d is the parity of the position's bits j for which C(j, d) is odd, that is, for which j has every bit of d:
     Pascal's triangle modulo 2, in six steps.
@@ -221,13 +221,13 @@ def sobol(position: Tensor) -> Tensor:
 
 
 def _reverse_bits(x: Tensor) -> Tensor:
-    """The 64 bits of each number in reverse."""
+    """Return the 64 bits of each number in reverse."""
     for step, places in _SPREAD:
         x = (x >> step & places) | ((x & places) << step)
     return x
 
 
 def keyed_offset(keys: Keys) -> Tensor:
-    """53 random bits at the top of an int64, shape (B,): of seed, stage, dataset number and epoch alone."""
+    """Draw 53 random bits at the top of an int64, shape (B,): of seed, stage, dataset number and epoch alone."""
     zero = torch.zeros_like(keys.low)
     return points(keys._replace(low=zero, high=zero), Purpose.COVERAGE) << 11

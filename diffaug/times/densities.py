@@ -1,4 +1,4 @@
-"""Densities of t: what noise levels a recipe trains on. Here what they share; each is a few lines elsewhere.
+"""The interface of densities of t: the noise levels on which a recipe trains.
 
 A density is an inverse CDF: it maps points that are uniform over [0, 2^53) to times of a schedule, more noise for a
 greater point, always. It is evaluated in float64; a continuous time is rounded to float32 once. A density is stated
@@ -48,7 +48,7 @@ class Times(ABC):
 
     @abstractmethod
     def quantile(self, q: Tensor, schedule: Schedule) -> Tensor:
-        """The inverse CDF: the time below which a share q of all draws lies. It never falls as q grows.
+        """Return the time below which a share q of all draws lies: the inverse CDF. It never falls as q grows.
 
         Arguments:
             q: float64 in (0, 1).
@@ -70,12 +70,12 @@ class Times(ABC):
         _warn_if_the_end_is_not_drawn(self, schedule)
 
     def of_points(self, points: Tensor, schedule: Schedule) -> Tensor:
-        """The time at each point in [0, 2^53): int64, or float32 strictly inside the schedule's range."""
+        """Return the time at each point in [0, 2^53): int64, or float32 strictly inside the schedule's range."""
         t = self.quantile(uniforms(where_float64_is(points)), schedule)
         return (t if schedule.discrete else t.float().clamp(*_inside(*schedule.range))).to(points.device)
 
     def draw(self, keys: Keys, schedule: Schedule, position: Tensor | None = None) -> Tensor:
-        """One time for each of B samples: int64 or float32, shape (B,).
+        """Draw one time for each of B samples: int64 or float32, shape (B,).
 
         Arguments:
             position: each sample's place in the epoch's global order, int64, shape (B,), where the coverage needs it.
@@ -83,7 +83,7 @@ class Times(ABC):
         return self.of_points(self.coverage.points(keys, position), schedule)
 
     def importance_weight(self, t: Tensor, schedule: Schedule) -> Tensor:
-        """What a loss at t is multiplied by so that its mean is that of uniform times: float32, of t's shape.
+        """Return what a loss at t is multiplied by for the mean to be that of uniform times: float32, of t's shape.
 
         One for every density but `Importance`: another density is a choice of what to train on, not to be undone.
         """
@@ -93,14 +93,14 @@ class Times(ABC):
         """Forget what was learned in an earlier run."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must keep: nothing, unless the density learns."""
+        """Return what a checkpoint must keep: nothing, unless the density learns."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - most keep nothing
-        """Go on from a `state_dict`."""
+        """Restore a `state_dict`."""
 
     def histogram(self, schedule: Schedule, edges: Tensor, resolution: int = 2**16) -> Tensor:
-        """The share of all draws in each bin of log-SNR: what a recipe trains on.
+        """Return the share of all draws in each bin of log-SNR: what a recipe trains on.
 
         Arguments:
             edges: log-SNRs that rise, infinities among them if wanted, shape (K + 1,). A bin holds its lower edge.
@@ -125,7 +125,7 @@ class UnitTimes(Times):
 
     @abstractmethod
     def unit(self, q: Tensor) -> Tensor:
-        """The inverse CDF of unit time: float64 in (0, 1) to float64 in [0, 1], of q's shape."""
+        """Return the inverse CDF of unit time: float64 in (0, 1) to float64 in [0, 1], of q's shape."""
 
     def quantile(self, q: Tensor, schedule: Schedule) -> Tensor:
         return schedule.from_unit(self.unit(q))
@@ -142,7 +142,7 @@ class LevelTimes(Times):
 
     @abstractmethod
     def log_snr(self, q: Tensor) -> Tensor:
-        """The log-SNR above which a share q of all draws lies: float64 in (0, 1) to finite float64, falling in q."""
+        """Return the log-SNR above which a share q of draws lies: float64 in (0, 1) to finite float64, falling in q."""
 
     def quantile(self, q: Tensor, schedule: Schedule) -> Tensor:
         _check_overlap(self, schedule)
@@ -169,7 +169,7 @@ class Uniform(UnitTimes):
 
 @keep
 def _inside(low: float, high: float) -> tuple[float, float]:
-    """The least and greatest float32 strictly between two numbers, and no denormal (which a GPU may take for 0)."""
+    """Return the least and greatest float32 strictly between two numbers, no denormal (a GPU may take it for 0)."""
     ends = torch.tensor([low, high], dtype=torch.float32)
     first, last = torch.nextafter(ends, ends.flip(0)).tolist()
     return (max(first, torch.finfo(torch.float32).tiny) if low == 0 else first), last

@@ -1,4 +1,4 @@
-"""Importance by loss: the timesteps with the greatest losses are drawn most, and weigh less in return.
+"""Importance sampling by loss: timesteps of greater loss are drawn more often, and weigh less in return.
 
 Nichol and Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models", section 3.3: p_t goes as
 sqrt(E[L_t^2]), the mean over the last ten losses at t, and a loss at t is weighed by 1 / (T p_t), so that its mean is
@@ -46,8 +46,8 @@ class LossTable:
         self.losses = torch.zeros(0, 0, dtype=torch.float32, device="cpu")
         self.counts = torch.zeros(0, dtype=torch.int64, device="cpu")
 
-    def on(self, device: torch.device, timesteps: int, history: int) -> None:
-        """Be on this device, made at the first call."""
+    def prepare(self, device: torch.device, timesteps: int, history: int) -> None:
+        """Make the table at the first call; move it to this device."""
         if not len(self.counts):
             with torch.inference_mode(False):
                 self.losses = torch.zeros(timesteps + 1, history, dtype=torch.float32, device=device)
@@ -120,14 +120,14 @@ class Importance(Times):
         if not len(self.table.counts):
             raise ValueError("times: Importance has no table yet: draw a batch first, then update it with its losses.")
         with torch.inference_mode(False), torch.no_grad():
-            self.table.on(t.device, len(self.table.counts) - 1, self.history)
+            self.table.prepare(t.device, len(self.table.counts) - 1, self.history)
             t, loss = _gather(t, loss.detach().float())
             self.table.add(t, loss)
 
     def _shares(self, schedule: Schedule, device: torch.device) -> Tensor:
-        """p_t as whole numbers, int64, shape (T,): exactly what is drawn from, and weighed by."""
+        """Return p_t as whole numbers, int64, shape (T,): exactly what is drawn from, and weighed by."""
         self.check(schedule)
-        self.table.on(device, schedule.timesteps, self.history)
+        self.table.prepare(device, schedule.timesteps, self.history)
         losses, counts = self.table.losses[:-1].double(), self.table.counts[:-1]
         p = losses.square().mean(1).sqrt()
         ready = (counts >= self.history).all() & (p.sum() > 0)
@@ -141,7 +141,7 @@ class Importance(Times):
         return t.clamp_max(schedule.timesteps - 1)
 
     def importance_weight(self, t: Tensor, schedule: Schedule) -> Tensor:
-        """1 / (T p_t) by the losses so far: ask for it where t is drawn, before the next `update`."""
+        """Return 1 / (T p_t) by the losses so far: ask for it where t is drawn, before the next `update`."""
         shares = self._shares(schedule, t.device)
         return (shares.sum().double() / (schedule.timesteps * shares[t].double())).float()
 
@@ -149,11 +149,11 @@ class Importance(Times):
         self.table.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """The table, as two tensors."""
+        """Return the table, as two tensors."""
         return {"losses": self.table.losses.clone(), "counts": self.table.counts.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`."""
+        """Restore a `state_dict`."""
         losses, counts = state["losses"], state["counts"]
         if len(counts) and losses.shape != (len(counts), self.history):
             raise ValueError(
@@ -164,7 +164,7 @@ class Importance(Times):
 
 
 def _gather(t: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
-    """The batches of all ranks, one after another: the same on each."""
+    """Gather the batches of all ranks, one after another: the same on each."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return t, loss

@@ -89,7 +89,7 @@ class Truncatable(LevelTimes):
         self._bounds()
 
     def _bounds(self) -> tuple[float, float]:
-        """The share of the whole density below sigma_min, and below sigma_max."""
+        """Return the share of the whole density below sigma_min, and below sigma_max."""
         low = self.cdf(self.sigma_min) if self.sigma_min > 0 else 0.0
         high = 1.0 if self.sigma_max is None else self.cdf(self.sigma_max)
         if high - low < 1e-6:
@@ -106,11 +106,11 @@ class Truncatable(LevelTimes):
 
     @abstractmethod
     def cdf(self, sigma: float) -> float:
-        """The share of the whole density below sigma."""
+        """Return the share of the whole density below sigma."""
 
     @abstractmethod
     def log_sigma(self, q: Tensor) -> Tensor:
-        """ln sigma at a quantile of the whole density, float64."""
+        """Return ln sigma at a quantile of the whole density, float64."""
 
 
 @dataclass(frozen=True)

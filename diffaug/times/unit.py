@@ -136,7 +136,7 @@ class Stepwise(UnitTimes):
             )
 
     def _part(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """The part of unit time in which each q falls, and how far into it, in [0, 1)."""
+        """Return the part of unit time in which each q falls, and how far into it, in [0, 1)."""
         cumulative = _cumulative(self.weights, q.device)
         part = torch.searchsorted(cumulative, q.contiguous(), right=True).clamp_max(len(self.weights)) - 1
         start, stop = cumulative[part], cumulative[part + 1]
