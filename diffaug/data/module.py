@@ -275,7 +275,7 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     for name in ("pin_memory", "persistent_workers", "in_order"):
         flag(f"data.{name}", options.get(name, False))
     check_order("data.in_order", options.get("in_order", True))
-    number("data.timeout", options.get("timeout", 0), 0)
+    number("data.timeout", options.get("timeout", 0), at_least=0)
     integer("data.prefetch_factor", options.get("prefetch_factor", 2), 1)
     if not callable(options.get("worker_init_fn", int)):
         raise refuse("data.worker_init_fn", options["worker_init_fn"], "a function of the worker's number")

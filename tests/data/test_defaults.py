@@ -101,7 +101,7 @@ def test_a_schedule_s_numbers(harder, file):
 @pytest.mark.parametrize("schedule", [LinearBeta(), Rectified()], ids=["discrete", "continuous"])
 def test_drawn_times(harder, file, schedule):
     index, edges = torch.arange(64), torch.tensor([-5.0, 0.0, 5.0])
-    options = {"weights": {"weights": [1.0] * 10}}.get(file, {})
+    options = {"stepwise": {"weights": [1.0] * 10}}.get(file, {})
 
     def made() -> dict[str, Any]:
         times = instantiate(config("times", file), **options)
