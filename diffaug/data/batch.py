@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import default_collate
 
+from diffaug.randomness.transfer import overlaps_copies
 from diffaug.randomness.user_code import call_keyed, mixed
 
 _COLLATE = 2**63  # beside the numbers of epochs: what a collate function draws is no sample's
@@ -37,11 +38,14 @@ _ROWS = 256
 
 
 class Places(NamedTuple):
-    """The places of a batch's samples.
+    """The places of a batch's samples: on the host, always.
+
+    What a batch has few of, times, coefficients and coins, is drawn there, and crosses to the images at once: see
+    `diffaug.process.ForwardProcess.forward`.
 
     Attributes:
         rows: int64, shape (B, 4): the columns of `Place`.
-        first: the first of them, on the host: what keys the draws of a whole batch.
+        first: the first of them: what keys the draws of a whole batch.
     """
 
     rows: Tensor
@@ -49,21 +53,21 @@ class Places(NamedTuple):
 
     @classmethod
     def of(cls, places: Sequence[Place]) -> "Places":
-        """The places of these samples, on the CPU."""
+        """The places of these samples."""
         rows = np.fromiter(chain.from_iterable(places), np.int64, 4 * len(places))
         return cls(torch.from_numpy(rows.reshape(len(places), 4)), places[0])
 
     @classmethod
-    def count_from(cls, first: Place, length: int, device: torch.device) -> "Places":
+    def count_from(cls, first: Place, length: int) -> "Places":
         """Places from a first one on, where a batch's rows have none of their own; past 256 they count as views."""
-        row = torch.arange(length, device=device)
+        row = torch.arange(length, device="cpu")
         index, view = first.index + row % _ROWS, row // _ROWS
         return cls(torch.stack([index, view, first.position + row, torch.full_like(row, first.epoch)], 1), first)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # From a worker every tensor comes over a connection of its own, at the cost of reading some thirty small
         # images. These few numbers come as bytes.
-        return _receive, (self.rows.numpy(force=True), self.first)
+        return _receive, (self.rows.numpy(), self.first)
 
 
 def _receive(rows: NDArray[np.int64], first: Place) -> Places:
@@ -108,11 +112,10 @@ class Batch:
         )
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Move it: without waiting for the work that is queued on the device, where that is safe."""
+        """Move its content: without waiting for the work that is queued on the device, where that is safe."""
         # Lightning passes non_blocking to tensors only: without it every batch would wait.
         options = {"device": device, "non_blocking": overlaps_copies(device)}
-        content = tree_map_only(Tensor, lambda tensor: tensor.to(**options), self.content)
-        return Batch(content, [places and Places(places.rows.to(**options), places.first) for places in self.places])
+        return Batch(tree_map_only(Tensor, lambda tensor: tensor.to(**options), self.content), self.places)
 
     def pin_memory(self, *_: Any) -> "Batch":
         content = self.content
@@ -121,13 +124,7 @@ class Batch:
             if hasattr(content, "pin_memory")
             else tree_map_only(Tensor, Tensor.pin_memory, content)
         )
-        return Batch(pinned, [places and Places(places.rows.pin_memory(), places.first) for places in self.places])
-
-
-def overlaps_copies(device: torch.device | str) -> bool:
-    """Whether a copy to this device may go on while the host works; to the CPU and to MPS, values could be read too
-    early (Lightning's own rule)."""
-    return torch.device(device).type not in ("cpu", "mps")
+        return Batch(pinned, self.places)
 
 
 def collate(items: list[Sample]) -> Batch:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffaug.checks import number
 from diffaug.randomness.philox import Keys, Purpose, points
+from diffaug.randomness.transfer import moved
 from diffaug.schedules.numbers import per_sample
 
 
@@ -41,10 +42,16 @@ class LabelDropout:
             )
 
     def __call__(self, label: Any, keys: Keys) -> Any:
-        """The labels of a batch, some of them null: a tensor of shape (B, ...), or a list of length B."""
+        """The labels of a batch, some of them null: a tensor of shape (B, ...), or a list of length B.
+
+        Arguments:
+            label: those of the batch, on any device.
+            keys: of its samples, on the host (then neither texts nor a tensor make anything wait) or where label is.
+        """
         dropped = points(keys, Purpose.LABEL_DROPOUT) < round(self.rate * 2**53)
         if not isinstance(label, Tensor):
             return [self.null if drop else own for drop, own in zip(dropped.tolist(), label, strict=True)]
+        (dropped,) = moved([dropped], label.device)
         return torch.where(per_sample(dropped, label), self._null_like(label), label)
 
     def _null_like(self, label: Tensor) -> Tensor:

@@ -154,8 +154,7 @@ class WrappedDataModule(NoisingDataModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         batch = self._joined(batch)
-        places = Batch(None, batch.places).to(device).places
-        return Batch(self.inner.transfer_batch_to_device(batch.content, device, dataloader_idx), places)
+        return Batch(self.inner.transfer_batch_to_device(batch.content, device, dataloader_idx), batch.places)
 
     def _joined(self, batch: Any) -> Batch:
         """A batch whose content is as the user's code knows it, and the places of its sub-batches beside it."""
@@ -173,7 +172,7 @@ class WrappedDataModule(NoisingDataModule):
         number = self._batch_number(stage)
         known = next((places for places in batch.places if places), None)
         first = known.first if known else self._first_place(number, stage)
-        device = known.rows.device if known else device_of(batch.content)
+        device = self.trainer.strategy.root_device if self.trainer else device_of(batch.content)
         with keyed_random_state(device, self.seed or 0, Purpose.DEVICE_TRANSFORM, STAGES[stage], dataset, *first, 2):
             content = self.inner.on_after_batch_transfer(batch.content, dataset)
         loaders = iter(enumerate(batch.places, dataset))
@@ -198,7 +197,7 @@ class WrappedDataModule(NoisingDataModule):
         if self._noiser.check_once(image, where, what):
             warn_of_half_range([image], self.process.value_range, where)
         if isinstance(places, Place):
-            places = Places.count_from(places, len(image), image.device)
+            places = Places.count_from(places, len(image))
         if len(places.rows) != len(image):
             raise ValueError(
                 f"{where} has {len(image)} images of {len(places.rows)} samples: the collate function and the hooks of "

@@ -126,7 +126,7 @@ def numbered(x_0: Tensor, generator: torch.Generator | None) -> tuple[int, Tenso
         raise refuse("generator", generator, "a torch.Generator, such as torch.Generator().manual_seed(0)")
     check_images("x_0", x_0)
     words = torch.randint(2**32, (2,), generator=generator, device=generator.device, dtype=torch.int64).tolist()
-    return words[0] | words[1] << 32, torch.arange(len(x_0), device=x_0.device)
+    return words[0] | words[1] << 32, torch.arange(len(x_0), device="cpu")
 
 
 def check_call(fields: tuple[str, ...], x_0: Tensor, index: Tensor, extra: dict[str, Any]) -> None:

@@ -29,8 +29,9 @@ from diffaug.process.arguments import (
 )
 from diffaug.process.batch import NoisyBatch, batch_type
 from diffaug.randomness.philox import STAGES, Keys, Purpose, keys
+from diffaug.randomness.transfer import moved
 from diffaug.schedules import Schedule
-from diffaug.schedules.numbers import where_float64_is
+from diffaug.schedules.numbers import in_float64
 from diffaug.targets import (
     IMAGE_FIELDS,
     INPUTS,
@@ -125,7 +126,7 @@ class ForwardProcess(nn.Module):
         """
         for size in sorted({1, 2, *batches}):
             # Not expanded: the compiled form is for images that lie in memory one after another.
-            some, index = x_0[:1].repeat(size, *(1,) * (x_0.ndim - 1)), torch.arange(size, device=x_0.device)
+            some, index = x_0[:1].repeat(size, *(1,) * (x_0.ndim - 1)), torch.arange(size, device="cpu")
             with torch.inference_mode(False), torch.no_grad():
                 self._drawn(some, keys(index), Uniform(), None, dtype or self.dtype or torch.float32)
             if self.compile_mode is False:
@@ -153,9 +154,15 @@ class ForwardProcess(nn.Module):
         A draw is a pure function of (seed, stage, dataset, epoch, index, view) and of nothing else. What comes out are
         data, compiled or not: no gradient goes through; where x_0 wants one, `noised` gives it.
 
+        The numbers of a batch, its times and coefficients, are drawn where ``index`` is, and cross to the images at
+        once; the pixels' noise is made where the images are. For images on an accelerator, leave ``index`` (and
+        epoch, view and position with it) on the host. On the accelerator they are right too, but a few numbers a
+        sample then take some 200 kernels of their own, each of which costs more than they do.
+
         Arguments:
             x_0: images, uint8 in [0, 255] or float in ``value_range``, shape (B, *), that require no gradient.
-            index: which item of the dataset each image is, int64, shape (B,), in [0, 2^40).
+            index: which item of the dataset each image is, int64, shape (B,), in [0, 2^40); on the host, or where x_0
+                is.
             generator: instead of ``index``: a torch.Generator that gives this call a seed; images are then numbered.
             seed: in [0, 2^64).
             stage: train, val, test or predict; all but train ignore the epoch and cover the times evenly.
@@ -190,15 +197,16 @@ class ForwardProcess(nn.Module):
                 numbers["weight"] = self.weight.of(self.schedule, self.target, t, self.sigma_data)
             if "importance_weight" in self.fields:
                 numbers["importance_weight"] = times.importance_weight(t, self.schedule)
-        if "view" in self.fields:
-            numbers["view"] = key.view
-        values: dict[str, Any] = {**extra, "index": index, **numbers, **images}
+            own = {"index": index, "view": key.view, **numbers, **images}
+            own = {name: value for name, value in own.items() if name in self.fields}
+            own = dict(zip(own, moved(list(own.values()), x_0.device), strict=True))
+        values: dict[str, Any] = {**extra, **own}
         return batch_type(self.fields)(*(values[name] for name in self.fields))
 
     def _drawn(
         self, x_0: Tensor, key: Keys, times: Times, position: Tensor | None, dtype: torch.dtype
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The times, and every image-shaped field and the second time, by name."""
+        """The times, where they were drawn, and every image-shaped field and the second time, by name."""
         try:
             return self._mixed(x_0, key, times, position, dtype)
         except kernel.CompileError as error:
@@ -221,20 +229,20 @@ class ForwardProcess(nn.Module):
         self, x_0: Tensor, key: Keys, times: Times, position: Tensor | None, dtype: torch.dtype
     ) -> tuple[Tensor, dict[str, Tensor]]:
         names = tuple(name for name in self.fields if name in IMAGE_FIELDS)
-        if not names and not set(self.fields) & set(PAIR_FIELDS):
-            return times.draw(key, self.schedule, position), {}
         flat = x_0.reshape(len(x_0), -1)
         compiled = self.compiles(x_0.device, flat.shape[1])
         scale, centre = self._scale_and_centre(x_0)
-        if compiled and self.schedule.discrete and times == Uniform():
+        if names and compiled and self.schedule.discrete and times == Uniform():
             table = mix_table(self.schedule, names, scale, x_0.device, self.sigma_data)
-            t, fields = kernel.drawn_with_uniform_times(flat, key, table, centre, dtype)
+            t, fields = kernel.drawn_with_uniform_times(flat, key.to(x_0.device), table, centre, dtype)
             self._has_compiled = True
             return t, _named(names, fields, x_0)
-        t = times.draw(key, self.schedule, position)
+        t = times.draw(key, self.schedule, position, x_0.device)
+        if not names and not set(self.fields) & set(PAIR_FIELDS):
+            return t, {}
         if isinstance(self.noise, Gaussian) and not set(self.fields) & set(PAIR_FIELDS):
-            mix = mixes(self.schedule, names, t, scale, self.sigma_data)
-            fields = kernel.drawn(flat, key, mix, centre, dtype, compiled=compiled)
+            *there, mix = moved([*key, mixes(self.schedule, names, t, scale, self.sigma_data)], x_0.device)
+            fields = kernel.drawn(flat, Keys(*there), mix, centre, dtype, compiled=compiled)
             self._has_compiled |= compiled
             return t, _named(names, fields, x_0)
         return t, self._from_noise(self.scaled(x_0), key, t, names, dtype)
@@ -243,20 +251,21 @@ class ForwardProcess(nn.Module):
         self, x_0: Tensor, key: Keys, t: Tensor, names: tuple[str, ...], dtype: torch.dtype
     ) -> dict[str, Tensor]:
         """The fields from noise that is drawn whole: of any kind, and for pairs."""
-        epsilon = self.noise.draw(key, x_0)
-        mixed = self.noise.perturb(key, epsilon)
+        there = key.to(x_0.device)
+        epsilon = self.noise.draw(there, x_0)
+        mixed = self.noise.perturb(there, epsilon)
         made = {}
         for group, noise in ((INPUTS, mixed), (TARGETS, epsilon)):
             some = tuple(name for name in names if name in group)
             if some:
-                mix = mixes(self.schedule, some, t, 0.5, self.sigma_data)
+                (mix,) = moved([mixes(self.schedule, some, t, 0.5, self.sigma_data)], x_0.device)
                 made |= _named(some, kernel.given(x_0.flatten(1), noise.flatten(1), mix, 0.0, dtype), x_0)
         if self.pair is not None and set(self.fields) & set(PAIR_FIELDS):
-            s = self.pair.second_times(key, self.schedule, t)
-            mix, fresh = self.pair.mix(self.schedule, t, s, 0.5)
+            s = self.pair.second_times(key.to(t.device), self.schedule, t)
+            mix, fresh = moved(self.pair.mix(self.schedule, t, s, 0.5), x_0.device)
             (x_s,) = kernel.given(x_0.flatten(1), mixed.flatten(1), mix, 0.0, torch.float32)
             if self.pair.law == "chain":
-                x_s = x_s + fresh[:, None] * gaussian(key, (x_s.shape[1],), Purpose.PAIR)
+                x_s = x_s + fresh[:, None] * gaussian(there, (x_s.shape[1],), Purpose.PAIR)
             made |= {"x_s": x_s.to(dtype).view(x_0.shape), "s": s}
         return made
 
@@ -335,7 +344,7 @@ class ForwardProcess(nn.Module):
         x_0 = self.scaled(x_0)
         check_like("index", index, x_0.shape[:1], "the number of each image in its dataset")
         key = keys(index, seed=seed, stage=stage, epoch=epoch, view=view)
-        return chain.path(self.schedule, x_0, times, key)
+        return chain.path(self.schedule, x_0, times, key.to(x_0.device))
 
     def prior_kl_bits_per_dim(self, x_0: Tensor) -> float:
         """How far x_T is from its prior, KL(q(x_T | x_0) || p(x_T)), in bits per dimension, averaged over images.
@@ -346,8 +355,8 @@ class ForwardProcess(nn.Module):
         Arguments:
             x_0: images as `forward` takes them, shape (B, *).
         """
-        images = self.scaled(where_float64_is(x_0)).double()
-        return chain.prior_kl(self.schedule, images.square().mean().item()) / math.log(2)
+        square = in_float64(lambda images: images.square().mean(), self.scaled(x_0), torch.float64)
+        return chain.prior_kl(self.schedule, square.item()) / math.log(2)
 
 
 def _named(names: tuple[str, ...], fields: list[Tensor], like: Tensor) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import choice, integer, refuse
+from diffaug.randomness.transfer import moved
 
 _MULTIPLIER_0, _MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 _WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
@@ -86,6 +87,10 @@ class Keys(NamedTuple):
     def view(self) -> Tensor:
         """The view, int64, shape (B,)."""
         return self.high >> 8
+
+    def to(self, device: torch.device) -> "Keys":
+        """The same keys on a device."""
+        return Keys(*moved(self, device))
 
 
 def keys(

@@ -15,13 +15,14 @@ noise level  `LevelTimes` (`diffaug.times.levels`)    the same distribution of l
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from diffaug.checks import check_fields, integer, refuse
 from diffaug.randomness.philox import Keys, indices, uniforms
+from diffaug.randomness.transfer import moved
 from diffaug.schedules import Schedule
 from diffaug.schedules.numbers import keep, where_float64_is
 from diffaug.times.coverage import Coverage, Independent
@@ -40,6 +41,8 @@ class Times(ABC):
     """
 
     coverage: Coverage = field(default_factory=Independent, kw_only=True)
+    learns: ClassVar[bool] = False
+    """Whether it goes by losses, which are where the images are."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.coverage, Coverage):
@@ -74,13 +77,23 @@ class Times(ABC):
         t = self.quantile(uniforms(where_float64_is(points)), schedule)
         return (t if schedule.discrete else t.float().clamp(*_inside(*schedule.range))).to(points.device)
 
-    def draw(self, keys: Keys, schedule: Schedule, position: Tensor | None = None) -> Tensor:
-        """Draw one time for each of B samples: int64 or float32, shape (B,).
+    def draw(
+        self,
+        keys: Keys,
+        schedule: Schedule,
+        position: Tensor | None = None,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """Draw one time for each of B samples: int64 or float32, shape (B,), where the keys are.
 
         Arguments:
             position: each sample's place in the epoch's global order, int64, shape (B,), where the coverage needs it.
+            device: the images', where it is another: there a density that learns has what it learned, and draws.
         """
-        return self.of_points(self.coverage.points(keys, position), schedule)
+        points = self.coverage.points(keys, position)
+        if self.learns and device is not None:
+            (points,) = moved([points], device)
+        return self.of_points(points, schedule)
 
     def importance_weight(self, t: Tensor, schedule: Schedule) -> Tensor:
         """Return what a loss at t is multiplied by for the mean to be that of uniform times: float32, of t's shape.

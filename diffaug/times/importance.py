@@ -15,7 +15,7 @@ All of it is tensor code on the device of t: nothing is copied to the host, no l
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed
@@ -93,6 +93,7 @@ class Importance(Times):
         uniform_share: the share of draws that stays uniform, in (0, 1]; no t is ever out of reach.
     """
 
+    learns: ClassVar[bool] = True
     history: int = bounded(10, at_least=1)
     uniform_share: float = bounded(0.001, above=0, at_most=1)
     table: LossTable = field(default_factory=LossTable, init=False, repr=False, compare=False)
