@@ -13,7 +13,7 @@ on private names of torch; where one has moved, importing this module fails, nam
 
 import contextlib
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,10 +27,10 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     unset_fake_temporarily,
 )
-from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import diffaug
+from diffaug.noise import Noise
 
 DEVICE = torch.device("cuda:0")
 _PACKAGE = str(Path(diffaug.__file__).parent)
@@ -74,10 +74,10 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        leaves = _pytree.tree_leaves((args, kwargs))
+        leaves = list(_leaves((*args, *kwargs.values())))
         there = [leaf for leaf in leaves if isinstance(leaf, FakeTensor)]
         devices = {leaf.type for leaf in leaves if isinstance(leaf, torch.device)}
-        if not there and DEVICE.type not in devices:
+        if func.namespace == "prim" or (not there and DEVICE.type not in devices):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
         name = str(func).split(".", 1)[1]
@@ -92,7 +92,7 @@ class Watch(TorchDispatchMode):
         elif any(tensor.ndim for tensor in here):
             self._note(f"{name} of tensors of the host and of the device")
         by_mask = name.startswith("index") and any(
-            isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in _pytree.tree_leaves(args[1:2])
+            isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in _leaves(args[1:2])
         )
         if by_mask or name.startswith(_WAITING):
             self._note(f"{name}, whose size is in the device's values")
@@ -102,7 +102,7 @@ class Watch(TorchDispatchMode):
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             self._note(f"{name}, which reads the device")
             raise Waited from error
-        for tensor in _pytree.tree_leaves(made):
+        for tensor in _leaves((made,)):
             if isinstance(tensor, FakeTensor) and tensor.dtype == torch.float64 and tensor.device == DEVICE:
                 self.largest_float64 = max(self.largest_float64, tensor.numel())
         return made
@@ -114,17 +114,56 @@ class Watch(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[Watch]:
-    """A device to give tensors and work to. The pass itself is taken as compiled: watched, and not counted."""
-    from diffaug.process import forward, kernel
+def watched(run_pass: bool = False) -> Iterator[Watch]:
+    """A device to give tensors and work to. The pass, and noise of any kind, are not counted.
+
+    Arguments:
+        run_pass: whether the compiled pass is gone through, watched; else tensors of its results' shapes stand for it
+            and for normals, as these are the same hundreds of operations at every call.
+    """
+    from diffaug.noise import kinds, pyramid
+    from diffaug.process import chain, forward, kernel
 
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, Watch(fake) as watch, contextlib.ExitStack() as stack:
-        for owner, name in ((kernel, "given"), (forward, "gaussian")):
+        noises = [(kind, name) for kind in _kinds(Noise) for name in ("draw", "mixed") if name in vars(kind)]
+        for owner, name in ((kernel, "given"), (kernel, "drawn"), *noises):
             stack.enter_context(mock.patch.object(owner, name, watch.apart(getattr(owner, name))))
-        run = watch.apart(lambda function, *args: function(*args))
-        stack.enter_context(mock.patch.object(kernel, "_call_compiled", run))
-        stack.enter_context(mock.patch.object(kernel, "compiler_for", lambda _: True))
+        for module in () if run_pass else (chain, forward, kinds, pyramid):
+            stack.enter_context(mock.patch.object(module, "gaussian", watch.apart(_normals)))
+        stack.enter_context(mock.patch.object(kernel, "_call_compiled", watch.apart(_whole if run_pass else _results)))
+        stack.enter_context(mock.patch.object(kernel, "compiler_for", return_value=True))
+        stack.enter_context(
+            mock.patch.object(torch.cuda, "is_available", lambda: False)
+        )  # as it is: to look takes long
         yield watch
+
+
+def _leaves(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _leaves(value)
+        else:
+            yield value
+
+
+def _whole(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+def _normals(keys: Any, shape: tuple[int, ...], *_: int) -> Tensor:
+    return torch.empty(len(keys.low), *shape, device=keys.low.device)
+
+
+def _results(function: Callable[..., Any], x: Tensor, keys: Any, mix: Tensor, centre: float, dtype: torch.dtype) -> Any:
+    """What the pass would give, but for its values."""
+    fields = [torch.empty(x.shape, dtype=dtype, device=x.device) for _ in range(mix.shape[1])]
+    return [torch.empty_like(keys.low), *fields] if "times" in function.__name__ else fields
+
+
+def _kinds(base: type) -> Iterator[type]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from _kinds(kind)
 
 
 def on_device(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -68,11 +68,10 @@ class Pyramid(Noise):
     def sizes(self, keys: Keys, sides: list[int]) -> Tensor:
         """Draw the sides of each sample's levels, int64, shape (B, levels, len(sides)); of level 0 the image's."""
         word = words(keys, Purpose.PYRAMID, torch.arange(self.levels, device=keys.low.device))[0]
-        full = torch.tensor(sides, dtype=torch.float64, device="cpu")
 
         def shrink(word: Tensor) -> Tensor:
             factor = 2 + (word + 0.5) * 2.0**-31  # in [2, 4)
-            at = [full.to(word.device).expand(len(word), -1)]
+            at = [torch.stack([torch.full_like(factor[:, 0], side) for side in sides], 1)]
             for level in range(1, self.levels):
                 divisor = torch.ones_like(factor[:, 0])
                 for _ in range(level):  # not by a library's power, which may differ between devices

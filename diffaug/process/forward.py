@@ -241,8 +241,8 @@ class ForwardProcess(nn.Module):
         if not names and not set(self.fields) & set(PAIR_FIELDS):
             return t, {}
         if isinstance(self.noise, Gaussian) and not set(self.fields) & set(PAIR_FIELDS):
-            *there, mix = moved([*key, mixes(self.schedule, names, t, scale, self.sigma_data)], x_0.device)
-            fields = kernel.drawn(flat, Keys(*there), mix, centre, dtype, compiled=compiled)
+            (mix,) = moved([mixes(self.schedule, names, t, scale, self.sigma_data)], x_0.device)
+            fields = kernel.drawn(flat, key.to(x_0.device), mix, centre, dtype, compiled=compiled)
             self._has_compiled |= compiled
             return t, _named(names, fields, x_0)
         return t, self._from_noise(self.scaled(x_0), key, t, names, dtype)

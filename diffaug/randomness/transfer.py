@@ -18,7 +18,9 @@ def moved(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
         return list(tensors)
     # Each begins at a multiple of 64 bytes, as if it had been allocated by itself: compiled kernels count on it.
     starts = [0, *accumulate((tensor.nbytes + 63) // 64 * 64 for tensor in crossing)]
-    packed = torch.empty(starts[-1], dtype=torch.uint8, device="cpu", pin_memory=torch.cuda.is_available())
+    # Pinned, as else the driver copies it into pinned memory of its own first, for which it may wait.
+    pin = device.type == "cuda" and torch.cuda.is_initialized()
+    packed = torch.empty(starts[-1], dtype=torch.uint8, device="cpu", pin_memory=pin)
 
     def part(whole: Tensor, start: int, like: Tensor) -> Tensor:
         return whole[start : start + like.nbytes].view(like.dtype).view(like.shape)

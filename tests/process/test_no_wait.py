@@ -1,0 +1,218 @@
+"""No recipe makes the host wait for an accelerator, or gives it more than a few operations beside the pass.
+
+Every call is made twice, as a table may cross to the device once; the second call is looked at. See `watched`.
+"""
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from shared import SCHEDULES, composed, names, schedule_of
+
+watched = pytest.importorskip("watched", reason="needs torch's private names where they were", exc_type=ImportError)
+
+from diffaug import ForwardProcess, LinearBeta, Rectified, ZeroTerminalSNR  # noqa: E402
+from diffaug.targets import FIELDS, PAIR_FIELDS, TARGETS, Pair, as_input, converted, convertible  # noqa: E402
+from diffaug.times import Fixed, Grid, Importance, Uniform  # noqa: E402
+
+MOST = 20
+"""So many operations beside the pass, at most."""
+MORE = {"importance": (64, "it draws from the losses, which are on the device, and weighs by them")}
+"""Densities that are allowed more, and why."""
+WAITS = {"prior_kl": "one number of the whole data set, asked for on the host"}
+"""Helpers that wait, and why."""
+TRIED = ("2.14", "2.15")
+"""The versions of torch on which these tests must run."""
+EVERY = tuple(name for name in FIELDS if name not in PAIR_FIELDS)
+
+
+@functools.cache
+def part(group: str, name: str) -> Any:
+    """A choice of a config group; coverages of evaluation, which have no file, by the names of their classes."""
+    if name in ("Grid", "Fixed"):
+        return {"Grid": Grid(3), "Fixed": Fixed(0.3)}[name]
+    return instantiate(composed(f"+{group}={name}")[group])
+
+
+def fields_of(schedule: Any) -> tuple[str, ...]:
+    """Every field that a schedule can give."""
+    return tuple(name for name in EVERY if name != "velocity" or schedule.timesteps != 1)
+
+
+def check(process: ForwardProcess, most: int = MOST) -> None:
+    index = torch.arange(4)
+    with watched.watched() as watch:
+        x = watched.on_device(4, 3, 16, 16, dtype=torch.uint8)
+        for stage in ("train", "val"):
+            for _ in range(2):
+                watch.clear()
+                batch = process(x, index, stage=stage, epoch=index, view=index, position=index)
+            assert all(value.device == watched.DEVICE for value in batch)
+            assert watch.waits == []
+            assert watch.operations <= most, stage
+
+
+def recipe(schedule: Any, density: str = "uniform", **options: Any) -> ForwardProcess | None:
+    """A process, or None where diffaug refuses the combination."""
+    try:
+        return ForwardProcess(schedule, part("times", density), **options)
+    except ValueError:
+        return None
+
+
+def test_these_tests_are_not_all_skipped():
+    assert torch.__version__.startswith(TRIED) or torch.__version__ > TRIED[-1]
+
+
+def test_the_watch_sees_what_waits():
+    def of(call: Any) -> list[str]:
+        watch.clear()
+        try:
+            call()
+        except (watched.Waited, RuntimeError):
+            pass
+        return [what for what, _ in watch.waits]
+
+    with watched.watched() as watch:
+        x = watched.on_device(3)
+        assert of(lambda: x.sum().item()) == ["_local_scalar_dense.default, which reads the device"]
+        assert of(lambda: x[x > 0])[0] == "index.Tensor, whose size is in the device's values"
+        assert of(lambda: torch.tensor([1.0], device=watched.DEVICE)) == ["a copy from the host that waits"]
+        assert of(lambda: torch.ones(3).to(watched.DEVICE)) == ["a copy from the host that waits"]
+        assert of(lambda: x.cpu()) == ["a copy to the host"]
+        assert of(lambda: x + torch.ones(3)) == ["add.Tensor of tensors of the host and of the device"]
+        assert of(lambda: torch.ones(3).to(watched.DEVICE, non_blocking=True)) == []
+        assert watch.operations == 1
+        (x + 1).view(1, 3)
+        assert watch.operations == 2
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules(name):
+    schedule = schedule_of(name)
+    fields = tuple(name for name in EVERY if name != "score")
+    process = recipe(schedule, fields=fields, weight=part("weight", "min_snr"), target="v")
+    assert process is not None
+    check(process)
+
+
+@pytest.mark.parametrize("name", names("times"))
+def test_densities(name):
+    most, _ = MORE.get(name, (MOST, ""))
+    for schedule in (LinearBeta(), Rectified()):
+        process = recipe(schedule, name, fields=("x_t", "epsilon", "t", "importance_weight"))
+        if process is not None:
+            check(process, most)
+
+
+@pytest.mark.parametrize("name", [*names("coverage"), "Grid", "Fixed"])
+def test_coverages(name):
+    for schedule in (LinearBeta(), Rectified()):
+        check(ForwardProcess(schedule, Uniform(coverage=part("coverage", name))))
+
+
+@pytest.mark.parametrize("name", names("noise"))
+def test_noises(name):
+    check(ForwardProcess(LinearBeta(), noise=part("noise", name)))
+
+
+@pytest.mark.parametrize("name", names("weight"))
+def test_weights(name):
+    for schedule in (LinearBeta(), Rectified()):
+        check(ForwardProcess(schedule, fields=("x_t", "v", "t", "weight"), weight=part("weight", name), target="v"))
+
+
+@pytest.mark.parametrize("law", ["same", "chain"])
+@pytest.mark.parametrize("steps", [None, 20])
+def test_pairs(law, steps):
+    for schedule in (LinearBeta(), Rectified()):
+        check(ForwardProcess(schedule, pair=Pair(law, steps), fields=("x_t", "x_s", "s", "t")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_recipe_of_a_schedule(name):
+    schedule = schedule_of(name)
+    for density in names("times"):
+        process = recipe(schedule, density)
+        if process is not None:
+            check(process, MORE.get(density, (MOST, ""))[0])
+    for coverage in (*names("coverage"), "Grid", "Fixed"):
+        check(ForwardProcess(schedule, Uniform(coverage=part("coverage", coverage))))
+    for target in TARGETS:
+        process = recipe(schedule, fields=("x_t", target, "t"))
+        if process is not None:
+            check(process)
+    for weight in names("weight"):
+        process = recipe(schedule, fields=("x_t", "v", "t", "weight"), weight=part("weight", weight), target="v")
+        if process is not None:
+            check(process)
+    for noise in names("noise"):
+        check(ForwardProcess(schedule, noise=part("noise", noise)))
+    for law in ("same", "chain"):
+        for steps in (None, 20):
+            check(ForwardProcess(schedule, pair=Pair(law, steps), fields=("x_t", "x_s", "s", "t")))
+
+
+def test_the_pass_itself():
+    index = torch.arange(4)
+    with watched.watched(run_pass=True) as watch:
+        for schedule, side in ((LinearBeta(), 16), (Rectified(), 5)):
+            x = watched.on_device(4, 3, side, side, dtype=torch.uint8)
+            process = ForwardProcess(schedule, compile=True)
+            process(x, index)
+            watch.clear()
+            process(x, index)
+            assert watch.waits == []
+            assert watch.largest_float64 == 0
+
+
+def test_a_generator_and_keys_on_the_device():
+    process, generator = ForwardProcess(LinearBeta()), torch.Generator().manual_seed(1)
+    with watched.watched() as watch:
+        x = watched.on_device(4, 3, 16, 16)
+        for index in ({"generator": generator}, {"index": watched.on_device(4, dtype=torch.int64)}):
+            for _ in range(2):
+                watch.clear()
+                process(x, **index)
+            assert watch.waits == []
+
+
+@pytest.mark.parametrize(
+    "schedule", [LinearBeta(), Rectified(), ZeroTerminalSNR(LinearBeta())], ids=lambda s: type(s).__name__
+)
+def test_helpers(schedule):
+    process = ForwardProcess(schedule)
+    learner = Importance()
+    with watched.watched() as watch:
+        x, index = watched.on_device(4, 3, 16, 16), torch.arange(4)
+        t = watched.on_device(4, dtype=torch.int64 if schedule.discrete else torch.float32)
+        times = torch.arange(1, 4) if schedule.discrete else torch.tensor([0.2, 0.5, 0.9])
+        calls = {
+            **{
+                f"to x_0 from {name}": functools.partial(converted, schedule, name, "x_0", x, x, t)
+                for name in ("epsilon", "v")
+            },
+            "convertible": lambda: convertible(schedule, "v", "x_0", t),
+            "as_input": lambda: as_input(schedule, "x_in", x, t),
+            "noised": lambda: process.noised(x, t, x),
+            "step": lambda: process.step(x, t, t, x),
+            "posterior": lambda: process.posterior(x, x, t, t),
+            "trajectory": lambda: process.trajectory(x, times, index),
+            "prior_kl": lambda: process.prior_kl_bits_per_dim(x),
+        }
+        if schedule.discrete:
+            ForwardProcess(schedule, learner)(x, index)
+            calls["importance"] = lambda: learner.update(t, watched.on_device(4))
+        for name, call in calls.items():
+            try:
+                call()
+                watch.clear()
+                call()
+            except watched.Waited:
+                assert name in WAITS
+            else:
+                assert name not in WAITS, f"{name} waits no more: take it off the list"
+                assert watch.waits == [], name
