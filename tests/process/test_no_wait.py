@@ -14,7 +14,7 @@ from shared import SCHEDULES, composed, names, schedule_of
 watched = pytest.importorskip("watched", reason="needs torch's private names where they were", exc_type=ImportError)
 
 from diffaug import ForwardProcess, LinearBeta, Rectified, ZeroTerminalSNR  # noqa: E402
-from diffaug.targets import FIELDS, PAIR_FIELDS, TARGETS, Pair, as_input, converted, convertible  # noqa: E402
+from diffaug.targets import FIELDS, PAIR_FIELDS, TARGETS, Pair, as_input, convert, convertible  # noqa: E402
 from diffaug.times import Fixed, Grid, Importance, Uniform  # noqa: E402
 
 MOST = 20
@@ -192,7 +192,7 @@ def test_helpers(schedule):
         times = torch.arange(1, 4) if schedule.discrete else torch.tensor([0.2, 0.5, 0.9])
         calls = {
             **{
-                f"to x_0 from {name}": functools.partial(converted, schedule, name, "x_0", x, x, t)
+                f"to x_0 from {name}": functools.partial(convert, schedule, name, "x_0", x, x, t)
                 for name in ("epsilon", "v")
             },
             "convertible": lambda: convertible(schedule, "v", "x_0", t),
