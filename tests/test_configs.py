@@ -102,7 +102,7 @@ def test_documented_commands_compose():
         (
             ["schedule.beta_start=0.5"],
             InstantiationException,
-            r"beta_start must not be greater than schedule\.beta_end.*0\.5 and 0\.02",
+            r"beta_start must be at most schedule\.beta_end, 0\.02, but got 0\.5",
         ),
         (["schedule.timesteps=0"], InstantiationException, r"schedule\.timesteps must be a whole number"),
         (["data.batch_size=-1"], InstantiationException, r"data\.batch_size must be a whole number >= 1, but got -1"),

@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ def test_from_a_worker(broken):
     path = re.escape(f"{broken}/c.png")
     known = rf"Sample 2, {path}, cannot be read: [^\n]*diffaug check data=image_folder [^\n]*"
     assert re.fullmatch(known, sentence(error))
-    refused = read(number, "data.val_at", 3, 0, 1)
+    refused = read(partial(number, "data.val_at", 3, at_least=0, at_most=1))
     assert sentence(refused) == "data.val_at must be a number in [0, 1], but got 3 (int)."
     assert sentence(read(int, "x")) is None
 
