@@ -132,9 +132,8 @@ def watched(run_pass: bool = False) -> Iterator[Watch]:
             stack.enter_context(mock.patch.object(module, "gaussian", watch.apart(_normals)))
         stack.enter_context(mock.patch.object(kernel, "_call_compiled", watch.apart(_whole if run_pass else _results)))
         stack.enter_context(mock.patch.object(kernel, "compiler_for", return_value=True))
-        stack.enter_context(
-            mock.patch.object(torch.cuda, "is_available", lambda: False)
-        )  # as it is: to look takes long
+        # As it is: to look anew at every operation takes long.
+        stack.enter_context(mock.patch.object(torch.cuda, "is_available", return_value=False))
         yield watch
 
 

@@ -19,6 +19,7 @@ from diffaug.data.recipe import check_ranks, check_recipe, describe
 from diffaug.data.resume import Resume
 from diffaug.process import ForwardProcess
 from diffaug.process.kernel import COMPILE_ELEMENTS
+from diffaug.randomness.philox import STAGES
 
 _log = logging.getLogger("diffaug")
 _STAGE_OF = {
@@ -27,6 +28,13 @@ _STAGE_OF = {
     RunningStage.VALIDATING: "val",
     RunningStage.TESTING: "test",
     RunningStage.PREDICTING: "predict",
+}
+STAGES_OF_SETUP = {
+    None: tuple(STAGES),
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
 }
 _UNSETTLED = "not settled"
 _DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
@@ -92,19 +100,20 @@ class NoisingDataModule(pl.LightningDataModule):
             if self.trainer and read_progress(self.trainer) == (0, 0):
                 self.process.times.clear()
 
-    def _settle_backend(self, example: Tensor | None) -> None:
+    def _settle_backend(self, stage: str | None, example: Tensor | None) -> None:
         """Try the compiled pass, and use it on all ranks or on none.
 
         Compiled and eager noise differ in the last bit, so which it is must not depend on the rank. It is settled
         before training and not at a first batch, which a rank with too little data never has.
 
         Arguments:
+            stage: of Lightning's setup; None is all.
             example: one image as the process gets it, (1, *); None where that is not known yet.
         """
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device="cpu") if example is None else example
         wanted = self.process.compiles(device, image.numel())
-        works = wanted and self.process.can_compile(image.to(device), self._dtype(), self._batch_sizes())
+        works = wanted and self.process.can_compile(image.to(device), self._dtype(), self._batch_sizes(stage))
         if self.trainer:
             everywhere = self.trainer.strategy.reduce_boolean_decision(works, all=True)
             if works and not everywhere:
@@ -118,9 +127,10 @@ class NoisingDataModule(pl.LightningDataModule):
         if self.backend != before:  # setup runs once for each stage
             _log.info("the forward process runs on %s", self.backend)
 
-    def _batch_sizes(self) -> set[int]:
-        """The sizes of batch that are known to come, views counted."""
-        return set()
+    def _batch_sizes(self, stage: str | None) -> dict[str, set[int]]:
+        """The stages of a setup, and the sizes of batch that are known to come in each, views counted."""
+        names = STAGES_OF_SETUP[getattr(stage, "value", stage)]
+        return {name: set() for name in names if f"{name}_dataloader" in vars(self)}
 
     def _ranks(self) -> dict[str, Any]:
         """This process among those that share the data out: ranks that split a model count as one."""

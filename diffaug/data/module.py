@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, Sampler
 
 from diffaug.checks import choice, flag, integer, number, refuse
-from diffaug.data.base import OPTIONS, NoisingDataModule
+from diffaug.data.base import OPTIONS, STAGES_OF_SETUP, NoisingDataModule
 from diffaug.data.batch import Batch, Place, collate
 from diffaug.data.dataset import Images
 from diffaug.data.evaluation import EvaluationSampler, evaluation_loader
@@ -26,13 +26,6 @@ from diffaug.targets import FIELDS
 from diffaug.times import Fixed, Grid, Uniform
 
 _log = logging.getLogger("diffaug")
-_STAGES_OF_SETUP = {
-    None: tuple(STAGES),
-    "fit": ("train", "val"),
-    "validate": ("val",),
-    "test": ("test",),
-    "predict": ("predict",),
-}
 _LOADER_OPTIONS = (
     "num_workers",
     "pin_memory",
@@ -145,11 +138,11 @@ class DiffusionDataModule(NoisingDataModule):
         self._begin_setup(stage)
         if self.seed != seed:
             self._datasets.clear()  # what their transforms draw is keyed by it
-        for name in _STAGES_OF_SETUP[getattr(stage, "value", stage)]:
+        for name in STAGES_OF_SETUP[getattr(stage, "value", stage)]:
             if name not in self._datasets:
                 self._datasets[name] = [self._prepared(name, i) for i in range(len(listed(self._sources[name])))]
         check_ranks(self.trainer, self.recipe())
-        self._settle_backend(None if self._noiser.encoder else self._example())
+        self._settle_backend(stage, None if self._noiser.encoder else self._example())
 
     def recipe(self) -> dict[str, Any]:
         data = {
@@ -168,13 +161,23 @@ class DiffusionDataModule(NoisingDataModule):
             "val_repeats": self.val_repeats,
         }
 
-    def _batch_sizes(self) -> set[int]:
-        return {self.batch_size * self.views}
+    def _batch_sizes(self, stage: str | None) -> dict[str, set[int]]:
+        sizes = super()._batch_sizes(stage)
+        for name in sizes:
+            views, repeats = self.views if name == "train" else 1, self.val_repeats if name == "val" else 1
+            for images in self._datasets.get(name, []):
+                whole = {self.batch_size}
+                if not isinstance(images.dataset, IterableDataset) and not (name == "train" and self.drop_last):
+                    whole.add(-(-len(images) * repeats // self._ranks()["ranks"]) % self.batch_size)  # the last batch
+                sizes[name] |= {size * views for size in whole if size}
+        return sizes
 
     def _example(self) -> Tensor | None:
-        """One image of any stage; None where all are streams, from which nothing is taken before its time."""
+        """One image of any stage. From streams nothing is taken before its time: of ``image_shape``, or None."""
         made = (self.clean_images(stage, 1) for stage in STAGES if self._datasets.get(stage))
-        return next((image for image in made if image is not None), None)
+        shape = self.image_shape
+        unseen = None if shape is None else torch.zeros(1, *shape, dtype=torch.uint8, device="cpu")
+        return next((image for image in made if image is not None), unseen)
 
     def _prepared(self, stage: str, number: int, *, look: bool = True) -> Images:
         train, source = stage == "train", self._sources[stage]

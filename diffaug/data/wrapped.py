@@ -108,7 +108,7 @@ class WrappedDataModule(NoisingDataModule):
         self._begin_setup(stage)
         check_ranks(self.trainer, self.recipe())
         self.inner.setup(stage)  # pyright: ignore[reportArgumentType]
-        self._settle_backend(None)  # how large its images are is seen at the first batch
+        self._settle_backend(stage, None)  # how large its images are is seen at the first batch
 
     def teardown(self, stage: str) -> None:
         self.inner.teardown(stage)

@@ -8,7 +8,7 @@ it, whose thousand small steps have the same law, is in `diffaug.process.chain`.
 
 import math
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -116,19 +116,28 @@ class ForwardProcess(nn.Module):
             return elements >= kernel.COMPILE_ELEMENTS and kernel.compiler_for(device.type)
         return bool(self.compile_mode)
 
-    def can_compile(self, x_0: Tensor, dtype: torch.dtype | None = None, batches: Collection[int] = ()) -> bool:
+    def can_compile(
+        self, x_0: Tensor, dtype: torch.dtype | None = None, batches: Mapping[str, Collection[int]] | None = None
+    ) -> bool:
         """Compile the pass for batches of images like the first of these, shape (B, *), and say whether it worked.
 
         A failure is one warning, after which this process is eager. After a success it never is.
 
         Arguments:
-            batches: sizes of batch that are to come, beside 1 and 2: a compiled form serves all sizes but 1.
+            batches: the stages that are to come, and their sizes of batch beside 1 and 2 (a compiled form serves all
+                sizes but 1); training unless given. Training with uniform timesteps has a form of its own.
         """
-        for size in sorted({1, 2, *batches}):
+        had_compiled = self._has_compiled
+        sizes: dict[bool, set[int]] = {}
+        for stage, some in ({"train": ()} if batches is None else batches).items():
+            sizes.setdefault(stage == "train" and self.times == Uniform(), {1, 2}).update(some)
+        for with_times, size in ((form, size) for form in sizes for size in sorted(sizes[form])):
             # Not expanded: the compiled form is for images that lie in memory one after another.
             some, index = x_0[:1].repeat(size, *(1,) * (x_0.ndim - 1)), torch.arange(size, device="cpu")
+            times = Uniform() if with_times else EVALUATION_TIMES
+            self._has_compiled = had_compiled  # nothing that is tried here has been handed out
             with torch.inference_mode(False), torch.no_grad():
-                self._drawn(some, keys(index), Uniform(), None, dtype or self.dtype or torch.float32)
+                self._drawn(some, keys(index), times, None, dtype or self.dtype or torch.float32)
             if self.compile_mode is False:
                 return False
         return True

@@ -355,6 +355,31 @@ def test_the_backend_is_tried_settled_and_kept(caplog, monkeypatch):
     assert "was on cuda, compiled and goes on on cpu, eager" in caplog.text
 
 
+def test_every_size_of_batch_that_is_to_come_is_tried(monkeypatch):
+    asked = []
+
+    def noted(process, images, dtype, batches):
+        asked.append((tuple(images.shape), batches))
+        return True
+
+    monkeypatch.setattr(ForwardProcess, "compiles", lambda *_: True)
+    monkeypatch.setattr(ForwardProcess, "can_compile", noted)
+    process = ForwardProcess(LinearBeta())
+    options: dict[str, Any] = {"process": process, "batch_size": 4, "views": 2}
+    DiffusionDataModule(pictures(11, 1, 4), pictures(5, 1, 4), val_repeats=3, **options).setup("fit")
+    DiffusionDataModule(pictures(11, 1, 4), drop_last=True, **options).setup("fit")
+    DiffusionDataModule(test=pictures(8, 1, 4), **options).setup("test")
+    DiffusionDataModule(Stream(), image_shape=(1, 4, 4), **options).setup("fit")
+    DiffusionDataModule.wrap(pl.LightningDataModule.from_datasets(pictures(4, 1, 4)), process).setup("fit")
+    assert asked == [
+        ((1, 1, 4, 4), {"train": {8, 6}, "val": {4, 3}}),
+        ((1, 1, 4, 4), {"train": {8}}),
+        ((1, 1, 4, 4), {"test": {4}}),
+        ((1, 1, 4, 4), {"train": {8}}),
+        ((1, 3, 32, 32), {"train": set()}),
+    ]
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter([torch.zeros(1, 4, 4)] * 4)

@@ -23,7 +23,7 @@ from diffaug.process import kernel  # noqa: E402
 from diffaug.randomness.philox import keys  # noqa: E402
 from diffaug.randomness.transfer import moved  # noqa: E402
 from diffaug.targets import MinSNR  # noqa: E402
-from diffaug.times import Importance  # noqa: E402
+from diffaug.times import Importance, Uniform  # noqa: E402
 from diffaug.training import LossByLevel  # noqa: E402
 from diffaug.training.denoiser import Denoiser  # noqa: E402
 
@@ -98,8 +98,8 @@ class Net(nn.Module):
 @pytest.mark.parametrize("schedule", [LinearBeta(), Rectified()])
 def test_a_step_of_the_denoiser_and_its_losses_by_level(schedule, monkeypatch):
     monkeypatch.setattr(Denoiser, "log", lambda *_, **__: None)
-    times = {"times": Importance()} if schedule.discrete else {}
-    process = ForwardProcess(schedule, fields=("x_t", "v", "t"), target="v", weight=MinSNR(), **times)
+    times = Importance() if schedule.discrete else Uniform()
+    process = ForwardProcess(schedule, times, fields=("x_t", "v", "t"), target="v", weight=MinSNR())
     callback = LossByLevel()
     trainer: Any = SimpleNamespace(datamodule=None, sanity_checking=False)
     with watched.watched() as watch:

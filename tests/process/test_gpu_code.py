@@ -5,6 +5,7 @@ by Triton's interpreter, that Inductor's own program for the GPU makes what the 
 of torch has moved these tests are skipped, naming it.
 """
 
+import importlib
 import os
 import re
 import subprocess
@@ -45,6 +46,7 @@ def arguments(batch: int, elements: int, fields: int, dtype: torch.dtype) -> tup
 
 def test_these_tests_are_not_all_skipped():
     if torch.__version__.startswith(TRIED):
+        importlib.import_module("watched")  # that of tests/watched.py
         with fake_gpu.fake_gpu():
             assert torch.empty(1, device=fake_gpu.DEVICE).device.type == "cuda"
 

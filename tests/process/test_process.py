@@ -6,6 +6,7 @@ Statistical limits have a false-alarm chance of at most 10^-6; the draws are key
 import math
 import pickle
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from scipy import stats
 from diffaug import Cosine, ForwardProcess, LinearBeta, NoisyBatch, Rectified, ScaledLinearBeta
 from diffaug.process import kernel
 from diffaug.randomness.philox import Purpose, keys
+from diffaug.times import Cubic, Uniform
 
 Z = stats.norm.isf(0.5e-6)
 IMAGES = torch.arange(64 * 3 * 8 * 8).remainder(251).to(torch.uint8).view(64, 3, 8, 8)
@@ -463,22 +465,61 @@ def test_a_failed_compile_is_one_warning_and_the_eager_path(monkeypatch):
     assert other.compile_mode is False
 
 
-def test_a_compile_that_fails_after_others_worked_ends_the_run(monkeypatch):
-    """One rank must not go on alone with other bits."""
-    sizes = []
+def counted(tried: list[tuple[str, int]], fails: str = "") -> object:
+    """A compiler whose functions note the form of the pass and the size of the batch, and of which one fails."""
 
-    def counted(function: object, device_type: str) -> object:
+    def compiled(function: Callable[..., object], device_type: str) -> object:
         def call(x: torch.Tensor, *args: object) -> list[torch.Tensor]:
             assert x.is_contiguous()
-            sizes.append(len(x))
-            return [x[:, 0], x, x]
+            form = "times and fields" if "times" in function.__name__ else "fields"
+            tried.append((form, len(x)))
+            if form == fails:
+                raise torch._dynamo.exc.InternalTorchDynamoError("no compiler today")
+            return [x[:, 0], x, x] if "times" in form else [x, x]
 
         return call
 
-    monkeypatch.setattr(kernel, "_compiled", counted)
+    return compiled
+
+
+TIMES, FIELDS = "times and fields", "fields"
+SMALL = [(FIELDS, 1), (FIELDS, 2)]
+
+
+@pytest.mark.parametrize(
+    ("times", "batches", "expected"),
+    [
+        (Uniform(), {"train": {5, 64}}, [(TIMES, 1), (TIMES, 2), (TIMES, 5), (TIMES, 64)]),
+        (
+            Uniform(),
+            {"train": {3}, "val": {7}},
+            [(TIMES, 1), (TIMES, 2), (TIMES, 3), (FIELDS, 1), (FIELDS, 2), (FIELDS, 7)],
+        ),
+        (Cubic(), {"train": {3}, "val": {7}}, [*SMALL, (FIELDS, 3), (FIELDS, 7)]),
+        (Uniform(), {"test": ()}, SMALL),
+    ],
+)
+def test_every_form_and_size_that_is_to_come_is_tried(times, batches, expected, monkeypatch):
+    tried: list[tuple[str, int]] = []
+    monkeypatch.setattr(kernel, "_compiled", counted(tried))
+    assert ForwardProcess(LinearBeta(), times, compile=True).can_compile(IMAGES, batches=batches)
+    assert tried == expected
+
+
+def test_where_one_form_does_not_compile_none_is_used(monkeypatch):
+    """Nothing was handed out yet: the run begins eagerly, and does not end."""
+    monkeypatch.setattr(kernel, "_compiled", counted([], fails=FIELDS))
     process = ForwardProcess(LinearBeta(), compile=True)
-    assert process.can_compile(IMAGES, batches={5, 64})
-    assert sizes == [1, 2, 5, 64]
+    with pytest.warns(UserWarning, match=r"torch\.compile failed .*no compiler today"):
+        assert process.can_compile(IMAGES, batches={"train": (), "val": ()}) is False
+    assert process.compile_mode is False
+
+
+def test_a_compile_that_fails_after_others_worked_ends_the_run(monkeypatch):
+    """One rank must not go on alone with other bits."""
+    monkeypatch.setattr(kernel, "_compiled", counted([]))
+    process = ForwardProcess(LinearBeta(), compile=True)
+    assert process.can_compile(IMAGES)
     monkeypatch.setattr(kernel, "_compiled", broken_compiler)
     with pytest.raises(RuntimeError, match=r"no compiler today.*batch of \(3, 3, 8, 8\).*process\.compile=false"):
         process(IMAGES[:3], INDEX[:3])
