@@ -31,7 +31,7 @@ from diffaug.process.batch import NoisyBatch, batch_type
 from diffaug.randomness.philox import STAGES, Keys, Purpose, keys
 from diffaug.randomness.transfer import moved
 from diffaug.schedules import Schedule
-from diffaug.schedules.numbers import in_float64
+from diffaug.schedules.numbers import in_float64, where_float64_is
 from diffaug.targets import (
     IMAGE_FIELDS,
     INPUTS,
@@ -198,6 +198,10 @@ class ForwardProcess(nn.Module):
         check_call(self.fields, x_0, index, extra)
         # Out of inference mode and gradients: what comes out are data, and one compiled form serves every stage.
         with torch.inference_mode(False), torch.no_grad():
+            index, epoch, view, position = (
+                where_float64_is(value) if isinstance(value, Tensor) else value
+                for value in (index, epoch, view, position)
+            )
             key = keys(index, seed=seed, stage=stage, epoch=epoch, view=view, dataset=dataset)
             times = times or (self.times if stage == "train" else EVALUATION_TIMES)
             t, images = self._drawn(x_0, key, times, position, dtype or self.dtype or torch.float32)

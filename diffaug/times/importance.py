@@ -23,6 +23,7 @@ from torch import Tensor
 
 from diffaug.checks import bounded, refuse
 from diffaug.schedules import Schedule
+from diffaug.schedules.numbers import where_float64_is
 from diffaug.times.densities import Times
 
 _SCALE = 2**50  # of probabilities as whole numbers: their sums are exact, in any order, on any device
@@ -129,7 +130,8 @@ class Importance(Times):
         """Return p_t as whole numbers, int64, shape (T,): exactly what is drawn from, and weighed by."""
         self.check(schedule)
         self.table.prepare(device, schedule.timesteps, self.history)
-        losses, counts = self.table.losses[:-1].double(), self.table.counts[:-1]
+        losses = where_float64_is(self.table.losses[:-1]).double()
+        counts = where_float64_is(self.table.counts[:-1])
         p = losses.square().mean(1).sqrt()
         ready = (counts >= self.history).all() & (p.sum() > 0)
         p = torch.where(ready, p / p.sum(), 1.0 / len(p))
@@ -144,7 +146,8 @@ class Importance(Times):
     def importance_weight(self, t: Tensor, schedule: Schedule) -> Tensor:
         """Return 1 / (T p_t) by the losses so far: ask for it where t is drawn, before the next `update`."""
         shares = self._shares(schedule, t.device)
-        return (shares.sum().double() / (schedule.timesteps * shares[t].double())).float()
+        drawn = shares[where_float64_is(t)]
+        return (shares.sum().double() / (schedule.timesteps * drawn.double())).float().to(t.device)
 
     def clear(self) -> None:
         self.table.clear()

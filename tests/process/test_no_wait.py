@@ -179,10 +179,7 @@ def test_helpers(schedule):
         t = watched.on_device(4, dtype=torch.int64 if schedule.discrete else torch.float32)
         times = torch.arange(1, 4) if schedule.discrete else torch.tensor([0.2, 0.5, 0.9])
         calls = {
-            **{
-                f"to x_0 from {name}": functools.partial(convert, schedule, name, "x_0", x, x, t)
-                for name in ("epsilon", "v")
-            },
+            "convert": lambda: convert(schedule, "v", "x_0", x, x, t),
             "convertible": lambda: convertible(schedule, "v", "x_0", t),
             "as_input": lambda: as_input(schedule, "x_in", x, t),
             "noised": lambda: process.noised(x, t, x),
