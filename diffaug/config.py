@@ -99,7 +99,10 @@ def checkpoint_path(ckpt_path: str | None, folder: str) -> str | None:
     if path.exists():
         return str(path)
     if ckpt_path == "auto":
-        others = sorted(Path(folder).glob("**/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
+        others = sorted(
+            (path for path in Path(folder).glob("**/checkpoints/*.ckpt") if not _of_a_run_within(path, Path(folder))),
+            key=lambda path: path.stat().st_mtime,
+        )
         if not others:
             return None
         _log.warning("ckpt_path=auto: there is no %s, so the run goes on from %s, the newest", path, others[-1])
@@ -111,6 +114,12 @@ def checkpoint_path(ckpt_path: str | None, folder: str) -> str | None:
     raise FileNotFoundError(
         f"ckpt_path={ckpt_path}: there is no {path}. Runs that can be gone on with by ckpt_path=last:\n  {known}"
     )
+
+
+def _of_a_run_within(path: Path, folder: Path) -> bool:
+    """Whether a file in a run's folder is another run's, whose folder is within that one."""
+    between = path.relative_to(folder).parents[:-1]
+    return any((folder / inner / ".hydra").is_dir() for inner in between)
 
 
 def report(folder: str) -> str:

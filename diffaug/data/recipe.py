@@ -16,8 +16,14 @@ from torch.utils.data import IterableDataset
 _log = logging.getLogger("diffaug")
 
 
-def check_recipe(ours: Mapping[str, Any], theirs: Mapping[str, Any], allow: bool) -> None:
-    """Refuse a checkpoint of another recipe, with the difference; or, where that is allowed, say it in the log."""
+def check_recipe(ours: Mapping[str, Any], theirs: Mapping[str, Any], allow: bool, advice: str = "") -> None:
+    """Refuse a checkpoint of another recipe, with the difference; or, where that is allowed, say it in the log.
+
+    Arguments:
+        ours, theirs: the recipe of now, and the checkpoint's.
+        allow: whether it may be another.
+        advice: what more the refusal says.
+    """
     ours, theirs = _flat(ours), _flat(theirs)
     changed = [f"{key}: {theirs[key]} -> {ours[key]}" for key in ours if key in theirs and theirs[key] != ours[key]]
     if changed and not allow:
@@ -25,6 +31,7 @@ def check_recipe(ours: Mapping[str, Any], theirs: Mapping[str, Any], allow: bool
             "This checkpoint was trained on another recipe than the one given now:\n  "
             + "\n  ".join(changed)
             + "\nResume with the old values, or set data.allow_changed_recipe=true if you mean to change them."
+            + advice
         )
     if changed:
         _log.warning("going on with a changed recipe: %s", "; ".join(changed))
@@ -49,7 +56,8 @@ def check_ranks(trainer: pl.Trainer | None, recipe: Mapping[str, Any]) -> None:
                 "The ranks disagree on what they train on:\n  "
                 + "\n  ".join(unlike)
                 + "\nGive all ranks the same: they share one order of the images out among them, and their noise "
-                "differs by itself, as each image has its own (seed_everything(42), not 42 + rank)."
+                "differs by itself, as each image has its own (seed_everything(42), not 42 + rank). A checkpoint to go "
+                "on from must lie where every node reads it."
             )
 
 

@@ -90,9 +90,11 @@ class Resume:
                 loader.cycles = mode == "max_size_cycle"
         if trainer is None or trainer.state.fn != "fit":
             return
-        check_ranks(trainer, _numbered([describe_loader(loader) for loader in loaders]))
         loaded, self._loaded, new, self._new = self._loaded, None, self._new, False
         now = read_progress(trainer)
+        begins = loaded or now._asdict()  # a checkpoint that only some nodes see would let the others begin anew
+        where = {"begins at": f"epoch {begins['epoch']}, batch {begins['batches']}"}
+        check_ranks(trainer, {**_numbered([describe_loader(loader) for loader in loaders]), **where})
         if loaded is None:
             if new and trainer.ckpt_path is not None and now != (0, 0):
                 self._refuse(
@@ -108,7 +110,8 @@ class Resume:
                 "ckpt_path=null, or fast_dev_run=false."
             )
         batches = _batches([*loaders], mode, trainer.limit_train_batches)
-        progress = self._converted(loaded, self._epoch_images(batches), batches)
+        of_the_epoch = trainer.reload_dataloaders_every_n_epochs > 0  # pyright: ignore[reportAttributeAccessIssue]
+        progress = self._converted(loaded, self._epoch_images(batches), batches, of_the_epoch)
         set_progress(trainer, progress, loaded["stepped"])
         for loader in loaders:
             if isinstance(loader, _OURS):
@@ -117,7 +120,9 @@ class Resume:
         self._waiting = {**self.state(trainer), **progress._asdict(), "stepped": loaded["stepped"]}
         self._waiting["epoch_images"] = self._epoch_images(batches)
 
-    def _converted(self, loaded: dict[str, Any], epoch_images: list[int | None], count: float) -> EpochProgress:
+    def _converted(
+        self, loaded: dict[str, Any], epoch_images: list[int | None], count: float, of_the_epoch: bool
+    ) -> EpochProgress:
         """A checkpoint's place in batches of the loaders of now, of which an epoch has ``count``."""
         epoch, done = loaded["epoch"], loaded["batches"]
         if not loaded["loaders"]:
@@ -128,7 +133,14 @@ class Resume:
                 f"{len(self._loaders)}: resume with as many."
             )
         ours = [describe_loader(loader) for loader in self._loaders]
-        check_recipe(_numbered(ours), _numbered(loaded["loaders"]), self.allow)
+        advice = ""
+        if done == 0 and of_the_epoch:
+            advice = (
+                "\nOr were these loaders of the epoch (trainer.reload_dataloaders_every_n_epochs)? Those of an epoch that "
+                "had not begun are not in the checkpoint; if they are meant to differ, "
+                "data.allow_changed_recipe=true goes on exactly."
+            )
+        check_recipe(_numbered(ours), _numbered(loaded["loaders"]), self.allow, advice)
         for before, now in zip(loaded["epoch_images"], epoch_images, strict=True):
             if before != now:
                 self._refuse(

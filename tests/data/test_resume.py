@@ -681,8 +681,8 @@ class TestRefusals:
                 assert self.trainer is not None
                 return DataLoader(images(8 + 4 * self.trainer.current_epoch), 4, shuffle=True)
 
-        def make() -> Any:
-            return DiffusionDataModule.wrap(Curriculum(), PROCESS, seed=5)
+        def make(**options: Any) -> Any:
+            return DiffusionDataModule.wrap(Curriculum(), PROCESS, seed=5, **options)
 
         memory, options = Memory(), {"reload_dataloaders_every_n_epochs": 1}
         whole, _ = fit(make(), memory, callbacks=(Saver(FEW),), **options)
@@ -690,8 +690,10 @@ class TestRefusals:
         refused = 0
         for path, done in memory.done.items():
             if done in (2, 5, 9) and path.endswith("_end"):  # the loader that comes next is another
-                with pytest.raises(ValueError, match=r"train\.images: "):
+                with pytest.raises(ValueError, match=r"(?s)train\.images: .*loaders of the epoch .*goes on exactly"):
                     fit(make(), memory, path, **options)
+                rest, _ = fit(make(allow_changed_recipe=True), memory, path, **options)
+                assert rest.seen == whole.seen[done:], path
                 refused += 1
             else:
                 rest, _ = fit(make(), memory, path, **options)
@@ -851,6 +853,23 @@ def test_a_trial_run_leaves_no_state_and_goes_on_from_none(tmp_path):
     assert trial.seen == whole.seen[:2]
     with pytest.raises(ValueError, match=r"fast_dev_run .* not on from a checkpoint.*ckpt_path=null"):
         fit(own(), memory, [*memory.files][1], fast_dev_run=2)
+
+
+@pytest.mark.parametrize("minutes", [10, 1e-9], ids=["at the end", "when due"])
+def test_the_last_checkpoint_knows_the_best_of_its_own_step(minutes, tmp_path):
+    """Where it was saved in the step before a validation too: else a worse one after it would take the best's place."""
+
+    class Better(Model):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val_loss", 1 / len(self.seen))
+
+    best = ModelCheckpoint(tmp_path, "best", monitor="val_loss", enable_version_counter=False)
+    memory = Memory()
+    options = {"max_steps": 4, "val_check_interval": 2, "num_sanity_val_steps": 0, "enable_checkpointing": True}
+    fit(own(), memory, model=Better(), callbacks=(best, LastCheckpoint(str(tmp_path), minutes=minutes)), **options)
+    held = torch.load(io.BytesIO(memory.files[str(tmp_path / "last.ckpt")]), weights_only=True)
+    assert held["global_step"] == 4
+    assert held["callbacks"][best.state_key]["best_model_score"] == 1 / 4
 
 
 class TwoOptimizers(Model):

@@ -92,9 +92,9 @@ def main(out: str, options: dict[str, Any]) -> None:
         enable_model_summary=False,
         logger=False,
     )
-    trainer.fit(
-        Recorder(out, options.get("kill_at"), options.get("sync", False)), data, ckpt_path=options.get("ckpt_path")
-    )
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    ckpt_path = options.get("ckpt_path") if rank in options.get("sees_it", [rank]) else None
+    trainer.fit(Recorder(out, options.get("kill_at"), options.get("sync", False)), data, ckpt_path=ckpt_path)
 
 
 if __name__ == "__main__":

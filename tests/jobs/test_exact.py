@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -226,6 +227,18 @@ def test_ranks_with_different_seeds_are_refused(tmp_path):
     assert "The ranks disagree on what they train on" in done.stderr
     assert "seed: 42 on rank 0, 43 on rank 1" in done.stderr
     assert not list(tmp_path.glob("train-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_checkpoint_that_only_one_rank_sees_is_refused(rank, tmp_path):
+    """As where each node has a disk of its own: the other would train from the beginning."""
+    run(tmp_path / "whole", devices=2, batch_size=4, max_epochs=1)
+    options = {"ckpt_path": str(tmp_path / "whole" / "last.ckpt"), "sees_it": [rank]}
+    done = run(tmp_path / "rest", expect=None, devices=2, batch_size=4, max_epochs=2, **options)
+    assert re.search(r"begins at: epoch \d, batch \d+ on rank 0, epoch \d, batch \d+ on rank 1", done.stderr)
+    assert "A checkpoint to go on from must lie where every node reads it" in done.stderr
+    assert not list((tmp_path / "rest").glob("train-*"))
 
 
 @pytest.mark.slow

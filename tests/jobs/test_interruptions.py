@@ -163,3 +163,16 @@ def test_auto_goes_on_where_there_is_something_to_go_on_from(tmp_path, caplog):
     assert re.search(r"there is no .*last\.ckpt, so the run goes on from .*best\.ckpt, the newest", caplog.text)
     last.touch()
     assert checkpoint_path("auto", str(tmp_path)) == str(last)
+
+
+def test_auto_takes_none_of_a_run_whose_folder_is_within(tmp_path):
+    other = tmp_path / "outputs" / "a"
+    (other / ".hydra").mkdir(parents=True)
+    (other / "checkpoints").mkdir()
+    (other / "checkpoints" / "best.ckpt").touch()
+    (tmp_path / ".hydra").mkdir()
+    assert checkpoint_path("auto", str(tmp_path)) is None
+    own = tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "epoch=0-step=5.ckpt"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert checkpoint_path("auto", str(tmp_path)) == str(own)
