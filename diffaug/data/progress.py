@@ -58,6 +58,8 @@ def set_progress(trainer: pl.Trainer, progress: EpochProgress, stepped: int) -> 
     epochs, steps = state["epoch_progress"], state["epoch_loop.batch_progress"]
     before = epochs["total"]["started"] - epochs["current"]["started"]  # epochs of fits before the one counted
     validation = "epoch_loop.val_loop.batch_progress"
+    goes_on = not 0 <= trainer.max_steps <= trainer.global_step
+    recounted = inside and goes_on and batches % trainer.accumulate_grad_batches == 0
     state |= {
         "epoch_progress": _counters(
             epoch + inside, before + epoch + inside, {"processed": inside, "completed": inside}
@@ -68,9 +70,7 @@ def set_progress(trainer: pl.Trainer, progress: EpochProgress, stepped: int) -> 
         },
         validation: {**_counters(0, state[validation]["total"]["processed"], {}), "is_last_batch": False},
         # Going on from a batch's end, Lightning counts that batch as one that stepped.
-        "epoch_loop.state_dict": {
-            "_batches_that_stepped": stepped - (inside and batches % trainer.accumulate_grad_batches == 0)
-        },
+        "epoch_loop.state_dict": {"_batches_that_stepped": stepped - recounted},
     }
     fit.load_state_dict(state)
     fit._combined_loader_states_to_load = states

@@ -136,8 +136,8 @@ class Resume:
         advice = ""
         if done == 0 and of_the_epoch:
             advice = (
-                "\nOr were these loaders of the epoch (trainer.reload_dataloaders_every_n_epochs)? Those of an epoch that "
-                "had not begun are not in the checkpoint; if they are meant to differ, "
+                "\nOr were these loaders of the epoch (trainer.reload_dataloaders_every_n_epochs)? Those of an epoch "
+                "that had not begun are not in the checkpoint; if they are meant to differ, "
                 "data.allow_changed_recipe=true goes on exactly."
             )
         check_recipe(_numbered(ours), _numbered(loaded["loaders"]), self.allow, advice)

@@ -140,13 +140,25 @@ class Summary(Callback):
     """
 
     def __init__(self, folder: str) -> None:
-        self.folder, self.seconds = Path(folder), 0.0
+        self.folder, self._seconds = Path(folder), 0.0
+        self._began: float | None = None  # while it trains
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has trained, what it went on from included."""
+        return self._seconds + (0.0 if self._began is None else time.monotonic() - self._began)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._began = time.monotonic()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.seconds = time.monotonic() - self._began
+        self._seconds, self._began = self.seconds, None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seconds = state_dict["seconds"]
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.enable_validation:
@@ -168,7 +180,7 @@ class Summary(Callback):
             "seed": data.seed,
             "schedule": repr(data.process.schedule),
             "steps": trainer.global_step,
-            "seconds": round(self.seconds or time.monotonic() - getattr(self, "_began", time.monotonic()), 1),
+            "seconds": round(self.seconds, 1),
         }
         classes = _classes(data.images("train").dataset) if isinstance(data, DiffusionDataModule) else None
         if classes:

@@ -872,6 +872,15 @@ def test_the_last_checkpoint_knows_the_best_of_its_own_step(minutes, tmp_path):
     assert held["callbacks"][best.state_key]["best_model_score"] == 1 / 4
 
 
+def test_a_finished_run_that_is_given_again_counts_its_steps_as_before():
+    """What is logged of it then, such as its validation, is of the last step and not of one before."""
+    memory = Memory()
+    fit(own(), memory, callbacks=(Saver(FEW),), max_steps=4)
+    path = next(path for path, done in memory.done.items() if done == 4)
+    _, trainer = fit(own(), memory, path, max_steps=4)
+    assert trainer.global_step == trainer.fit_loop.epoch_loop._batches_that_stepped == 4
+
+
 class TwoOptimizers(Model):
     """Steps two optimizers by hand in each batch, so that global_step goes by two."""
 

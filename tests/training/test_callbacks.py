@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 
 import pytest
 import pytorch_lightning as pl
@@ -210,6 +211,22 @@ def test_a_run_without_validation_leaves_its_summary_too(tmp_path, left_out):
     assert summary["steps"] == 6
     assert (summary["val_loss"] is None) == (left_out != "nothing")
     assert summary["prior_kl_bits_per_dim"] > 0
+
+
+def test_the_seconds_of_a_run_are_those_of_all_its_processes(tmp_path, monkeypatch):
+    """And a finished run that is given again, which trains no step, keeps them."""
+    clock = iter(range(0, 10**6, 100))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    told = []
+    for _ in range(2):
+        data, path = module(), tmp_path / "last.ckpt"
+        of_a_run = trainer(tmp_path, Summary(str(tmp_path)))
+        of_a_run.fit(Denoiser(Net(), data.process), data, ckpt_path=str(path) if path.exists() else None)
+        of_a_run.save_checkpoint(path)
+        told.append(of_a_run.callbacks[0].seconds)
+        of_a_run.validate(datamodule=data, model=Denoiser(Net(), data.process), verbose=False)
+        assert json.loads((tmp_path / "summary.json").read_text())["seconds"] == told[-1]
+    assert told[0] == told[1] >= 100
 
 
 def test_what_an_encoder_makes_is_no_image(tmp_path):
