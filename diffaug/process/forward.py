@@ -198,9 +198,9 @@ class ForwardProcess(nn.Module):
         check_call(self.fields, x_0, index, extra)
         # Out of inference mode and gradients: what comes out are data, and one compiled form serves every stage.
         with torch.inference_mode(False), torch.no_grad():
-            index, epoch, view, position = (
-                where_float64_is(value) if isinstance(value, Tensor) else value
-                for value in (index, epoch, view, position)
+            index = where_float64_is(index)
+            epoch, view, position = (
+                where_float64_is(value) if isinstance(value, Tensor) else value for value in (epoch, view, position)
             )
             key = keys(index, seed=seed, stage=stage, epoch=epoch, view=view, dataset=dataset)
             times = times or (self.times if stage == "train" else EVALUATION_TIMES)
