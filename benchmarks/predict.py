@@ -34,7 +34,7 @@ def compiled_pass(capability: int, dtype: torch.dtype) -> Code:
         x = torch.empty(BATCH, ELEMENTS, dtype=torch.uint8, device=DEVICE)
         keys = Keys(*(torch.empty(BATCH, dtype=torch.int64, device=DEVICE) for _ in range(5)))
         table = torch.empty(1000, 2, 2, device=DEVICE)
-        source = program(kernel.drawn_with_uniform_times, x, keys, table, 255.0, dtype)
+        source = program(kernel.draw_times_and_mix, x, keys, table, 255.0, dtype)
         tuner = autotuner(list(kernels(source).values())[-1], Path(tempfile.mkdtemp()))
         found = [
             read_code(

@@ -22,7 +22,7 @@ def an_image(data: DiffusionDataModule) -> Tensor:
     if images is None or images.ndim != 4 or images.shape[1] not in (1, 3):
         shape = None if images is None else tuple(images.shape[1:])
         raise ValueError(f"A strip wants an image of shape (1 or 3, H, W) from data.train, but its first is {shape}.")
-    return data.process.scaled(images)[0]
+    return data.process.scale(images)[0]
 
 
 def label(name: str, group: str) -> str:

@@ -71,7 +71,7 @@ def preview(data: DiffusionDataModule) -> Preview:
     if images is None or images.ndim != 4 or images.shape[1] not in (1, 3):
         shape = "a stream" if images is None else f"of shape {tuple(images.shape)}"
         raise ValueError(f"preview wants images of shape (B, 1 or 3, H, W) from data.train, but they are {shape}.")
-    x_0 = process.scaled(images)
+    x_0 = process.scale(images)
     t = _times(process)
     read, noised = _speed(data)
     found = warnings(process, images, t)
@@ -132,7 +132,7 @@ def warnings(process: ForwardProcess, images: Tensor, t: Tensor) -> list[str]:
         images: as the dataset yields them, shape (B, C, H, W).
         t: times as training draws them, shape (N,).
     """
-    x_0 = process.scaled(images)
+    x_0 = process.scale(images)
     return [*_of_values(process, images, x_0), *_of_schedule(process, x_0, t)]
 
 

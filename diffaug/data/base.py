@@ -120,7 +120,7 @@ class NoisingDataModule(pl.LightningDataModule):
                 _log.warning("another rank cannot compile the forward process: all ranks take the eager path")
             works = everywhere
         if wanted and not works:
-            self.process.compile_mode = False
+            self._noiser.eager = True
         before, self.backend = self.backend, f"{device.type}, {'compiled' if works else 'eager'}"
         if works and example is None and self.process.compile_mode == "auto":
             self.backend += f" where a sample has {COMPILE_ELEMENTS} elements or more"

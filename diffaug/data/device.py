@@ -13,6 +13,8 @@ from diffaug.data.dataset import note
 from diffaug.data.items import check_range
 from diffaug.data.labels import LabelDropout
 from diffaug.process import ForwardProcess
+from diffaug.process.batch import Fields
+from diffaug.process.forward import EVALUATION_TIMES
 from diffaug.randomness.philox import STAGES, VIEW_BITS, Purpose, keys
 from diffaug.randomness.user_code import keyed_random_state
 from diffaug.times import Times
@@ -58,6 +60,7 @@ class Noiser:
             )
         self.process, self.device_transform, self.encoder, self.dropout = process, device_transform, encoder, dropout
         self.views = integer("data.views", views, 1, 2**VIEW_BITS - 1)
+        self.eager = False  # whether the compiled pass is left aside: where some rank cannot compile it
         self._checked: set[str] = set()
 
     def __call__(
@@ -71,8 +74,8 @@ class Noiser:
         dataset: int,
         dtype: torch.dtype | None = None,
         times: Times | None = None,
-    ) -> Any:
-        """The noised batch.
+    ) -> Fields:
+        """Noise a batch.
 
         Arguments:
             image: shape (B, *), as `ForwardProcess` takes it.
@@ -99,22 +102,12 @@ class Noiser:
             position = (position[:, None] * self.views + copies).flatten()
             image, index, epoch = (x.repeat_interleave(self.views, 0) for x in (image, index, epoch))
             extra = {name: _repeated(value, self.views) for name, value in extra.items()}
+        packed = keys(index, seed=seed, stage=stage, epoch=epoch, view=view, dataset=dataset)
         if train and self.dropout.rate:
-            coins = keys(index, seed=seed, stage=stage, epoch=epoch, view=view, dataset=dataset)
-            name = self.dropout.key
-            extra = {**extra, name: self.dropout(extra[name], coins)}
-        return self.process(
-            image,
-            index,
-            seed=seed,
-            stage=stage,
-            dataset=dataset,
-            epoch=epoch,
-            view=view,
-            position=position,
-            extra=extra,
-            dtype=dtype,
-            times=times,
+            extra = {**extra, self.dropout.key: self.dropout(extra[self.dropout.key], packed)}
+        times = times or (self.process.times if train else EVALUATION_TIMES)
+        return self.process.draw(
+            image, packed, times=times, position=position, extra=extra, dtype=dtype, eager=self.eager
         )
 
     def check_once(self, image: Tensor, where: str, what: str) -> bool:
@@ -127,7 +120,7 @@ class Noiser:
         return True
 
     def _encoded(self, image: Tensor, key: tuple[int, ...]) -> Tensor:
-        scaled = self.process.scaled(image)
+        scaled = self.process.scale(image)
         with keyed_random_state(image.device, *key):
             code = on_device(self.encoder, scaled, "data.encoder").float()
         low, high = self.process.value_range or (-1.0, 1.0)

@@ -30,7 +30,7 @@ def forward(process: ForwardProcess, images: Tensor, *, columns: int = 9, seed: 
     log_snr = schedule.log_snr(times, torch.float64)
     titles = ["$x_0$"]
     titles += [f"t = {t:.3g}\n{_snr(level)}" for t, level in zip(times.tolist(), log_snr.tolist(), strict=True)]
-    states = torch.cat([process.scaled(images)[:, None], path / _loudness(alpha, sigma).view(-1, 1, 1, 1)], 1)
+    states = torch.cat([process.scale(images)[:, None], path / _loudness(alpha, sigma).view(-1, 1, 1, 1)], 1)
     rows = list(zip(times.tolist(), alpha.tolist(), sigma.tolist(), log_snr.tolist(), strict=True))
     return Picture(_grid(states, titles), ("t", "alpha", "sigma", "log_snr"), rows)
 
@@ -215,7 +215,7 @@ def preview(process: ForwardProcess, images: Tensor, t: Tensor, pixels: Tensor, 
         pixels: values in [-1, 1], or of latents, any shape.
     """
     schedule = process.schedule
-    scaled = process.scaled(images)
+    scaled = process.scale(images)
     figure = new_figure(1.05 * columns + 0.6, 8.2)
     parts: Any = figure.subfigures(3, 1, height_ratios=(1.35, 3.6, 2.6))
     read, noised, numbers = parts

@@ -1,6 +1,6 @@
 """What a ForwardProcess refuses, and why: bad arguments, parts that do not go together, calls that cannot be right."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -129,8 +129,8 @@ def numbered(x_0: Tensor, generator: torch.Generator | None) -> tuple[int, Tenso
     return words[0] | words[1] << 32, torch.arange(len(x_0), device="cpu")
 
 
-def check_call(fields: tuple[str, ...], x_0: Tensor, index: Tensor, extra: dict[str, Any]) -> None:
-    """Refuse images, indices or extra fields that `ForwardProcess.forward` cannot work with."""
+def check_call(fields: tuple[str, ...], x_0: Tensor, extra: Mapping[str, Any]) -> None:
+    """Refuse images or extra fields that `ForwardProcess.draw` cannot work with."""
     check_images("x_0", x_0)
     if x_0.numel() >= ELEMENTS_MAX * max(x_0.shape[0], 1):
         raise refuse("x_0", tuple(x_0.shape), "of fewer than 2^32 elements a sample")
@@ -138,9 +138,8 @@ def check_call(fields: tuple[str, ...], x_0: Tensor, index: Tensor, extra: dict[
         raise ValueError(
             "x_0 requires a gradient, but what a ForwardProcess draws are data, without one. Pass x_0.detach(), or "
             "make x_0 under torch.no_grad(). For a gradient to x_0 draw t and epsilon so, then mix them by "
-            "process.noised(x_0, t, epsilon)."
+            "process.mix(x_0, t, epsilon)."
         )
-    check_like("index", index, x_0.shape[:1], "the number of each image in its dataset")
     clash = sorted(set(extra) & set(FIELDS))
     if clash:
         raise ValueError(

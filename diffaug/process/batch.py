@@ -2,7 +2,8 @@
 
 import functools
 from collections import namedtuple
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol, cast
 
 from torch import Tensor
 
@@ -21,12 +22,24 @@ class NoisyBatch(NamedTuple):
     t: Tensor
 
 
+class Fields(Protocol):
+    """A named tuple of the fields that were asked for, in their order: `NoisyBatch`, or one with other names."""
+
+    _fields: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, place: Any, /) -> Any: ...
+    def __getattr__(self, name: str, /) -> Any: ...
+    def _asdict(self) -> dict[str, Any]: ...
+
+
 @functools.lru_cache(maxsize=64)
-def batch_type(fields: tuple[str, ...]) -> Any:
+def batch_type(fields: tuple[str, ...]) -> Callable[..., Fields]:
     """The named tuple of a batch with these fields: `NoisyBatch` itself for its own three."""
     if fields == NoisyBatch._fields:
-        return NoisyBatch
-    made = namedtuple("NoisyBatch", fields)  # noqa: PYI024 - its fields are known only now
+        return cast("Callable[..., Fields]", NoisyBatch)
+    made: Any = namedtuple("NoisyBatch", fields)  # noqa: PYI024 - its fields are known only now
     made.__module__ = __name__
     made.__reduce__ = lambda self: (_rebuild, (self._fields, tuple(self)))  # a class made on the fly, yet picklable
     return made

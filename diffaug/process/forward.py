@@ -27,8 +27,8 @@ from diffaug.process.arguments import (
     checked_range,
     numbered,
 )
-from diffaug.process.batch import NoisyBatch, batch_type
-from diffaug.randomness.philox import STAGES, Keys, Purpose, keys
+from diffaug.process.batch import Fields, NoisyBatch, batch_type
+from diffaug.randomness.philox import Keys, Purpose, keys
 from diffaug.randomness.transfer import moved
 from diffaug.schedules import Schedule
 from diffaug.schedules.numbers import in_float64, where_float64_is
@@ -100,8 +100,12 @@ class ForwardProcess(nn.Module):
         self.value_range = checked_range(value_range)
         self.compile_mode = choice("process.compile", compile, (True, False, "auto"))
         self.dtype = checked_dtype(dtype)
-        self._has_compiled = False
         check_parts(self)
+        self._images = tuple(name for name in self.fields if name in IMAGE_FIELDS)
+        self._numbers = tuple(name for name in self.fields if name in NUMBER_FIELDS)
+        self._pairs = not set(PAIR_FIELDS).isdisjoint(self.fields)
+        self._fused = isinstance(self.noise, Gaussian) and not self._pairs  # one pass draws the noise and mixes it
+        self._has_compiled = self._cannot_compile = False
 
     def extra_repr(self) -> str:
         return (
@@ -109,8 +113,8 @@ class ForwardProcess(nn.Module):
         )
 
     def compiles(self, device: torch.device, elements: int) -> bool:
-        """Whether samples of so many elements go through the compiled pass on this device."""
-        if not isinstance(self.noise, Gaussian) or set(self.fields) & set(PAIR_FIELDS):
+        """Return whether samples of so many elements go through the compiled pass on this device."""
+        if self._cannot_compile or not self._fused:
             return False
         if self.compile_mode == "auto":
             return elements >= kernel.COMPILE_ELEMENTS and kernel.compiler_for(device.type)
@@ -137,8 +141,8 @@ class ForwardProcess(nn.Module):
             times = Uniform() if with_times else EVALUATION_TIMES
             self._has_compiled = had_compiled  # nothing that is tried here has been handed out
             with torch.inference_mode(False), torch.no_grad():
-                self._drawn(some, keys(index), times, None, dtype or self.dtype or torch.float32)
-            if self.compile_mode is False:
+                self._draw(some, keys(index), times, None, dtype or self.dtype or torch.float32)
+            if self._cannot_compile:
                 return False
         return True
 
@@ -157,11 +161,11 @@ class ForwardProcess(nn.Module):
         times: Times | None = None,
         extra: dict[str, Any] | None = None,
         dtype: torch.dtype | None = None,
-    ) -> Any:
+    ) -> Fields:
         """Draw t and epsilon for each image and mix them.
 
         A draw is a pure function of (seed, stage, dataset, epoch, index, view) and of nothing else. What comes out are
-        data, compiled or not: no gradient goes through; where x_0 wants one, `noised` gives it.
+        data, compiled or not: no gradient goes through; where x_0 wants one, `mix` gives it.
 
         The numbers of a batch, its times and coefficients, are drawn where ``index`` is, and cross to the images at
         once; the pixels' noise is made where the images are. For images on an accelerator, leave ``index`` (and
@@ -193,35 +197,70 @@ class ForwardProcess(nn.Module):
         if index is None:
             seed, index = numbered(x_0, generator)
             position = index if position is None else position
-        choice("stage", stage, STAGES)
+        check_like("index", index, x_0.shape[:1], "the number of each image in its dataset")
+        return self.draw(
+            x_0,
+            keys(index, seed=seed, stage=stage, epoch=epoch, view=view, dataset=dataset),
+            times=times or (self.times if stage == "train" else EVALUATION_TIMES),
+            position=position,
+            extra=extra,
+            dtype=dtype,
+        )
+
+    def draw(
+        self,
+        x_0: Tensor,
+        key: Keys,
+        *,
+        times: Times | None = None,
+        position: Tensor | None = None,
+        extra: Mapping[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+        eager: bool = False,
+    ) -> Fields:
+        """Draw t and epsilon for each image by its key and mix them: `forward`, for who has packed the keys.
+
+        Arguments:
+            x_0, position, extra, dtype: as `forward` takes them.
+            key: of the B images, of `diffaug.randomness.philox.keys`; on the host, or where x_0 is.
+            times: instead of the process's own, whatever the stage.
+            eager: whether the compiled pass is left aside, as where another rank cannot compile it.
+
+        Returns:
+            As `forward`.
+        """
         extra = {} if extra is None else extra
-        check_call(self.fields, x_0, index, extra)
+        check_call(self.fields, x_0, extra)
+        times, key = times or self.times, Keys(*map(where_float64_is, key))
+        position = None if position is None else where_float64_is(position)
         # Out of inference mode and gradients: what comes out are data, and one compiled form serves every stage.
         with torch.inference_mode(False), torch.no_grad():
-            index = where_float64_is(index)
-            epoch, view, position = (
-                where_float64_is(value) if isinstance(value, Tensor) else value for value in (epoch, view, position)
-            )
-            key = keys(index, seed=seed, stage=stage, epoch=epoch, view=view, dataset=dataset)
-            times = times or (self.times if stage == "train" else EVALUATION_TIMES)
-            t, images = self._drawn(x_0, key, times, position, dtype or self.dtype or torch.float32)
-            numbers = {name: NUMBER_FIELDS[name](self.schedule, t) for name in self.fields if name in NUMBER_FIELDS}
+            t, made = self._draw(x_0, key, times, position, dtype or self.dtype or torch.float32, eager=eager)
+            made |= {name: NUMBER_FIELDS[name](self.schedule, t) for name in self._numbers}
             if "weight" in self.fields:
-                numbers["weight"] = self.weight.of(self.schedule, self.target, t, self.sigma_data)
+                made["weight"] = self.weight.of(self.schedule, self.target, t, self.sigma_data)
             if "importance_weight" in self.fields:
-                numbers["importance_weight"] = times.importance_weight(t, self.schedule)
-            own = {"index": index, "view": key.view, **numbers, **images}
-            own = {name: value for name, value in own.items() if name in self.fields}
-            own = dict(zip(own, moved(list(own.values()), x_0.device), strict=True))
-        values: dict[str, Any] = {**extra, **own}
-        return batch_type(self.fields)(*(values[name] for name in self.fields))
+                made["importance_weight"] = times.importance_weight(t, self.schedule)
+            if "index" in self.fields:
+                made["index"] = key.sample
+            if "view" in self.fields:
+                made["view"] = key.view
+            made = dict(zip(made, moved([*made.values()], x_0.device), strict=True))
+        return batch_type(self.fields)(*(made[name] if name in made else extra[name] for name in self.fields))
 
-    def _drawn(
-        self, x_0: Tensor, key: Keys, times: Times, position: Tensor | None, dtype: torch.dtype
+    def _draw(
+        self,
+        x_0: Tensor,
+        key: Keys,
+        times: Times,
+        position: Tensor | None,
+        dtype: torch.dtype,
+        *,
+        eager: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The times, where they were drawn, and every image-shaped field and the second time, by name."""
+        """Draw the times, where the keys are, and every image-shaped field and the second time, by name."""
         try:
-            return self._mixed(x_0, key, times, position, dtype)
+            return self._mix(x_0, key, times, position, dtype, eager)
         except kernel.CompileError as error:
             if self._has_compiled:
                 # This process, one rank of several perhaps, must not go on alone with other bits.
@@ -230,53 +269,50 @@ class ForwardProcess(nn.Module):
                     "in the last bit, so it does not take over within a run. Set process.compile=false, and go on from "
                     "the last checkpoint or begin again."
                 ) from error
-            self.compile_mode = False
+            self._cannot_compile = True
             warnings.warn(
                 f"{error}; diffaug goes on with its eager path, which is slower and may differ in the last bit. Set "
                 "process.compile=false to begin there.",
-                stacklevel=3,
+                stacklevel=4,
             )
-            return self._mixed(x_0, key, times, position, dtype)
+            return self._mix(x_0, key, times, position, dtype, eager)
 
-    def _mixed(
-        self, x_0: Tensor, key: Keys, times: Times, position: Tensor | None, dtype: torch.dtype
+    def _mix(
+        self, x_0: Tensor, key: Keys, times: Times, position: Tensor | None, dtype: torch.dtype, eager: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        names = tuple(name for name in self.fields if name in IMAGE_FIELDS)
-        flat = x_0.reshape(len(x_0), -1)
-        compiled = self.compiles(x_0.device, flat.shape[1])
+        names, flat = self._images, x_0.reshape(len(x_0), -1)
+        compiled = not eager and self.compiles(x_0.device, flat.shape[1])
         scale, centre = self._scale_and_centre(x_0)
         if names and compiled and self.schedule.discrete and times == Uniform():
             table = mix_table(self.schedule, names, scale, x_0.device, self.sigma_data)
-            t, fields = kernel.drawn_with_uniform_times(flat, key.to(x_0.device), table, centre, dtype)
+            t, fields = kernel.draw_times_and_mix(flat, key.to(x_0.device), table, centre, dtype)
             self._has_compiled = True
             return t, _named(names, fields, x_0)
         t = times.draw(key, self.schedule, position, x_0.device)
-        if not names and not set(self.fields) & set(PAIR_FIELDS):
+        if not self._fused:
+            return t, self._mix_whole(self.scale(x_0), key, t, dtype) if names or self._pairs else {}
+        if not names:
             return t, {}
-        if isinstance(self.noise, Gaussian) and not set(self.fields) & set(PAIR_FIELDS):
-            (mix,) = moved([mixes(self.schedule, names, t, scale, self.sigma_data)], x_0.device)
-            fields = kernel.drawn(flat, key.to(x_0.device), mix, centre, dtype, compiled=compiled)
-            self._has_compiled |= compiled
-            return t, _named(names, fields, x_0)
-        return t, self._from_noise(self.scaled(x_0), key, t, names, dtype)
+        (mix,) = moved([mixes(self.schedule, names, t, scale, self.sigma_data)], x_0.device)
+        fields = kernel.draw_and_mix(flat, key.to(x_0.device), mix, centre, dtype, compiled=compiled)
+        self._has_compiled |= compiled
+        return t, _named(names, fields, x_0)
 
-    def _from_noise(
-        self, x_0: Tensor, key: Keys, t: Tensor, names: tuple[str, ...], dtype: torch.dtype
-    ) -> dict[str, Tensor]:
-        """The fields from noise that is drawn whole: of any kind, and for pairs."""
+    def _mix_whole(self, x_0: Tensor, key: Keys, t: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Mix the fields from noise that is drawn whole: of any kind, and for pairs."""
         there = key.to(x_0.device)
         epsilon = self.noise.draw(there, x_0)
         mixed = self.noise.perturb(there, epsilon)
-        made = {}
+        made: dict[str, Tensor] = {}
         for group, noise in ((INPUTS, mixed), (TARGETS, epsilon)):
-            some = tuple(name for name in names if name in group)
+            some = tuple(name for name in self._images if name in group)
             if some:
                 (mix,) = moved([mixes(self.schedule, some, t, 0.5, self.sigma_data)], x_0.device)
-                made |= _named(some, kernel.given(x_0.flatten(1), noise.flatten(1), mix, 0.0, dtype), x_0)
-        if self.pair is not None and set(self.fields) & set(PAIR_FIELDS):
+                made |= _named(some, kernel.mix_given(x_0.flatten(1), noise.flatten(1), mix, 0.0, dtype), x_0)
+        if self.pair is not None and self._pairs:
             s = self.pair.second_times(key.to(t.device), self.schedule, t)
             mix, fresh = moved(self.pair.mix(self.schedule, t, s, 0.5), x_0.device)
-            (x_s,) = kernel.given(x_0.flatten(1), mixed.flatten(1), mix, 0.0, torch.float32)
+            (x_s,) = kernel.mix_given(x_0.flatten(1), mixed.flatten(1), mix, 0.0, torch.float32)
             if self.pair.law == "chain":
                 x_s = x_s + fresh[:, None] * gaussian(there, (x_s.shape[1],), Purpose.PAIR)
             made |= {"x_s": x_s.to(dtype).view(x_0.shape), "s": s}
@@ -286,13 +322,13 @@ class ForwardProcess(nn.Module):
         low, high = (0.0, 255.0) if x_0.dtype == torch.uint8 else self.value_range or (-1.0, 1.0)
         return 1.0 / (high - low), high + low
 
-    def scaled(self, x_0: Tensor) -> Tensor:
-        """Images as float32 in [-1, 1]; latents as float32."""
+    def scale(self, x_0: Tensor) -> Tensor:
+        """Scale images to float32 in [-1, 1]; latents to float32."""
         check_images("x_0", x_0)
         scale, centre = self._scale_and_centre(x_0)
         return (2.0 * x_0.float() - centre) * scale
 
-    def noised(self, x_0: Tensor, t: Tensor, epsilon: Tensor) -> Tensor:
+    def mix(self, x_0: Tensor, t: Tensor, epsilon: Tensor) -> Tensor:
         """x_t = alpha(t) x_0 + sigma(t) epsilon for a t and an epsilon that are given; draws nothing.
 
         Gradients go through it, to x_0 and to epsilon.
@@ -309,7 +345,7 @@ class ForwardProcess(nn.Module):
         scale, centre = self._scale_and_centre(x_0)
         mix = mixes(self.schedule, ("x_t",), t, scale)
         flat = x_0.reshape(len(x_0), -1)
-        (x_t,) = kernel.given(flat, epsilon.reshape(flat.shape).float(), mix, centre, self.dtype or torch.float32)
+        (x_t,) = kernel.mix_given(flat, epsilon.reshape(flat.shape).float(), mix, centre, self.dtype or torch.float32)
         return x_t.view(x_0.shape)
 
     def step(self, x_s: Tensor, s: Tensor, t: Tensor, epsilon: Tensor) -> Tensor:
@@ -354,7 +390,7 @@ class ForwardProcess(nn.Module):
         Returns:
             float32, shape (B, K, *).
         """
-        x_0 = self.scaled(x_0)
+        x_0 = self.scale(x_0)
         check_like("index", index, x_0.shape[:1], "the number of each image in its dataset")
         key = keys(index, seed=seed, stage=stage, epoch=epoch, view=view)
         return chain.path(self.schedule, x_0, times, key.to(x_0.device))
@@ -368,7 +404,7 @@ class ForwardProcess(nn.Module):
         Arguments:
             x_0: images as `forward` takes them, shape (B, *).
         """
-        square = in_float64(lambda images: images.square().mean(), self.scaled(x_0), torch.float64)
+        square = in_float64(lambda images: images.square().mean(), self.scale(x_0), torch.float64)
         return chain.prior_kl(self.schedule, square.item()) / math.log(2)
 
 

@@ -94,13 +94,15 @@ def _pieces(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtyp
     return fields
 
 
-def given(x: Tensor, epsilon: Tensor, mix: Tensor, centre: float, dtype: torch.dtype) -> list[Tensor]:
+def mix_given(x: Tensor, epsilon: Tensor, mix: Tensor, centre: float, dtype: torch.dtype) -> list[Tensor]:
     """The same fields from an epsilon that is given, float32, of x's shape."""
     return [_blend(x, epsilon, mix, centre, f, dtype) for f in range(mix.shape[1])]
 
 
-def drawn(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtype, *, compiled: bool) -> list[Tensor]:
-    """Every image field of B samples, with standard normal epsilon.
+def draw_and_mix(
+    x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtype, *, compiled: bool
+) -> list[Tensor]:
+    """Draw standard normal epsilon and mix every image field of B samples.
 
     Arguments:
         x: images, uint8 or float, shape (B, N).
@@ -121,13 +123,13 @@ def drawn(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtype,
     return (_pieces if x.device.type == "cpu" else _whole)(x, keys, mix, centre, dtype)
 
 
-def drawn_with_uniform_times(
+def draw_times_and_mix(
     x: Tensor, keys: Keys, table: Tensor, centre: float, dtype: torch.dtype
 ) -> tuple[Tensor, list[Tensor]]:
-    """Uniform independent timesteps and every image field in one compiled call: the commonest recipe, spared a launch.
+    """Draw uniform independent timesteps and mix every image field in one compiled call, which spares a launch.
 
-    The times are integer arithmetic and the fields are `drawn`'s own definition, so nothing but the time it takes
-    tells this from drawing the times first.
+    The times are integer arithmetic and the fields are `draw_and_mix`'s own definition, so nothing but the time that it
+    takes tells this from drawing the times first.
 
     Arguments:
         table: (p, q) of each field at each timestep, float32, shape (T, F, 2).

@@ -123,7 +123,7 @@ def test_a_process_with_each_noise(harder, file):
 
     def made() -> dict[str, Any]:
         process = ForwardProcess(LinearBeta(10), noise=instantiate(config("noise", file)), fields=fields, compile=False)
-        out = process(x_0, index)._asdict() | {"one": process.noised(x_0, index, x_0)}
+        out = process(x_0, index)._asdict() | {"one": process.mix(x_0, index, x_0)}
         out["drawn"] = process(x_0, generator=torch.Generator().manual_seed(1)).x_t
         out["path"] = process.trajectory(x_0, index[1:3], index)
         mean, variance = process.posterior(x_0, x_0, index + 1)

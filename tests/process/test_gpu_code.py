@@ -63,7 +63,7 @@ def test_blocks_made_apart_are_the_same_noise(elements):
 
 def check_program(batch: int, elements: int, fields: int, dtype: torch.dtype, capability: int, folder: Path) -> None:
     with gpu(capability):
-        source = fake_gpu.program(kernel.drawn_with_uniform_times, *arguments(batch, elements, fields, dtype))
+        source = fake_gpu.program(kernel.draw_times_and_mix, *arguments(batch, elements, fields, dtype))
         blocks = list(fake_gpu.kernels(source).values())
         # The times, and everything else; where the size is no multiple of 4, the last blocks, three at most, too.
         assert len(blocks) == (2 if elements % 4 == 0 else 3)
@@ -134,7 +134,7 @@ for batch, elements in ((3, 3072), (2, 1027), (1, 3072)):
         with fake_gpu.fake_gpu():
             there = lambda a: torch.empty(a.shape, dtype=a.dtype, device=fake_gpu.DEVICE)
             fake = (there(x), Keys(*map(there, key)), there(table))
-            made = fake_gpu.interpret(lambda *a: kernel.drawn_with_uniform_times(*a, 255.0, torch.float32), fake, real)
+            made = fake_gpu.interpret(lambda *a: kernel.draw_times_and_mix(*a, 255.0, torch.float32), fake, real)
     except fake_gpu.Moved as error:
         raise SystemExit(f"moved: {error}")
     assert torch.equal(made[0], expected[0]), "times"

@@ -182,7 +182,7 @@ def test_helpers(schedule):
             "convert": lambda: convert(schedule, "v", "x_0", x, x, t),
             "convertible": lambda: convertible(schedule, "v", "x_0", t),
             "as_input": lambda: as_input(schedule, "x_in", x, t),
-            "noised": lambda: process.noised(x, t, x),
+            "mix": lambda: process.mix(x, t, x),
             "step": lambda: process.step(x, t, t, x),
             "posterior": lambda: process.posterior(x, x, t, t),
             "trajectory": lambda: process.trajectory(x, times, index),

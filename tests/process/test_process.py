@@ -108,7 +108,7 @@ def test_the_joint_call_draws_what_the_general_one_draws():
     """Uniform times are drawn within the compiled pass; any other times before it. Both make the same bits."""
     process = ForwardProcess(LinearBeta(), compile=True)
     together = process(IMAGES, INDEX)
-    mixes = kernel.drawn(
+    mixes = kernel.draw_and_mix(
         IMAGES.flatten(1),
         keys(INDEX),
         torch.stack(
@@ -191,9 +191,9 @@ def test_low_precision_images_keep_the_right_noise_at_every_t(dtype, schedule):
     t = torch.arange(schedule.timesteps)
     x_0 = torch.zeros(len(t), 1, dtype=dtype)
     ones = torch.ones(len(t), 1, dtype=dtype)
-    sigma = ForwardProcess(schedule).noised(x_0, t, ones)[:, 0].double()
+    sigma = ForwardProcess(schedule).mix(x_0, t, ones)[:, 0].double()
     torch.testing.assert_close(sigma, (1 - schedule.alpha_bars).sqrt(), rtol=2e-7, atol=0)
-    cast = ForwardProcess(schedule, dtype=dtype).noised(x_0, t, ones)
+    cast = ForwardProcess(schedule, dtype=dtype).mix(x_0, t, ones)
     assert cast.dtype == dtype
     assert torch.equal(cast[:, 0], sigma.to(dtype))
 
@@ -203,7 +203,7 @@ def test_float_images_are_mapped_from_their_range():
         images = IMAGES.float() / 255 * (high - low) + low
         process = ForwardProcess(LinearBeta(), value_range=(low, high), fields=("x_0", "t"))
         torch.testing.assert_close(process(images, INDEX).x_0, IMAGES.float() / 127.5 - 1, rtol=0, atol=1e-6)
-    assert ForwardProcess(LinearBeta()).scaled(torch.tensor([[0, 255]], dtype=torch.uint8)).tolist() == [[-1, 1]]
+    assert ForwardProcess(LinearBeta()).scale(torch.tensor([[0, 255]], dtype=torch.uint8)).tolist() == [[-1, 1]]
 
 
 def test_fields():
@@ -254,7 +254,7 @@ def test_noised_is_diffusers_add_noise():
     g = torch.Generator().manual_seed(0)
     x_0, epsilon = (torch.randn(1000, 3, 4, 4, generator=g).clamp(-3, 3) for _ in range(2))
     x_0 = x_0 / 3
-    ours = ForwardProcess(schedule).noised(x_0, t, epsilon)
+    ours = ForwardProcess(schedule).mix(x_0, t, epsilon)
     theirs = diffusers.DDPMScheduler()
     torch.testing.assert_close(ours, theirs.add_noise(x_0, epsilon, t), rtol=0, atol=2e-5)
     theirs.alphas_cumprod = schedule.alpha_bars
@@ -344,8 +344,8 @@ def test_latents_are_noised_as_they_are(compile):
     process = ForwardProcess(LinearBeta(), value_range=None, fields=fields, compile=compile)
     x_t, epsilon, t, x_0 = process(latents, INDEX)
     assert torch.equal(x_0, latents)
-    assert torch.equal(process.scaled(latents), latents)
-    torch.testing.assert_close(process.noised(latents, t, epsilon), x_t, rtol=0, atol=1e-5)
+    assert torch.equal(process.scale(latents), latents)
+    torch.testing.assert_close(process.mix(latents, t, epsilon), x_t, rtol=0, atol=1e-5)
     white = torch.full((64, 4, 8, 8), 255, dtype=torch.uint8)  # a byte says its own range
     assert (process(white, INDEX).x_0 == 1).all()
 
@@ -362,7 +362,7 @@ def test_x_T_is_nearly_standard_normal():
     assert kl["cosine"] == pytest.approx(1.7519849882545084e-09, rel=1e-9)
     assert ForwardProcess(Rectified()).prior_kl_bits_per_dim(torch.ones(1, 1)) == 0
     n = 10**6
-    x_T = ForwardProcess(schedule).noised(
+    x_T = ForwardProcess(schedule).mix(
         torch.ones(n, 1), torch.full((n,), 999), ForwardProcess(schedule)(torch.zeros(n, 1), torch.arange(n)).epsilon
     )
     assert abs(x_T.double().mean() - schedule.alpha_bars[-1].sqrt()) < Z / 1000
@@ -400,21 +400,21 @@ def test_trajectory_is_keyed_and_joint():
         ),
         (lambda p: p(IMAGES, INDEX, extra={"t": INDEX}), r"dataset yields \['t'\], which diffaug itself names"),
         (lambda p: ForwardProcess(LinearBeta(), fields=("x_t", "lable"))(IMAGES, INDEX), r"asks for \['lable'\]"),
-        (lambda p: p.noised(IMAGES, torch.full((64,), 1000), IMAGES), r"wants t as int64 in \[0, 999\]"),
+        (lambda p: p.mix(IMAGES, torch.full((64,), 1000), IMAGES), r"wants t as int64 in \[0, 999\]"),
         (lambda p: p([[1]], INDEX), r"x_0 must be a tensor of uint8 or float images, .*, but got \[\[1\]\] \(list\)"),
         (lambda p: p(IMAGES[:2], [0, 1]), r"index must be a tensor of shape \(2,\), .*, but got \[0, 1\] \(list\)"),
         (lambda p: p(IMAGES[:1], INDEX[0]), r"index must be a tensor of shape \(1,\), .*torch\.int64 of shape \(\)"),
         (lambda p: p(IMAGES, generator=0), r"generator must be a torch\.Generator, such as .*, but got 0 \(int\)"),
         (
-            lambda p: p.noised(IMAGES, 5, IMAGES),
+            lambda p: p.mix(IMAGES, 5, IMAGES),
             r"t must be a tensor of shape \(64,\), one time .* got 5 \(int\)",
         ),
-        (lambda p: p.noised(IMAGES, INDEX[:1], IMAGES), r"t must be a tensor of shape \(64,\), .* of shape \(1,\)"),
+        (lambda p: p.mix(IMAGES, INDEX[:1], IMAGES), r"t must be a tensor of shape \(64,\), .* of shape \(1,\)"),
         (
-            lambda p: p.noised(IMAGES, INDEX, IMAGES[:, :1]),
+            lambda p: p.mix(IMAGES, INDEX, IMAGES[:, :1]),
             r"epsilon must be a tensor of shape \(64, 3, 8, 8\), as x_0 is, but got .* of shape \(64, 1, 8, 8\)",
         ),
-        (lambda p: p.noised(5, INDEX, IMAGES), r"x_0 must be a tensor of uint8 or float images, .* got 5 \(int\)"),
+        (lambda p: p.mix(5, INDEX, IMAGES), r"x_0 must be a tensor of uint8 or float images, .* got 5 \(int\)"),
         (lambda p: p.step(IMAGES, INDEX, INDEX, IMAGES), r"x_s must be a tensor of float images, .* torch\.uint8 of"),
         (lambda p: p.step(FLOATS, 4, INDEX, FLOATS), r"s must be a tensor of shape \(64,\), .* got 4 \(int\)"),
         (lambda p: p.step(FLOATS, INDEX, INDEX, FLOATS[:3]), r"epsilon must be .* \(64, 3, 8, 8\), as x_s is"),
@@ -462,7 +462,7 @@ def test_a_failed_compile_is_one_warning_and_the_eager_path(monkeypatch):
         process(IMAGES, INDEX)
     with pytest.warns(UserWarning, match=r"torch\.compile failed"):  # each process speaks for itself
         assert other.can_compile(IMAGES) is False
-    assert other.compile_mode is False
+    assert other.compiles(torch.device("cpu"), 10**6) is False
 
 
 def counted(tried: list[tuple[str, int]], fails: str = "") -> object:
@@ -512,7 +512,7 @@ def test_where_one_form_does_not_compile_none_is_used(monkeypatch):
     process = ForwardProcess(LinearBeta(), compile=True)
     with pytest.warns(UserWarning, match=r"torch\.compile failed .*no compiler today"):
         assert process.can_compile(IMAGES, batches={"train": (), "val": ()}) is False
-    assert process.compile_mode is False
+    assert process.compiles(torch.device("cpu"), 10**6) is False
 
 
 def test_a_compile_that_fails_after_others_worked_ends_the_run(monkeypatch):
@@ -608,7 +608,7 @@ def test_a_gradient_to_x_0_goes_through_noised():
     """What `forward` draws are data, and it says so; the same triple by `noised` has the gradient, alpha(t)."""
     x_0, process = (IMAGES / 127.5 - 1).requires_grad_(), ForwardProcess(LinearBeta(), compile=False)
     x_t, epsilon, t = process(x_0.detach(), INDEX)
-    again = process.noised(x_0, t, epsilon)
+    again = process.mix(x_0, t, epsilon)
     assert torch.equal(again.detach(), x_t)
     again.sum().backward()
     alpha, _ = process.schedule.alpha_sigma(t)
