@@ -113,6 +113,11 @@ class Resume:
         of_the_epoch = trainer.reload_dataloaders_every_n_epochs > 0  # pyright: ignore[reportAttributeAccessIssue]
         progress = self._converted(loaded, self._epoch_images(batches), batches, of_the_epoch)
         set_progress(trainer, progress, loaded["stepped"])
+        if any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs):
+            _log.warning(
+                "ReduceLROnPlateau: Lightning keeps no metric in a checkpoint and passes over the first one after it. "
+                "The images go on exactly, the learning rate may fall later than it would have."
+            )
         for loader in loaders:
             if isinstance(loader, _OURS):
                 loader.load_state_dict(progress._asdict())

@@ -881,6 +881,42 @@ def test_a_finished_run_that_is_given_again_counts_its_steps_as_before():
     assert trainer.global_step == trainer.fit_loop.epoch_loop._batches_that_stepped == 4
 
 
+@pytest.mark.parametrize(("interval", "accumulate"), [("epoch", 1), ("step", 2)])
+def test_learning_rates_go_on_exactly(interval, accumulate):
+    """Also from a checkpoint of an epoch's end that was saved before Lightning had set the rate of the next."""
+
+    class Falls(Model):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            self.seen.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+            return self.weight.sum()
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
+            falls = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": falls, "interval": interval}}
+
+    memory, options = Memory(), {"accumulate_grad_batches": accumulate, "max_epochs": 2}
+    whole, _ = fit(own(), memory, model=Falls(), callbacks=(Saver(FEW),), **options)
+    for path, done in memory.done.items():
+        rest, _ = fit(own(), memory, path, model=Falls(), **options)
+        assert rest.seen == whole.seen[done:], path
+
+
+@pytest.mark.parametrize("plateau", [True, False])
+def test_a_rate_that_falls_by_a_metric_goes_on_with_a_warning(plateau, caplog):
+    class Falls(Model):
+        def configure_optimizers(self) -> Any:
+            optimizer, kinds = torch.optim.SGD(self.parameters(), lr=1.0), torch.optim.lr_scheduler
+            falls = kinds.ReduceLROnPlateau(optimizer) if plateau else kinds.StepLR(optimizer, 1)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": falls, "monitor": "val_loss"}}
+
+    memory = Memory()
+    fit(own(), memory, model=Falls(), callbacks=(Saver(("on_validation_end",)),))
+    assert not caplog.text
+    fit(own(), memory, [*memory.files][1], model=Falls())
+    assert ("the learning rate may fall later" in caplog.text) == plateau
+
+
 class TwoOptimizers(Model):
     """Steps two optimizers by hand in each batch, so that global_step goes by two."""
 
