@@ -113,6 +113,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._saved = -1  # one saved before it does not know that this validation was the best
             self._save(trainer)
+            self._agree(trainer)  # all ranks are here, so what was heard within it need not wait for ``every`` steps
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.current_epoch + 1 == trainer.max_epochs:
