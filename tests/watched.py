@@ -126,7 +126,7 @@ def watched(run_pass: bool = False) -> Iterator[Watch]:
 
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, Watch(fake) as watch, contextlib.ExitStack() as stack:
         noises = [(kind, name) for kind in _kinds(Noise) for name in ("draw", "perturb") if name in vars(kind)]
-        for owner, name in ((kernel, "given"), (kernel, "draw_and_mix"), *noises):
+        for owner, name in ((kernel, "mix_given"), (kernel, "draw_and_mix"), *noises):
             stack.enter_context(mock.patch.object(owner, name, watch.apart(getattr(owner, name))))
         for module in () if run_pass else (chain, forward, kinds, pyramid):
             stack.enter_context(mock.patch.object(module, "gaussian", watch.apart(_normals)))
