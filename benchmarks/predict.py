@@ -1,6 +1,6 @@
 """What the pass should cost on GPUs that are not here: predicted from its machine code, measured on none.
 
-    python benchmarks/predict.py [--markdown FILE]
+    python benchmarks/predict.py [--markdown FILE] [--beside DEVICE]
 
 Inductor writes its program for sm_80 and sm_90, ptxas compiles it, and the instructions of the path that every element
 takes are counted (`machine_code`); the faster of the two configurations that would be tried is shown. "Share of memory
@@ -9,7 +9,9 @@ perhaps 75 to 90 % of either. Some two minutes on a quiet machine.
 """
 
 import argparse
+import statistics
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import torch
 from fake_gpu import DEVICE, autotuner, fake_gpu, kernels, program
 from machine_code import Code, compile_kernel, picoseconds, read_code
 
+from diffaug import ForwardProcess, LinearBeta
 from diffaug.process import kernel
 from diffaug.randomness.philox import Keys
 
@@ -45,9 +48,24 @@ def compiled_pass(capability: int, dtype: torch.dtype) -> Code:
     return min(found, key=lambda code: code.per_element)
 
 
+def measured_pass(device: torch.device, dtype: torch.dtype, turns: int = 20) -> float:
+    """The milliseconds of one compiled pass for x_t and epsilon: the median of some turns, the device waited for."""
+    process = ForwardProcess(LinearBeta(), compile=True, dtype=dtype)
+    x = torch.randint(0, 256, (BATCH, 3, 256, 256), dtype=torch.uint8, device=device)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    times = []
+    for turn in range(turns + 3):
+        start = time.perf_counter()
+        process(x, torch.arange(BATCH), epoch=turn)
+        wait()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[3:]) * 1e3
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--markdown", type=Path, help="also write the table here")
+    parser.add_argument("--beside", type=torch.device, metavar="DEVICE", help="measure the pass on a device, too")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     lines = [
@@ -66,6 +84,11 @@ def main() -> None:
             lines.append(
                 f"| {' | '.join(map(str, cells))} | {memory / time:.0%} | {time * BATCH * ELEMENTS / 1e9:.3f} |"
             )
+    if options.beside:
+        device = torch.cuda.get_device_name() if options.beside.type == "cuda" else str(options.beside)
+        lines += ["", f"Measured on {device}, whole calls of ForwardProcess: hold them beside that GPU's rows."]
+        for dtype in (torch.float32, torch.bfloat16):
+            lines.append(f"- {str(dtype).removeprefix('torch.')}: {measured_pass(options.beside, dtype):.3f} ms")
     print("\n".join(lines))
     if options.markdown:
         options.markdown.write_text("\n".join(lines) + "\n")

@@ -3,7 +3,7 @@
     python benchmarks/trace.py OUT.json
 
 It prints the calls that wait for the device and the copies, and leaves a trace for chrome://tracing. Written without a
-GPU, and not run on one.
+GPU, and not run on one. (Where there is none it runs on the CPU, which tries the script and shows nothing.)
 """
 
 import sys
@@ -33,7 +33,7 @@ def fit(steps: int) -> None:
     images = TensorDataset(torch.randint(0, 256, (64 * steps, 3, 256, 256), dtype=torch.uint8))
     data = DiffusionDataModule(images, process=ForwardProcess(LinearBeta()), batch_size=64, pin_memory=True, seed=0)
     options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    pl.Trainer(accelerator="gpu", devices=1, max_steps=steps, **options).fit(Model(), data)
+    pl.Trainer(accelerator="auto", devices=1, max_steps=steps, **options).fit(Model(), data)
 
 
 def main() -> None:

@@ -61,16 +61,38 @@ def test_blocks_made_apart_are_the_same_noise(elements):
     )
 
 
+def check_source(source: str, elements: int, fields: int) -> list[str]:
+    """The kernels of a program, which read the image and write each output once."""
+    blocks = list(fake_gpu.kernels(source).values())
+    # The times, and everything else; where the size is no multiple of 4, the last blocks, three at most, too.
+    assert len(blocks) == (2 if elements % 4 == 0 else 3)
+    assert len(re.findall(r"empty_strided_cuda\(", source)) == 1 + fields, "an output, or epsilon, is written twice"
+    for number, block in enumerate(blocks):
+        assert not re.search(r"[0-9]{10,}\s*\*\s*x\d", block), "a constant beyond 32 bits on an index"
+        assert "fp64" not in block.split("def triton_")[1].split("):", 1)[1], "float64 in the code"
+        images = re.findall(r"'(\w+)': '\*u8'", block)
+        loads = sum(len(re.findall(rf"tl\.load\({name} ", block)) for name in images)
+        assert loads == (0, 4, 3)[number], "times, four lanes, and where there are such blocks three"
+        if number == 1:
+            assert len(re.findall(r"tl\.store\(", block)) == 4 * fields
+    return blocks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("i", "batch"), enumerate([1, 2, 128]))
+@pytest.mark.parametrize(("j", "elements"), enumerate([3072, 3073, 196608]))
+def test_the_program_of_every_size(i, batch, j, elements):
+    """Each number of fields and each dtype at some sizes: a program takes seconds to write."""
+    fields, dtype = 1 + (i + j) % 3, (torch.float32, torch.bfloat16)[(i + 2 * j) % 2]
+    with gpu():
+        source = fake_gpu.program(kernel.draw_times_and_mix, *arguments(batch, elements, fields, dtype))
+    check_source(source, elements, fields)
+
+
 def check_program(batch: int, elements: int, fields: int, dtype: torch.dtype, capability: int, folder: Path) -> None:
     with gpu(capability):
         source = fake_gpu.program(kernel.draw_times_and_mix, *arguments(batch, elements, fields, dtype))
-        blocks = list(fake_gpu.kernels(source).values())
-        # The times, and everything else; where the size is no multiple of 4, the last blocks, three at most, too.
-        assert len(blocks) == (2 if elements % 4 == 0 else 3)
-        assert len(re.findall(r"empty_strided_cuda\(", source)) == 1 + fields, "an output, or epsilon, is written twice"
-        for block in blocks:
-            assert not re.search(r"[0-9]{10,}\s*\*\s*x\d", block), "a constant beyond 32 bits on an index"
-        for number, block in enumerate(blocks):
+        for number, block in enumerate(check_source(source, elements, fields)):
             tuner = fake_gpu.autotuner(block, folder)
             found = [
                 machine_code.read_code(
@@ -83,11 +105,7 @@ def check_program(batch: int, elements: int, fields: int, dtype: torch.dtype, ca
                 assert code.local == 0
                 assert code.stack <= 32  # of the library's sines, for large angles, which none has
                 assert not [o for o in code.operations if re.match(r"CALL|D(ADD|MUL|FMA|SETP)", o)]
-            images = [name for name, kind in tuner.triton_meta["signature"].items() if kind == "*u8"]
-            loads = sum(len(re.findall(rf"tl\.load\({name} ", block)) for name in images)
-            assert loads == (0, 4, 3)[number], "times, four lanes, and where there are such blocks three"
             if number == 1:
-                assert len(re.findall(r"tl\.store\(", block)) == 4 * fields
                 assert min(code.registers for code in found) <= 128
                 best = min(found, key=lambda code: code.per_element)
                 # Less work than fills a few multiprocessors gets a small tile, which shares little between elements.

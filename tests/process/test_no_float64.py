@@ -12,6 +12,8 @@ from shared import ROOT
 ROOMS = ("randomness", "schedules", "times", "noise", "targets", "process", "training")
 KNOW = ("in_float64", "log_snr", "alpha_sigma", "to_unit", "from_unit")
 """Functions that take the wanted dtype, and a tensor on any device."""
+TABLES = ("compute_betas", "compute_log_snr_table", "compute_alpha_bars")
+"""A schedule's hooks that make a table: on the CPU, within `Schedule`'s kept ones."""
 ALLOWED = {
     "randomness/philox.py": {"uniforms": "its callers: points are on the host, or of_points takes them there"},
     "schedules/numbers.py": {"in_float64": "the one that knows", "read_numbers": "of a file, by numpy"},
@@ -19,7 +21,6 @@ ALLOWED = {
         "Schedule.ends": "two numbers on the CPU",
         "_interpolate": "within in_float64",
     },
-    "schedules/tabulated.py": {"Tabulated.compute_alpha_bars": "a table on the CPU"},
     "schedules/subsets.py": {"Truncated._units": "two numbers on the CPU"},
     "schedules/wrappers.py": {
         "InterpolatedShift.__post_init__": "two numbers on the CPU",
