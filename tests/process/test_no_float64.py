@@ -48,9 +48,7 @@ def find_float64(source: str) -> set[str]:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             where = f"{where}.{node.name}" if where else node.name
             kept = any("keep" in ast.unparse(d) for d in node.decorator_list)
-            allowed = (
-                kept or (node.name.startswith("compute_") and "_table" in node.name) or node.name == "compute_betas"
-            )
+            allowed = kept or node.name in TABLES
         if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in KNOW:
             for argument in [*node.args, *(keyword.value for keyword in node.keywords)]:
                 visit(argument, where, allowed or ast.unparse(argument) == "torch.float64")
