@@ -170,7 +170,7 @@ class ForwardProcess(nn.Module):
         The numbers of a batch, its times and coefficients, are drawn where ``index`` is, and cross to the images at
         once; the pixels' noise is made where the images are. For images on an accelerator, leave ``index`` (and
         epoch, view and position with it) on the host. On the accelerator they are right too, but a few numbers a
-        sample then take some 200 kernels of their own, each of which costs more than they do.
+        sample then take up to 200 kernels of their own, each of which costs more than they do.
 
         Arguments:
             x_0: images, uint8 in [0, 255] or float in ``value_range``, shape (B, *), that require no gradient.
