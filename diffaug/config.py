@@ -26,7 +26,7 @@ _log = logging.getLogger("diffaug")
 
 
 def config_dir() -> Path:
-    """The folder of configs: diffaug/configs in a wheel, configs beside diffaug in a checkout."""
+    """Find the folder of configs: diffaug/configs in a wheel, configs beside diffaug in a checkout."""
     here = Path(__file__).resolve().parent
     for folder in (here / "configs", here.parent / "configs"):
         if (folder / "schedule").is_dir():
@@ -48,18 +48,18 @@ OmegaConf.register_new_resolver("diffaug.help", page, replace=True)
 
 
 def composed(overrides: Sequence[str], name: str = "train") -> DictConfig:
-    """The configs as train.py composes them, with these overrides."""
+    """Compose the configs as train.py does, with these overrides."""
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         return compose(name, [*overrides, "folder=."])
 
 
 def made(config: DictConfig) -> Any:
-    """The object that a config says."""
+    """Make the object that a config says."""
     return instantiate(config)
 
 
 def schedule_names() -> list[str]:
-    """The schedules of the package, by their YAML names."""
+    """List the schedules of the package, by their YAML names."""
     return sorted(path.stem for path in (config_dir() / "schedule").glob("*.yaml"))
 
 
@@ -83,7 +83,7 @@ def seed_everything(seed: int | None) -> None:
 
 
 def checkpoint_path(ckpt_path: str | None, folder: str) -> str | None:
-    """The checkpoint to go on from.
+    """Find the checkpoint to go on from.
 
     Arguments:
         ckpt_path: ``auto``, the last one of the run in ``folder`` if it has any: last.ckpt, or else the newest;
@@ -123,7 +123,7 @@ def _of_a_run_within(path: Path, folder: Path) -> bool:
 
 
 def report(folder: str) -> str:
-    """What a finished run came to, from the files in its folder; where that is, if it left no summary."""
+    """Format what a finished run came to, from the files in its folder; where that is, if it left no summary."""
     where = Path(folder)
     if not (where / "summary.json").is_file():
         return f"\neverything is in {where}"

@@ -1,4 +1,4 @@
-"""What ``--help`` prints: the groups with their choices, and every key of these with its value and its comment."""
+"""The page that ``--help`` prints: groups with their choices, and every key with its value and comment."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ Keys = tuple[str, ...]
 
 
 def page(*, _root_: DictConfig) -> str:
-    """The page of help for a composed config, as the template of Hydra's help: with every dollar sign doubled.
+    """Write the page of help for a composed config, as the template of Hydra's help: every dollar sign doubled.
 
     Arguments:
         _root_: the config with its ``hydra`` node, which OmegaConf hands to a resolver.
@@ -52,7 +52,7 @@ def page(*, _root_: DictConfig) -> str:
 
 
 def _texts(loader: Any, config_path: str) -> Iterator[str]:
-    """The file of a config, from the first folder of the search path that has it."""
+    """Read the file of a config, from the first folder of the search path that has it."""
     if config_path.startswith("hydra/"):
         return
     for source in loader.get_sources():
@@ -63,7 +63,7 @@ def _texts(loader: Any, config_path: str) -> Iterator[str]:
 
 
 def comments_of(text: str) -> dict[Keys, str]:
-    """The comments of a YAML file, by the path of the key they stand behind; under the empty path that of the file."""
+    """Collect the comments of a YAML file, by the path of their key; under the empty path that of the file."""
     lines = text.splitlines()
     found = {}
     for line in lines:
@@ -80,7 +80,7 @@ def comments_of(text: str) -> dict[Keys, str]:
 
 
 def commented(text: str, comments: dict[Keys, str]) -> str:
-    """YAML with a comment behind each key that has one."""
+    """Write YAML with a comment behind each key that has one."""
     lines = text.splitlines()
     for path, line, _ in _keys(yaml.compose(text), ()):
         if comments.get(path):
@@ -89,7 +89,7 @@ def commented(text: str, comments: dict[Keys, str]) -> str:
 
 
 def _keys(node: yaml.Node | None, above: Keys) -> Iterator[tuple[Keys, int, int]]:
-    """Every key on a line of its own: its path, the line its comment is on, and the column from which on it may be."""
+    """List every key on a line of its own: its path, its comment's line, and the column where that may begin."""
     if not isinstance(node, yaml.MappingNode) or node.flow_style:
         return
     for key, value in node.value:

@@ -1,4 +1,4 @@
-"""check: every image of a dataset is read once, before training, and what cannot be is listed.
+"""check: a reading of every image of a dataset before training, and a list of those that cannot be read.
 
 An image folder's list is written down, so that ``data.on_error=skip`` leaves out the same files in every epoch, on
 every rank and after every resume: what is skipped as it comes would move the indices that noise and order are keyed by.

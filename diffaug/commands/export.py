@@ -33,7 +33,7 @@ EMBEDDED = 1000
 
 
 def run_of(ckpt: str) -> tuple[Path, Path]:
-    """The folder of a run and its checkpoint, from either.
+    """Find the folder of a run and its checkpoint, from either.
 
     Arguments:
         ckpt: the folder that train.py left, whose checkpoints/last.ckpt is meant; or a checkpoint in it.
@@ -126,7 +126,7 @@ def export(model: Denoiser, out: str | Path, image_shape: tuple[int, ...]) -> An
 
 
 def _plain(value: Any) -> Any:
-    """As JSON holds it: a network made by Hydra was given its own kinds of lists and mappings."""
+    """Convert to what JSON holds: a network made by Hydra was given its own kinds of lists and mappings."""
     if isinstance(value, Mapping):
         return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -157,7 +157,7 @@ def _check_convention(model: Denoiser) -> None:
 
 
 def usage(pipeline: Any, out: str | Path) -> str:
-    """How to sample from an exported folder, as Python for a machine without diffaug."""
+    """Write how to sample from an exported folder, as Python for a machine without diffaug."""
     name = type(pipeline).__name__
     labels = ", class_labels=[0] * 16" if pipeline.unet.config.num_class_embeds else ""
     return "\n".join(

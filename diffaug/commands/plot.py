@@ -1,4 +1,4 @@
-"""plot: what its pictures are made of, beside schedules and recipes."""
+"""plot: the inputs of its pictures, beside schedules and recipes."""
 
 import csv
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from diffaug.plots.curves import LEVEL_COLUMNS
 
 
 def an_image(data: DiffusionDataModule) -> Tensor:
-    """The first training image, in [-1, 1], shape (C, H, W).
+    """Return the first training image, in [-1, 1], shape (C, H, W).
 
     Raises:
         ValueError: there is none, or it is no image.
@@ -26,7 +26,7 @@ def an_image(data: DiffusionDataModule) -> Tensor:
 
 
 def label(name: str, group: str) -> str:
-    """A choice with overrides as a legend says it: "cosine,schedule.timesteps=4000" as "cosine, T = 4000".
+    """Write a choice with overrides as a legend says it: "cosine,schedule.timesteps=4000" as "cosine, T = 4000".
 
     Arguments:
         group: of the choice; its own keys go by their last part.

@@ -1,4 +1,4 @@
-"""preview: a dataset through the whole pipe before anything is trained: values, noised images, times, speed, warnings.
+"""preview: a dataset in the whole pipe before training: values, noised images, times, speed, warnings.
 
 Two of the warnings are about the schedule, and follow from one fact: what many pixels say together shows through more
 noise than any of them alone, so a larger image shows through more (Hoogeboom, Heek and Salimans 2023, "simple
@@ -101,14 +101,14 @@ def preview(data: DiffusionDataModule) -> Preview:
 
 
 def _times(process: ForwardProcess) -> Tensor:
-    """Times as training draws them, without the images."""
+    """Draw times as training does, without the images."""
     q = (torch.arange(_TIMES, dtype=torch.float64) + 0.5) / _TIMES
     t = process.times.quantile(q, process.schedule)
     return t if process.schedule.discrete else t.float().clamp(*process.schedule.range)
 
 
 def _speed(data: DiffusionDataModule) -> tuple[float, float]:
-    """Images read and noised a second, over some batches or seconds."""
+    """Measure the images read and noised a second, over some batches or seconds."""
     loader = data.train_dataloader()
     count, timed, noising, began = 0, 0, 0.0, time.perf_counter()
     for batch in chain(loader, loader):  # so that there is a second, however few the images
@@ -126,7 +126,7 @@ def _speed(data: DiffusionDataModule) -> tuple[float, float]:
 
 
 def warnings(process: ForwardProcess, images: Tensor, t: Tensor) -> list[str]:
-    """What looks wrong with these images under this process; see the rules at the top.
+    """List what looks wrong with these images under this process; see the rules at the top.
 
     Arguments:
         images: as the dataset yields them, shape (B, C, H, W).
@@ -162,7 +162,7 @@ def _of_values(process: ForwardProcess, images: Tensor, x_0: Tensor) -> list[str
 
 
 def _visible(process: ForwardProcess, x_0: Tensor) -> Callable[[Tensor], Tensor]:
-    """r of native times: the signal-to-noise ratio of the first principal component of the images."""
+    """Return r as a function of native times: the signal-to-noise ratio of the images' first principal component."""
     side = (min(x_0.shape[2], 16), min(x_0.shape[3], 16))
     coarse = torch.nn.functional.adaptive_avg_pool2d(x_0, side).flatten(1).double()
     # Over averages of n pixels noise has variance 1 / n; times sqrt(n) it has variance 1, as in a pixel.

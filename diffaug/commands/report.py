@@ -37,7 +37,7 @@ class Facts:
 
 
 def facts(schedule: Schedule) -> Facts:
-    """The facts of a schedule."""
+    """Collect the facts of a schedule."""
     low, high = schedule.ends
     ends = schedule.log_snr(torch.stack([low, high]), torch.float64).tolist()
     times = f"T = {schedule.timesteps}" if schedule.discrete else f"{low.item():g} .. {high.item():g}"
@@ -59,7 +59,7 @@ def _grid(schedule: Schedule) -> Tensor:
 
 
 def table(schedules: Mapping[str, Schedule]) -> str:
-    """All schedules, a line each."""
+    """Format all schedules, a line each."""
     head = ("schedule", "times", "scaling", "log-SNR", "SNR = 1 at", "SNR < 1e-4", "x_T to prior, bits/dim")
     rows: list[tuple[str, ...]] = [head]
     for name, schedule in schedules.items():
@@ -82,7 +82,7 @@ def table(schedules: Mapping[str, Schedule]) -> str:
 
 
 def page(process: ForwardProcess) -> str:
-    """One recipe in full: its schedule at several times, and what its times and weight train on."""
+    """Format one recipe in full: its schedule at several times, and what its times and weight train on."""
     schedule = process.schedule
     f = facts(schedule)
     unit = torch.tensor(_POINTS, dtype=torch.float64)

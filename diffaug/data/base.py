@@ -133,7 +133,7 @@ class NoisingDataModule(pl.LightningDataModule):
         return {name: set() for name in names if f"{name}_dataloader" in vars(self)}
 
     def _ranks(self) -> dict[str, Any]:
-        """This process among those that share the data out: ranks that split a model count as one."""
+        """Return the data-parallel rank and world size; model-parallel ranks count as one."""
         shared = self.trainer.distributed_sampler_kwargs if self.trainer else None
         return {"rank": shared["rank"], "ranks": shared["num_replicas"]} if shared else {"rank": 0, "ranks": 1}
 
@@ -160,7 +160,7 @@ class NoisingDataModule(pl.LightningDataModule):
         return _DTYPES.get(str(self.trainer.precision)) if self.trainer else None
 
     def clean_images(self, stage: str, count: int) -> Tensor | None:
-        """Up to so many images of a stage, spread evenly over it, on the CPU; None for a stream."""
+        """Return up to so many images of a stage, spread evenly over it, on the CPU; None for a stream."""
         raise NotImplementedError
 
     def noise(self, batch: Any, *, stage: str = "train", dataset: int = 0) -> Any:
@@ -186,7 +186,7 @@ class NoisingDataModule(pl.LightningDataModule):
         return plots.batch(self.process, batch, count=count)
 
     def recipe(self) -> dict[str, Any]:
-        """What this run trains on, in plain types: kept in checkpoints, compared on a resume."""
+        """Return what this run trains on, in plain types: kept in checkpoints, compared on a resume."""
         return {
             "seed": self.seed or 0,
             "schedule": repr(self.process.schedule),

@@ -59,7 +59,7 @@ class Places(NamedTuple):
 
     @classmethod
     def count_from(cls, first: Place, length: int) -> "Places":
-        """Places from a first one on, where a batch's rows have none of their own; past 256 they count as views."""
+        """Count places from a first one on, where rows have none of their own; past 256 they count as views."""
         row = torch.arange(length, device="cpu")
         index, view = first.index + row % _ROWS, row // _ROWS
         return cls(torch.stack([index, view, first.position + row, torch.full_like(row, first.epoch)], 1), first)
@@ -75,7 +75,7 @@ def _receive(rows: NDArray[np.int64], first: Place) -> Places:
 
 
 def first_place(count: int, *, epoch: int, rank: int, ranks: int) -> Place:
-    """The place of a batch's first sample where only the batch's number is known: unlike any other's of the epoch."""
+    """Return the place of a batch's first sample where only the batch's number is known; no other has it."""
     start = (count * ranks + rank) * _ROWS
     return Place(start, 0, start, epoch)
 

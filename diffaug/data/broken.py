@@ -15,18 +15,18 @@ ON_ERROR = ("raise", "skip")
 
 
 def command(**options: object) -> str:
-    """The command line that writes the list, with these options of the folder but for those that are None."""
+    """Return the command line that writes the list, with these options of the folder but for those that are None."""
     given = [f"data.{key}={_quoted(str(value))}" for key, value in options.items() if value is not None]
     return "python -m diffaug check data=image_folder " + shlex.join(given)
 
 
 def _quoted(value: str) -> str:
-    """A value as Hydra's grammar takes it, in quotation marks where it must be; the shell's come on top of it."""
+    """Quote a value for Hydra's grammar where it must be; the shell's quotes come on top of it."""
     return value if re.fullmatch(r"[\w./:~-]+", value) else '"' + value.replace('"', r"\"") + '"'
 
 
 def reason(error: Exception) -> str:
-    """Why a file could not be read, as the end of a sentence."""
+    """Say why a file could not be read, as the end of a sentence."""
     if isinstance(error, Image.DecompressionBombError):
         return f"is suspiciously large: {error} If it is right, raise PIL.Image.MAX_IMAGE_PIXELS."
     return f"cannot be read: {error} ({type(error).__name__})."
@@ -40,7 +40,7 @@ def is_lasting(error: Exception) -> bool:
 
 
 def read(path: Path, again: str) -> set[str]:
-    """The names on a list.
+    """Read the names on a list.
 
     Arguments:
         path: the list's file.

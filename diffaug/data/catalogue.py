@@ -20,7 +20,7 @@ from diffaug.data.broken import ON_ERROR
 
 
 def digits(**options: Any) -> DiffusionDataModule:
-    """scikit-learn's 1,797 handwritten digits, 8x8, grey, as floats in [-1, 1]; every tenth is for validation.
+    """Return scikit-learn's 1,797 handwritten digits, 8x8, grey, floats in [-1, 1]; every tenth is for validation.
 
     Arguments:
         options: `DiffusionDataModule`'s.
@@ -45,7 +45,7 @@ def _digits(*, validation: bool) -> Dataset[Any]:
 def torchvision(
     dataset: Callable[..., Any], *, root: str, download: bool = False, **options: Any
 ) -> DiffusionDataModule:
-    """A torchvision dataset that takes ``root``, ``train`` and ``download``: its own test split is for validation.
+    """Return a torchvision dataset that takes ``root``, ``train``, ``download``; its own test split is for validation.
 
     Arguments:
         dataset: the class, for example ``torchvision.datasets.CIFAR10``.
@@ -94,7 +94,7 @@ def image_folder(
     val_share: float = 0.1,
     **options: Any,
 ) -> DiffusionDataModule:
-    """Any folder of images, of any sizes and modes, in any subfolders: see `diffaug.ImageFolder`.
+    """Return any folder of images, of any sizes and modes, in any subfolders: see `diffaug.ImageFolder`.
 
     Arguments:
         root: the folder; the first level of subfolders, where there is one, gives the labels.
@@ -141,7 +141,7 @@ def _part(folder: dict[str, Any], share: float, validation: bool) -> Dataset[Any
 
 
 def held_out(names: Sequence[str], share: float) -> list[int]:
-    """Which of the files are for validation: those whose name's hash lies in the lowest share of all hashes.
+    """Choose the files for validation: those whose name's hash lies in the lowest share of all hashes.
 
     Where none does and the share is not 0, the one with the lowest hash. So whether a file is one of them depends on
     its own name, however many others there are.

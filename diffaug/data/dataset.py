@@ -1,4 +1,4 @@
-"""Any dataset item -> an image tensor, with the sample's place.
+"""Datasets asked for by Place: each item an image tensor, with its place.
 
 A dataset yields what it likes: a PIL image, a tensor or a numpy array, alone, in a tuple, a dict or a named tuple.
 `Images` finds the image, applies the user's transform, checks it and hands it on with its `Place`; uint8 stays uint8,
@@ -38,7 +38,7 @@ class Keyed(Dataset[Any]):
         self._in_batches = _fetches_many(dataset)
 
     def finished(self, placed: tuple[Place, Any]) -> Any:
-        """What becomes of an item of the dataset and its place."""
+        """Turn an item of the dataset and its place into a sample."""
         place, item = placed
         return item, place
 
@@ -52,7 +52,7 @@ class Keyed(Dataset[Any]):
         return call_keyed(self.finished, list(zip(places, fetched, strict=True)), self.seeds(places))
 
     def seeds(self, places: Sequence[Place]) -> list[int]:
-        """What seeds the random states for the samples at these places: 64 bits each."""
+        """Return the seed of the random states for the sample at each of these places: 64 bits."""
         epochs = {epoch: mixed(*self.domain, epoch) for epoch in {place.epoch for place in places}}
         return [mixed(place.view << INDEX_BITS | place.index, state=epochs[place.epoch]) for place in places]
 
@@ -60,7 +60,7 @@ class Keyed(Dataset[Any]):
         return self.__getitems__([place])[0]
 
     def _fetched(self, indices: list[int]) -> list[Any] | None:
-        """Items as the dataset fetches many at once; None if it cannot, or draws something in doing so."""
+        """Fetch items many at once; None if the dataset cannot, or draws something in doing so."""
         try:
             items, drew = draws(lambda: self.dataset.__getitems__(indices))
         except Exception:  # fetched one by one, the error will name its sample
@@ -136,7 +136,7 @@ def note(error: Exception, note: str) -> None:
 
 
 def _fetches_many(dataset: Any) -> bool:
-    """Whether a dataset has a way of its own to fetch many items at once. (A Subset has only its dataset's.)"""
+    """Return whether a dataset itself can fetch many items at once. (A Subset has only its dataset's way.)"""
     while type(dataset) is Subset:
         dataset = dataset.dataset
     return callable(getattr(dataset, "__getitems__", None))

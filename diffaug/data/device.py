@@ -1,4 +1,4 @@
-"""What is done to a batch of images on its device: the user's transform, the encoder, views, label dropout, noise."""
+"""The work on a batch of images on its device: the user's transform, the encoder, views, label dropout, noise."""
 
 import logging
 from collections.abc import Callable
@@ -129,7 +129,7 @@ class Noiser:
 
 
 def on_device(function: Any, image: Tensor, name: str) -> Tensor:
-    """A user's function of a batch of images, without gradients.
+    """Call a user's function of a batch of images, without gradients.
 
     A module is moved to the images' device first (a LightningDataModule is no module: nothing else moves what it
     holds); one with parameters is a network, run in evaluation mode on images of its own floating point dtype.

@@ -109,7 +109,7 @@ class EvaluationLoader(Loader):
 
 
 def evaluation_loader(dataset: Any, sampler: EvaluationSampler, stage: str, name: str, **options: Any) -> Loader:
-    """A loader for evaluation: with equal numbers of batches on all ranks in validation and test.
+    """Make a loader for evaluation: with equal numbers of batches on all ranks in validation and test.
 
     In prediction, where nothing is shared between ranks, it is one of which Lightning makes another.
     """

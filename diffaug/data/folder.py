@@ -124,7 +124,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         self.labels = [numbers[_top(parts)] for parts in found]
 
     def only(self, indices: Sequence[int]) -> "ImageFolder":
-        """The same with these images only, numbered anew; the classes stay."""
+        """Return the same folder with these images only, numbered anew; the classes stay."""
         part = copy(self)
         part.paths = [self.paths[index] for index in indices]
         part.names = [self.names[index] for index in indices]
@@ -132,7 +132,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         return part
 
     def recipe(self) -> dict[str, Any]:
-        """What a resume compares: the names of the files, as a digest, and the classes."""
+        """Return what a resume compares: the names of the files, as a digest, and the classes."""
         names = "\n".join(self.names).encode(errors="surrogateescape")
         return {
             "files": hashlib.blake2b(names, digest_size=16).hexdigest(),
@@ -197,7 +197,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         return image.convert(_MODES[self.channels])
 
     def _depth(self, image: Any) -> tuple[int, bool]:
-        """The largest whole number that a file's pixels may be, and whether 0 is white."""
+        """Return the largest whole number that a file's pixels may be, and whether 0 is white."""
         tags = getattr(image, "tag_v2", {})  # a TIFF's; what other formats hold, Pillow scales to all 16 bits but PNG
         bits = tags.get(_BITS_PER_SAMPLE, (16,))[0] - (tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED)
         if self.bits is not None and image.format in _STORED and image.mode != "L":
@@ -239,7 +239,7 @@ def _say_once(message: str, level: int = logging.INFO) -> None:  # each split li
 
 
 def _files(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, ...]]:
-    """The files under a folder, as the parts of their path. A link back to a folder above is not followed."""
+    """List the files under a folder, as the parts of their path. A link back to a folder above is not followed."""
     status = folder.stat()
     here = status.st_dev, status.st_ino
     if here in above:
@@ -256,7 +256,7 @@ def _files(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[s
 
 
 def _plain(image: Any, depth: int, inverted: bool) -> Any:
-    """Any image as L, RGB or, where it has more than 8 bits, F in [0, 255]. ``depth`` is whole numbers' largest."""
+    """Convert any image to L, RGB or, of more than 8 bits, F in [0, 255]; ``depth`` is its largest whole number."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _from_deep(image, 1 if image.mode == "F" else depth, inverted)
     if image.has_transparency_data:

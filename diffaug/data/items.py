@@ -1,4 +1,4 @@
-"""One item of a dataset taken apart: which part is the image, and that image as a tensor.
+"""Items of a dataset: which part is the image, and that image as a tensor.
 
 An image is uint8 in [0, 255], uint16 in [0, 65535] or float in the process's ``value_range``; where that is None,
 floats are latents, of any finite values. Nothing is guessed: a layout or dtype that could mean two things is refused,
@@ -21,7 +21,7 @@ _ONE_IMAGE = "An item must hold one PIL image, or one tensor or array with two"
 
 
 def is_image(value: Any, dimensions: int = 2) -> bool:
-    """Whether a part of an item is an image: a PIL image, or a tensor or array with so many dimensions or more."""
+    """Return whether a part of an item is an image: of PIL, or a tensor or array of so many dimensions or more."""
     return value.ndim >= dimensions if isinstance(value, (Tensor, np.ndarray)) else hasattr(value, "getbands")
 
 
@@ -82,7 +82,7 @@ def _listed(parts: Mapping[Any, Any]) -> str:
 
 
 def described(value: Any) -> str:
-    """A value in a few words, for errors."""
+    """Describe a value in a few words, for errors."""
     if isinstance(value, (Tensor, np.ndarray)):
         return f"{type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"
     if hasattr(value, "getbands"):
@@ -91,7 +91,7 @@ def described(value: Any) -> str:
 
 
 def as_tensor(image: Any, where: str, value_range: tuple[float, float] | None = (-1.0, 1.0)) -> Tensor:
-    """An image as a tensor: uint8, or float in ``value_range``.
+    """Convert an image to a tensor: uint8, or float in ``value_range``.
 
     - A tensor keeps its shape.
     - A numpy array (H, W) or (H, W, C) becomes (C, H, W).
@@ -129,7 +129,7 @@ def as_tensor(image: Any, where: str, value_range: tuple[float, float] | None = 
 
 
 def _array(image: Any) -> np.ndarray[Any, Any]:
-    """A PIL image's pixels, (H, W) or (H, W, C)."""
+    """Return a PIL image's pixels, (H, W) or (H, W, C)."""
     if image.mode == "1":
         image = image.convert("L")
     elif image.mode not in ("L", "LA", "RGB", "RGBA", "F", "I") and not image.mode.startswith("I;16"):
@@ -139,7 +139,7 @@ def _array(image: Any) -> np.ndarray[Any, Any]:
 
 
 def over_white(image: Any) -> Any:
-    """A PIL image that has transparent pixels, as RGB over a white background."""
+    """Lay a PIL image that has transparent pixels over a white background, as RGB."""
     from PIL import Image
 
     image = image.convert("RGBA")

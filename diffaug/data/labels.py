@@ -42,7 +42,7 @@ class LabelDropout:
             )
 
     def __call__(self, label: Any, keys: Keys) -> Any:
-        """The labels of a batch, some of them null: a tensor of shape (B, ...), or a list of length B.
+        """Replace some labels of a batch by null: a tensor of shape (B, ...), or a list of length B.
 
         Arguments:
             label: those of the batch, on any device.
@@ -55,7 +55,7 @@ class LabelDropout:
         return torch.where(per_sample(dropped, label), self._null_like(label), label)
 
     def _null_like(self, label: Tensor) -> Tensor:
-        """The null as labels like these are, kept on their device: to copy it there would halt it at every batch."""
+        """Return the null as these labels are, kept on their device: to copy it there would halt it at every batch."""
         kind = (label.dtype, label.device, label.ndim)
         if kind not in self._nulls:
             null = None if isinstance(self.null, str) else _number(self.null)
@@ -70,12 +70,12 @@ class LabelDropout:
 
 
 def _number(null: Any) -> Tensor:
-    """A null as a tensor whose dtype and device are its own, not torch's defaults."""
+    """Make a null a tensor whose dtype and device are its own, not torch's defaults."""
     return null if isinstance(null, Tensor) else torch.from_numpy(np.asarray(null))
 
 
 def _fits(null: Tensor, label: Tensor) -> bool:
-    """Whether a null can stand among labels; one beyond their dtype's range would become some class in silence."""
+    """Return whether a null can stand among labels; beyond their dtype's range it would become some class."""
     if null.ndim >= max(label.ndim, 1):
         return False
     if label.is_floating_point():

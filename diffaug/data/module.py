@@ -206,11 +206,11 @@ class DiffusionDataModule(NoisingDataModule):
         return images
 
     def images(self, stage: str, number: int = 0) -> Images:
-        """A stage's dataset as its loader reads it: items are (image, place, extra), before any noise."""
+        """Return a stage's dataset as its loader reads it: items are (image, place, extra), before any noise."""
         return self._made(stage)[number]
 
     def _made(self, stage: str) -> list[Images]:
-        """The datasets of a stage, once they are made."""
+        """Return the datasets of a stage, or refuse if they are not made yet."""
         if stage not in self._datasets:
             of = {"train": "fit", "val": "fit"}.get(stage, stage)
             raise RuntimeError(f"data.{stage} is not made yet: call data.setup({of!r}) first, as a Trainer does.")

@@ -26,7 +26,7 @@ def map_parts(function: Callable[[Any], Any], loaders: Any, batch: Any) -> Any:
 
 
 def is_leaf(nest: Any) -> bool:
-    """Whether it is one loader, or none, and no nest of several."""
+    """Return whether it is one loader, or none, and no nest of several."""
     return not isinstance(nest, (dict, list, tuple))
 
 
@@ -37,5 +37,5 @@ def _kind(nest: Any) -> str:
 
 
 def device_of(batch: Any) -> torch.device:
-    """The device of the first tensor in a batch; the CPU where there is none."""
+    """Return the device of the first tensor in a batch; the CPU where there is none."""
     return next((leaf.device for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)), torch.device("cpu"))

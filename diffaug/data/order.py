@@ -26,14 +26,14 @@ _SMALL = 64
 
 
 def order_keys(seed: int, epoch: int, dataset: int = 0, lap: int = 0) -> NDArray[np.uint64]:
-    """The round keys of an epoch's permutation, or of its lap where it is gone through more than once."""
+    """Make the round keys of an epoch's permutation, or of its lap where it is gone through more than once."""
     key = keys(torch.full((1,), lap, dtype=torch.int64, device="cpu"), seed=seed, epoch=epoch, dataset=dataset)
     w_0, w_1, _, _ = words(key, Purpose.ORDER, torch.arange(_ROUNDS, device="cpu"))
     return ((w_0 << 32) | w_1)[0].numpy().view(np.uint64)
 
 
 def permute(places: NDArray[np.uint64], size: int, round_keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Where each place of [0, size) goes under a keyed permutation of [0, size).
+    """Permute places of [0, size) by a keyed permutation of [0, size).
 
     Up to 64 places every permutation is equally likely. Beyond, a Feistel network on the smallest even number of bits
     that holds ``size``, walked on until it falls inside (Black and Rogaway 2002, "Ciphers with arbitrary finite
@@ -55,7 +55,7 @@ def permute(places: NDArray[np.uint64], size: int, round_keys: NDArray[np.uint64
 
 
 def _shuffled(size: int, round_keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The whole of a small permutation: Fisher and Yates's shuffle, its choices the digits of one number of 512 bits.
+    """Shuffle a small range whole, as Fisher and Yates do; the choices are the digits of one number of 512 bits.
 
     The choices are the number modulo size!, so no permutation's chance is off by more than a 2^215th of it. (The
     network is too coarse here: 10 to 14 % off for 5 or 6 places, and for 64 it makes fewer than all permutations.)
@@ -75,7 +75,7 @@ def _hashed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def occurrences(order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How often each entry's value has come before in the order."""
+    """Count how often each entry's value has come before in the order."""
     by_value = np.argsort(order, kind="stable")
     values = order[by_value]
     first = np.r_[0, np.flatnonzero(np.diff(values)) + 1]
@@ -136,14 +136,14 @@ class EpochSampler(DistributedSampler[Any]):
             yield from map(Place, index.tolist(), views.tolist(), (before + places).tolist(), repeat(self.epoch))
 
     def _sampled(self, sampler: Sampler[int]) -> NDArray[np.int64]:
-        """The order of the epoch up to the end of this lap."""
+        """Return the order of the epoch up to the end of this lap."""
         key = (self.seed, Purpose.ORDER, self.epoch)
         laps = [sampled(sampler, key, lap, self.length) for lap in range(self.lap + 1)]
         return np.concatenate([np.resize(lap, self.total_size) for lap in laps])
 
 
 def sampled(sampler: Sampler[int], key: tuple[int, ...], lap: int, length: int) -> NDArray[np.int64]:
-    """All that a user's sampler yields for an epoch, run under random states of this key, which ends in the epoch.
+    """Run a user's sampler for an epoch, under random states of this key, which ends in the epoch.
 
     Raises:
         ValueError: it does not yield so many whole numbers.
@@ -232,7 +232,7 @@ class EpochLoader(Loader):
         self._before = self._done
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches have been handed out."""
+        """Return the epoch, and how many of its batches have been handed out."""
         if self._resume is not None:
             epoch, batches = self._resume
         elif self._epoch != self.sampler.epoch:

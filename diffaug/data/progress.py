@@ -1,4 +1,4 @@
-"""How far a run is in its training data, by the Trainer's own counters; and the counters set to go on from there.
+"""Progress of a run in its training data: read from the Trainer's own counters, and set to go on from there.
 
 A run's place is one pair of numbers: the epoch, and how many of its batches are done. A batch is done once its step has
 been taken: one that was handed out and failed comes again. An epoch is over when its last batch is done; one that was
@@ -25,7 +25,7 @@ class EpochProgress(NamedTuple):
 
 
 def read_progress(trainer: pl.Trainer) -> EpochProgress:
-    """How far the training is, in any hook, during an exception, between two fits."""
+    """Read how far the training is: in any hook, during an exception, between two fits."""
     epoch, batch = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress
     if epoch.ready > epoch.started or epoch.ready == 0:  # pyright: ignore[reportAttributeAccessIssue]
         return EpochProgress(epoch.processed, 0)  # pyright: ignore[reportAttributeAccessIssue]
@@ -36,7 +36,7 @@ def read_progress(trainer: pl.Trainer) -> EpochProgress:
 
 
 def read_stepped(trainer: pl.Trainer) -> int:
-    """How many batches stepped the optimizer, as Lightning counts them for its loggers."""
+    """Read how many batches stepped the optimizer, as Lightning counts them for its loggers."""
     loop = trainer.fit_loop.epoch_loop
     current = loop.batch_progress.current
     # It counts a batch only after the validation that follows it.
@@ -79,7 +79,7 @@ def set_progress(trainer: pl.Trainer, progress: EpochProgress, stepped: int) -> 
 
 
 def _counters(current: int, total: int, unfinished: dict[str, int]) -> dict[str, Any]:
-    """Lightning's counters of something, with how far some of its stages are behind."""
+    """Return Lightning's counters of something, with how far some of its stages are behind."""
 
     def stages(count: int) -> dict[str, int]:
         return {name: count - unfinished.get(name, 0) for name in ("ready", "started", "processed", "completed")}

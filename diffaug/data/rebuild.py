@@ -1,4 +1,4 @@
-"""The loaders of another DataModule, made again so that every sample brings its place; and what that cannot do.
+"""Rebuilding of another DataModule's loaders, so that each sample carries its Place; and the limits of that.
 
 A loader can be made again honestly where it is torch's own DataLoader: its parts are attributes. It keeps its dataset,
 its collate function, its workers and its batch size. Only the order is diffaug's, keyed and shared out over the ranks,
@@ -96,7 +96,7 @@ def rebuild(
 
 
 def _why_not(loader: Any) -> str:
-    """Why a loader cannot be made again; empty if it can."""
+    """Say why a loader cannot be rebuilt; empty if it can."""
     if type(loader) is not DataLoader:
         return f"the loader is a {type(loader).__module__}.{type(loader).__qualname__}"
     if loader.batch_sampler is None:
@@ -114,7 +114,7 @@ def _why_not(loader: Any) -> str:
 
 
 def _order(sampler: Any, size: int) -> tuple[Sampler[int] | None, bool]:
-    """The user's sampler if it must be run; else None, and whether the order is shuffled."""
+    """Return the user's sampler if it must be run, else None; and whether the order is shuffled."""
     if type(sampler) is SequentialSampler:
         return None, False
     if type(sampler) is DistributedSampler:

@@ -1,4 +1,4 @@
-"""What a run trains on, in plain types: kept in checkpoints, compared on a resume and between ranks."""
+"""The recipe of a run, in plain types: kept in checkpoints, compared on a resume and between ranks."""
 
 import hashlib
 import logging
@@ -62,7 +62,7 @@ def check_ranks(trainer: pl.Trainer | None, recipe: Mapping[str, Any]) -> None:
 
 
 def _flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A recipe's entries, those of its parts by dotted names."""
+    """List a recipe's entries, those of its parts by dotted names."""
     flat: dict[str, Any] = {}
     for key, value in recipe.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -88,7 +88,7 @@ def describe(thing: Any) -> str | None:
 
 
 def describe_dataset(dataset: Any) -> dict[str, Any]:
-    """A dataset's length, and what it says of itself by a method ``recipe`` where it has one."""
+    """Return a dataset's length, and what it says of itself by a method ``recipe`` where it has one."""
     if isinstance(dataset, IterableDataset):
         return {}
     own: Any = getattr(dataset, "recipe", dict)
@@ -96,7 +96,7 @@ def describe_dataset(dataset: Any) -> dict[str, Any]:
 
 
 def describe_sampler(sampler: Any) -> str:
-    """A user's sampler by its class, its length, and a digest of the numbers it holds.
+    """Describe a user's sampler by its class, its length, and a digest of the numbers it holds.
 
     Single numbers are left out: they count what the sampler has done, or which epoch it was told.
     """

@@ -1,4 +1,4 @@
-"""Training that goes on from a checkpoint: its loaders begin where the run was, or it is refused.
+"""Resume: loaders that begin where a checkpoint's run was, or a refusal.
 
 What a checkpoint holds of the data is one pair of numbers, the epoch and how many batches of it are done, with what a
 batch and an epoch then were. All else is a function of these. A run that goes on in another shape (batch size, ranks)
@@ -42,11 +42,11 @@ class Resume:
         self._new = True  # whether no loaders have been made in this fit
 
     def begin_fit(self) -> None:
-        """A fit begins; a checkpoint's state, if any, comes after this."""
+        """Begin a fit; a checkpoint's state, if any, comes after this."""
         self._loaded, self._waiting, self._new = None, None, True
 
     def begin_batch(self) -> None:
-        """A training batch has come, and the Trainer's counters are right."""
+        """Note that a training batch has come: the Trainer's counters are right from here on."""
         self._waiting = None
 
     def load(self, state: dict[str, Any]) -> None:
@@ -60,7 +60,7 @@ class Resume:
             set_progress(trainer, place, self._loaded["stepped"])
 
     def state(self, trainer: pl.Trainer) -> dict[str, Any]:
-        """How far the training is: plain numbers and texts."""
+        """Return how far the training is: plain numbers and texts."""
         if self._loaded or self._waiting:
             return self._loaded or self._waiting or {}
         epoch, batches = read_progress(trainer)
@@ -128,7 +128,7 @@ class Resume:
     def _converted(
         self, loaded: dict[str, Any], epoch_images: list[int | None], count: float, of_the_epoch: bool
     ) -> EpochProgress:
-        """A checkpoint's place in batches of the loaders of now, of which an epoch has ``count``."""
+        """Convert a checkpoint's place to batches of the loaders of now, of which an epoch has ``count``."""
         epoch, done = loaded["epoch"], loaded["batches"]
         if not loaded["loaders"]:
             return EpochProgress(epoch, done)
@@ -164,7 +164,7 @@ class Resume:
         return EpochProgress(epoch + 1, 0) if place >= count else EpochProgress(epoch, place)
 
     def _place(self, loader: Any, done: int, before: int | None) -> int:
-        """How many of a loader's batches are those that were done, of ``before`` images each."""
+        """Return how many of a loader's batches are those that were done, of ``before`` images each."""
         if not done:
             return 0
         if not isinstance(loader, _OURS) or before is None:
@@ -191,7 +191,7 @@ class Resume:
         return whole
 
     def _epoch_images(self, batches: float) -> list[int | None]:
-        """How many different images of each loader an epoch of so many batches goes through; None where unknown."""
+        """Return how many different images of each loader an epoch of so many batches has; None where unknown."""
         return [
             int(min(batches * loader.global_batch, loader.sampler.length, len(loader) * loader.global_batch))
             if isinstance(loader, EpochLoader)
@@ -206,7 +206,7 @@ class Resume:
 
 
 def describe_loader(loader: Any) -> dict[str, Any]:
-    """What the sequence of a training loader's batches is made of, in plain types, but for the size of a batch."""
+    """Describe what the order of a training loader's samples depends on, in plain types."""
     if isinstance(loader, EpochLoader):
         sampler = loader.sampler
         own = "shuffled" if sampler.shuffle else "the dataset's"
@@ -224,7 +224,7 @@ def _numbered(loaders: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _batches(loaders: Sequence[Any], mode: str, limit: float) -> float:
-    """How many batches an epoch has."""
+    """Return how many batches an epoch has."""
     lengths = [float("inf") if (length := sized_len(loader)) is None else length for loader in loaders]
     if isinstance(limit, int):
         counts = [min(length, limit) for length in lengths]

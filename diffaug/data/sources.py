@@ -1,4 +1,4 @@
-"""The user's datasets, made, looked at, and ready for a loader: what is wrong with them is said before training."""
+"""Sources of data: the user's datasets, built and validated by some of their items before training."""
 
 import logging
 import os
@@ -22,20 +22,20 @@ Source = Dataset[Any] | Callable[[], Dataset[Any]]
 
 
 def are_datasets(source: Any) -> bool:
-    """Whether a list is one of several datasets, and not itself a dataset: a list of items."""
+    """Return whether a list is one of several datasets, and not itself a dataset: a list of items."""
     items = (Tensor, np.ndarray, tuple, list, Mapping, int, float, Image)
     return isinstance(source, (list, tuple)) and not any(isinstance(part, items) for part in source)
 
 
 def listed(source: Source | Sequence[Source] | None) -> list[Any]:
-    """A stage's datasets, or functions that make them: none, one or several."""
+    """List a stage's datasets, or functions that make them: none, one or several."""
     if source is None:
         return []
     return list(source) if are_datasets(source) else [source]  # pyright: ignore[reportArgumentType]
 
 
 def check_sources(**given: Any) -> dict[str, Any]:
-    """The sources of the stages, by their names, if they may be datasets.
+    """Check the sources of the stages, and return them by their names.
 
     Raises:
         ValueError: there are several for training, or one is a path.
@@ -54,12 +54,12 @@ def check_sources(**given: Any) -> dict[str, Any]:
 
 
 def is_function(source: Any) -> bool:
-    """Whether a source is a function that makes a dataset."""
+    """Return whether a source is a function that makes a dataset."""
     return not isinstance(source, Dataset) and callable(source)
 
 
 def called(stage: str, number: int, many: bool) -> str:
-    """How errors call a dataset."""
+    """Name a dataset as errors call it."""
     integer(f"the number of data.{stage} datasets", number, 0, 2**DATASET_BITS - 1)
     return f"data.{stage}[{number}]" if many else f"data.{stage}"
 
@@ -75,7 +75,7 @@ def prepared(
     look: bool = True,
     **options: Any,
 ) -> Images:
-    """A dataset ready for its loader.
+    """Build a dataset ready for its loader, and validate some of its items.
 
     Arguments:
         source: the dataset, or a function that makes it.
@@ -139,6 +139,6 @@ def warn_of_half_range(images: Iterable[Tensor], value_range: tuple[float, float
 
 
 def spread(size: int, count: int) -> list[int]:
-    """Up to so many indices, evenly over a dataset."""
+    """Spread up to so many indices evenly over a dataset."""
     last = max(min(count, size) - 1, 1)
     return sorted({place * (size - 1) // last for place in range(min(count, size))})

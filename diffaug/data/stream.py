@@ -135,7 +135,7 @@ class StreamLoader(Loader):
                 return
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches have been handed out."""
+        """Return the epoch, and how many of its batches have been handed out."""
         epoch, batches = self._resume or (max(self._epoch, 0), self._done)
         return {"epoch": epoch, "batches": batches}
 

@@ -157,7 +157,7 @@ class WrappedDataModule(NoisingDataModule):
         return Batch(self.inner.transfer_batch_to_device(batch.content, device, dataloader_idx), batch.places)
 
     def _joined(self, batch: Any) -> Batch:
-        """A batch whose content is as the user's code knows it, and the places of its sub-batches beside it."""
+        """Join a nest of batches into one, whose content is as the user's code knows it."""
         if isinstance(batch, Batch):
             return batch
         nest, parts = self._nests.get(self._stage()), []
@@ -211,7 +211,7 @@ class WrappedDataModule(NoisingDataModule):
         return first_place(number, epoch=self._epoch() if stage == "train" else 0, **self._ranks())
 
     def _batch_number(self, stage: str) -> int:
-        """How many batches of the epoch came before this one, on this rank."""
+        """Return how many batches of the epoch came before this one, on this rank."""
         if not self.trainer or not self.trainer.state.stage:
             self._counts[stage] += 1
             return self._counts[stage] - 1
@@ -221,7 +221,7 @@ class WrappedDataModule(NoisingDataModule):
         return loop.batch_progress.current.ready
 
     def clean_images(self, stage: str, count: int) -> Tensor | None:
-        """Images of a stage, as the inner DataModule's loader and hooks give them; None where they have no index."""
+        """Return images of a stage, as the inner DataModule's loader and hooks give them; None without an index."""
         loader = tree_leaves(getattr(self.inner, f"{stage}_dataloader")())[0]
         again = rebuild(loader, stage=stage, number=0, seed=self.seed or 0, rank=0, ranks=1, name=stage)
         if again is loader or isinstance(again.dataset, Stream):

@@ -24,7 +24,7 @@ from diffaug.schedules import (
 
 
 def from_diffusers(scheduler: Any) -> Schedule:
-    """The schedule of a diffusers scheduler, or of its config, with equal alpha_bar and sigma.
+    """Convert a diffusers scheduler, or its config, to the schedule with equal alpha_bar and sigma.
 
     What a scheduler says of sampling alone (solver, spacing, karras or beta sigmas, clipping) is not part of it. See
     `target_of` for what its networks predict.
@@ -102,7 +102,7 @@ def _rescaled(schedule: Schedule, config: Mapping[str, Any]) -> Schedule:
 
 
 def target_of(scheduler: Any) -> str:
-    """What the networks of a diffusers scheduler predict, by diffaug's name: epsilon, v, x_0, flow or F.
+    """Return what the networks of a diffusers scheduler predict, by diffaug's name: epsilon, v, x_0, flow or F.
 
     Arguments:
         scheduler: as `from_diffusers` takes it.

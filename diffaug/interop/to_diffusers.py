@@ -40,7 +40,7 @@ def to_diffusers(
     sigma_data: float = 0.5,
     **options: Any,
 ) -> Any:
-    """A diffusers scheduler with the schedule's alpha_bar and sigma.
+    """Convert a schedule to a diffusers scheduler with its alpha_bar and sigma.
 
     Arguments:
         target: what the network predicts: sets ``prediction_type``. None is epsilon, flow or F, as the family has it.
@@ -104,7 +104,7 @@ def _betas(schedule: Schedule, target: str | None, scheduler: str | None, points
 
 
 def _named(schedule: Schedule, scheduler: str, points: int) -> dict[str, Any]:
-    """How diffusers is told the schedule: by its name where it has one, else by its betas."""
+    """Return the arguments that tell diffusers the schedule: its name where it has one, else its betas."""
     if isinstance(schedule, ZeroTerminalSNR):
         inner = _named(schedule.base, scheduler, points)
         if "trained_betas" not in inner:
@@ -132,7 +132,7 @@ def _named(schedule: Schedule, scheduler: str, points: int) -> dict[str, Any]:
 
 
 def _betas_between(schedule: Schedule, points: int) -> Tensor:
-    """Betas for which diffusers' t = 0 .. T - 1 is unit time t / T: what the network is told stays what it learned.
+    """Return betas for which diffusers' t = 0 .. T - 1 is unit time t / T: the network is told what it learned.
 
     Where the image is clean at unit time 0, diffusers' t = 0, which needs some noise, is at 1 / (2 T).
     """
@@ -171,7 +171,7 @@ def _flow(schedule: Schedule, target: str | None, scheduler: str | None, points:
 
 
 def _shift(schedule: Schedule) -> float | None:
-    """The factor by which the straight path's noise is shifted; None if it is something else."""
+    """Return the factor by which the straight path's noise is shifted; None if it is something else."""
     if isinstance(schedule, Rectified):
         return 1.0
     if type(schedule) is Shifted:

@@ -18,7 +18,7 @@ POINTS = 1001
 
 
 def schedules(named: Mapping[str, Schedule]) -> Picture:
-    """beta, alpha_bar (alpha^2), log-SNR, alpha and sigma of one or several schedules over time.
+    """Draw beta, alpha_bar (alpha^2), log-SNR, alpha and sigma of one or several schedules over time.
 
     Time is the timestep t where all are discrete with the same T, else unit time. beta_t is that of discrete, variance
     preserving schedules. The numbers are those at every t, or at 1,001 points of a continuous schedule.
@@ -75,7 +75,7 @@ def _wrapped(name: str) -> str:
 
 
 def _facts(schedule: Schedule) -> str:
-    """What is left at the end, and where signal and noise are equal."""
+    """Say how much signal is left at the end, and where signal and noise are equal."""
     first, last = schedule.log_snr(torch.stack(schedule.ends), torch.float64).tolist()
     one = ""
     if first >= 0 >= last:
@@ -108,7 +108,7 @@ def _legend(figure: Any, axes: Any, names: Mapping[str, Any]) -> None:
 def recipes(
     named: Mapping[str, ForwardProcess], *, loss: str = "F", width: float = 0.1, reach: float = 14.0
 ) -> Picture:
-    """What recipes train on: where they draw noise levels, and what the errors there count, over log-SNR.
+    """Draw what recipes train on: where they draw noise levels, and what the errors there count, over log-SNR.
 
     Above, the density of the draws. Below, that density times the loss weight, stated for all on the loss of one
     target, so that recipes with different targets can be laid over one another; see `density`. On the
@@ -153,7 +153,7 @@ def recipes(
 
 
 def _within(process: ForwardProcess, edges: Tensor, loss: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The bins that a recipe reaches, the outer ones ending where it does, and its two densities in them."""
+    """Return the bins that a recipe reaches, the outer ones ending where it does, and its two densities in them."""
     low, high = span(process)
     low, high = max(low, edges[0].item()), min(high, edges[-1].item())
     own = torch.cat([edges, edges.new_tensor([low, high])]).clamp(low, high).unique()
@@ -165,7 +165,7 @@ LEVEL_COLUMNS = ("stage", "step", "epoch", "low", "high", "count", "mean", "std"
 
 
 def levels(rows: Sequence[Sequence[Any]]) -> Picture:
-    """Loss by noise level over the course of training: the mean error in each bin, its spread at the last report.
+    """Draw the loss by noise level over training: the mean error in each bin, its spread at the last report.
 
     Arguments:
         rows: as `diffaug.training.LossByLevel` keeps them, one for each bin that was not empty, of `LEVEL_COLUMNS`;
@@ -214,7 +214,7 @@ def levels(rows: Sequence[Sequence[Any]]) -> Picture:
 
 
 def _inside(low: float, high: float) -> tuple[float, float]:
-    """A bin as it is drawn: one without an end is two wide."""
+    """Return a bin's ends as it is drawn: one without an end is two wide."""
     low, high = float(low), float(high)
     return (high - 2 if low == -math.inf else low), (low + 2 if high == math.inf else high)
 

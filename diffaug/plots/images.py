@@ -17,7 +17,7 @@ from diffaug.targets import convert
 
 
 def forward(process: ForwardProcess, images: Tensor, *, columns: int = 9, seed: int = 0) -> Picture:
-    """Rows of images, each along one joint path from x_0 to x_T.
+    """Draw rows of images, each along one joint path from x_0 to x_T.
 
     Arguments:
         images: uint8 or float as the process takes them, shape (B, C, H, W); one row each.
@@ -36,7 +36,7 @@ def forward(process: ForwardProcess, images: Tensor, *, columns: int = 9, seed: 
 
 
 def _loudness(alpha: Tensor, sigma: Tensor) -> Tensor:
-    """What a state is divided by to be seen: a variance exploding image is shown at its own standard deviation."""
+    """Return what a state is divided by to be seen: a variance exploding one is shown at its own standard deviation."""
     return torch.hypot(alpha, sigma).clamp_min(1).float()
 
 
@@ -52,7 +52,7 @@ def strip(
     columns: int = 9,
     seed: int = 0,
 ) -> Picture:
-    """One image from x_0 to x_T, a row for each schedule and size: what a schedule leaves to be seen, and where.
+    """Draw one image from x_0 to x_T, a row for each schedule and size: what each leaves to be seen, and where.
 
     All states of a row hold the same noise, and all rows of a size too, so that only the schedules differ. Time is unit
     time. A smaller size is the image averaged over squares, so the same noise level erases more of it: Hoogeboom, Heek
@@ -100,7 +100,7 @@ def strip(
 
 
 def _resized(image: Tensor, size: int) -> Tensor:
-    """The image averaged over squares: its shorter side has so many pixels."""
+    """Average an image over squares, so that its shorter side has so many pixels."""
     height, width = image.shape[1:]
     scale = size / min(height, width)
     shape = (max(round(height * scale), 1), max(round(width * scale), 1))
@@ -108,7 +108,7 @@ def _resized(image: Tensor, size: int) -> Tensor:
 
 
 def _grid(rows: Any, titles: Sequence[str] = (), labels: Sequence[str] = (), captions: Sequence[float] = ()) -> Any:
-    """A figure of rows of images, each (C, H, W) in [-1, 1], as large as they are in proportion."""
+    """Make a figure of rows of images, each (C, H, W) in [-1, 1], in their proportion."""
     height, width = rows[0][0].shape[-2:]
     below = 0.16 if len(captions) else 0.0
     figure = new_figure(
@@ -159,7 +159,7 @@ def _fill(
 
 
 def samples(images: Tensor, *, columns: int = 8) -> Picture:
-    """A grid of images in [-1, 1], shape (B, C, H, W)."""
+    """Draw a grid of images in [-1, 1], shape (B, C, H, W)."""
     rows = images.split(columns)
     figure = new_figure(columns * 0.8, len(rows) * 0.8)
     _fill(figure, rows, columns=columns)
@@ -167,7 +167,7 @@ def samples(images: Tensor, *, columns: int = 8) -> Picture:
 
 
 def progress(taken: Sequence[tuple[int, Tensor]], *, rows: int = 8) -> Picture:
-    """Samples over the course of training: a row for each time they were taken, all from the same noise.
+    """Draw samples over the course of training: a row for each time they were taken, all from the same noise.
 
     Arguments:
         taken: (step, images), images in [-1, 1], shape (B, C, H, W).
@@ -181,7 +181,7 @@ def progress(taken: Sequence[tuple[int, Tensor]], *, rows: int = 8) -> Picture:
 
 
 def batch(process: ForwardProcess, batch: Any, *, count: int = 8) -> Picture:
-    """What a batch holds: x_t as the network gets it, and x_0, got back from x_t and the batch's target.
+    """Draw what a batch holds: x_t as the network gets it, and x_0, recovered from x_t and the batch's target.
 
     Arguments:
         batch: as the process makes it, with the fields x_t, t and at least one of `diffaug.targets.TARGETS`.
@@ -207,7 +207,7 @@ def batch(process: ForwardProcess, batch: Any, *, count: int = 8) -> Picture:
 
 
 def preview(process: ForwardProcess, images: Tensor, t: Tensor, pixels: Tensor, *, columns: int = 9) -> Picture:
-    """One page of a dataset before training: images as read, three of them noised, their values, the times drawn.
+    """Draw one page of a dataset before training: images as read, three of them noised, their values, the times.
 
     Arguments:
         images: as the dataset yields them, shape (B, C, H, W).
@@ -254,7 +254,7 @@ def preview(process: ForwardProcess, images: Tensor, t: Tensor, pixels: Tensor, 
 
 
 def whole_bins(values: Tensor, low: float, high: float, most: int) -> Tensor:
-    """The edges of a histogram's bins over [low, high], float64, rising.
+    """Choose the edges of a histogram's bins over [low, high], float64, rising.
 
     Where the values are steps of one size, as those of 8-bit images or of timesteps, every bin holds equally many steps
     (the last at most as many): bins that hold now six of them, now seven, make a comb of smooth data.

@@ -65,7 +65,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]])
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches."""
+    """Make an empty figure of so many inches."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -74,7 +74,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def line(number: int, many: int = 2) -> dict[str, Any]:
-    """The style of one of several lines; they come round again after the last, thinner."""
+    """Return the style of one of several lines; they come round again after the last, thinner."""
     return {**LINES[number % len(LINES)], "linewidth": (1.6 if many > 1 else 1.8) / (1 + number // len(LINES))}
 
 

@@ -1,4 +1,4 @@
-"""What a ForwardProcess refuses, and why: bad arguments, parts that do not go together, calls that cannot be right."""
+"""Validation of ForwardProcess's arguments, of its parts together, and of its calls."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -28,7 +28,7 @@ class Parts(Protocol):
 
 
 def checked_fields(fields: Sequence[str]) -> tuple[str, ...]:
-    """The fields as a tuple, if they are different names."""
+    """Check that the fields are different names, and return them as a tuple."""
     if isinstance(fields, str) or not fields or len(set(fields)) != len(fields):
         raise refuse("process.fields", fields, "a list of different names")
     if not all(isinstance(name, str) and name.isidentifier() for name in fields):
@@ -37,7 +37,7 @@ def checked_fields(fields: Sequence[str]) -> tuple[str, ...]:
 
 
 def checked_range(value_range: Sequence[float] | None) -> tuple[float, float] | None:
-    """The range as a pair, if it is one; None for latents."""
+    """Check that the range is a pair, and return it; None for latents."""
     if value_range is None:
         return None
     if isinstance(value_range, str) or not isinstance(value_range, Sequence) or len(value_range) != 2:
@@ -49,7 +49,7 @@ def checked_range(value_range: Sequence[float] | None) -> tuple[float, float] | 
 
 
 def checked_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
-    """The dtype, if images can have it."""
+    """Check that images can have the dtype, and return it."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise refuse("process.dtype", dtype, "a floating point torch.dtype or None")
     return dtype
@@ -115,7 +115,7 @@ def check_states(images: dict[str, Any], times: dict[str, Any]) -> None:
 
 
 def numbered(x_0: Tensor, generator: torch.Generator | None) -> tuple[int, Tensor]:
-    """A seed for a batch of images that no index tells apart, and a number for each of them, shape (B,)."""
+    """Draw a seed for a batch of images that no index tells apart, and number them, shape (B,)."""
     if generator is None:
         raise ValueError(
             "ForwardProcess needs to know which images these are: pass index=, the images' numbers in their dataset "

@@ -1,4 +1,4 @@
-"""What comes out of a ForwardProcess: named tuples of exactly the fields that were asked for."""
+"""NoisyBatch: named tuples of exactly the fields that were asked for."""
 
 import functools
 from collections import namedtuple
@@ -36,7 +36,7 @@ class Fields(Protocol):
 
 @functools.lru_cache(maxsize=64)
 def batch_type(fields: tuple[str, ...]) -> Callable[..., Fields]:
-    """The named tuple of a batch with these fields: `NoisyBatch` itself for its own three."""
+    """Make the named tuple of a batch with these fields: `NoisyBatch` itself for its own three."""
     if fields == NoisyBatch._fields:
         return cast("Callable[..., Fields]", NoisyBatch)
     made: Any = namedtuple("NoisyBatch", fields)  # noqa: PYI024 - its fields are known only now

@@ -47,7 +47,7 @@ class Gap(NamedTuple):
 
 
 def gap(schedule: Schedule, s: Tensor, t: Tensor) -> Gap:
-    """What lies between s and t; a discrete s of -1 or a continuous one of 0 is the clean image."""
+    """Return what lies between s and t; a discrete s of -1 or a continuous one of 0 is the clean image."""
     if t.device.type == "cpu" and not bool((s < t).all()):
         raise ValueError(f"s must be less than t (noise grows with t), but got s={s.tolist()} and t={t.tolist()}.")
     alpha_s, sigma_s, log_snr_s = _level(schedule, s)
@@ -66,14 +66,14 @@ def _level(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def step(schedule: Schedule, x_s: Tensor, s: Tensor, t: Tensor, epsilon: Tensor) -> Tensor:
-    """A draw of q(x_t | x_s); see `ForwardProcess.step`."""
+    """Draw from q(x_t | x_s); see `ForwardProcess.step`."""
     check_states({"x_s": x_s, "epsilon": epsilon}, {"s": s, "t": t})
     between = gap(schedule, s, t)
     return _times(between.ratio, x_s) + _times(between.sigma_t * between.fresh.sqrt(), epsilon)
 
 
 def path(schedule: Schedule, x_0: Tensor, times: Tensor, key: Keys) -> Tensor:
-    """One joint path through times that rise; see `ForwardProcess.trajectory`."""
+    """Draw one joint path through times that rise; see `ForwardProcess.trajectory`."""
     if not isinstance(times, Tensor) or times.ndim != 1:
         raise refuse("times", times, "a tensor of shape (K,), of times that rise")
     elements = (x_0[0].numel() + 3) // 4 * 4
@@ -88,7 +88,7 @@ def path(schedule: Schedule, x_0: Tensor, times: Tensor, key: Keys) -> Tensor:
 
 
 def posterior(schedule: Schedule, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor | None) -> Posterior:
-    """q(x_s | x_t, x_0); see `ForwardProcess.posterior`."""
+    """Return q(x_s | x_t, x_0); see `ForwardProcess.posterior`."""
     if s is None:
         if not schedule.discrete:
             raise ValueError("posterior needs s= for a continuous schedule: there is no step just before t.")
@@ -101,7 +101,7 @@ def posterior(schedule: Schedule, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor
 
 
 def prior_kl(schedule: Schedule, mean_square: float) -> float:
-    """KL(q(x_T | x_0) || prior) in nats per dimension, for images of this mean square.
+    """Compute KL(q(x_T | x_0) || prior) in nats per dimension, for images of this mean square.
 
     With variance v = sigma_T^2 and prior variance 1 it is (alpha_T^2 x_0^2 + v - 1 - ln v) / 2; for a variance
     exploding schedule, whose prior has variance v, alpha_T^2 x_0^2 / (2 v).

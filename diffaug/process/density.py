@@ -1,4 +1,4 @@
-"""What a recipe trains on: the density of its draws, and of its draws times loss weight, over log-SNR."""
+"""Density of a recipe's draws, and of its draws times loss weight, over log-SNR."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from diffaug.targets import convert
 
 
 def trained_on(process: ForwardProcess, edges: Tensor, resolution: int = 2**14) -> tuple[Tensor, Tensor]:
-    """The shares of draws, and of draws times loss weight, in each bin of log-SNR: float64, shape (K,) each.
+    """Return the shares of draws, and of draws times loss weight, in each bin of log-SNR: float64, shape (K,) each.
 
     Arguments:
         edges: of the bins, rising, shape (K + 1,).
@@ -27,7 +27,7 @@ def trained_on(process: ForwardProcess, edges: Tensor, resolution: int = 2**14) 
 
 
 def density(process: ForwardProcess, edges: Tensor, loss: str = "F", resolution: int = 4096) -> tuple[Tensor, Tensor]:
-    """As `trained_on`, but smooth, far into the tails, and with the weight stated on one and the same target's loss.
+    """Return the same shares, smooth and far into the tails, with the weight stated on one target's loss.
 
     So recipes of different targets compare: with x_t given, an error e in one target is an error b e in another, and a
     weight w on the first's squared error is w / b^2 on the second's. F is the target whose variance is 1 at every noise
@@ -49,13 +49,13 @@ def density(process: ForwardProcess, edges: Tensor, loss: str = "F", resolution:
 
 
 def span(process: ForwardProcess) -> tuple[float, float]:
-    """The log-SNRs between which all of a recipe's `density` lies."""
+    """Return the log-SNRs between which all of a recipe's `density` lies."""
     cells, _, _ = _cells(process, process.target, 4096)
     return cells[0].item(), cells[-1].item()
 
 
 def _cells(process: ForwardProcess, loss: str, resolution: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The borders of the levels' cells, rising, shape (N + 1,), and the shares in each, shape (N,): see `density`."""
+    """Return the borders of the levels' cells, rising, shape (N + 1,), and the shares in each, shape (N,)."""
     schedule = process.schedule
     ends = torch.linspace(-34.0, 34.0, resolution + 1, dtype=torch.float64).sigmoid()
     middles = torch.linspace(-34.0, 34.0, 2 * resolution + 1, dtype=torch.float64).sigmoid()[1::2]
@@ -80,7 +80,7 @@ def _cells(process: ForwardProcess, loss: str, resolution: int) -> tuple[Tensor,
 
 
 def _in_bins(cells: Tensor, shares: Tensor, edges: Tensor) -> Tensor:
-    """The shares in bins: differences of the cumulative share, a monotone cubic between the borders of the cells.
+    """Compute the shares in bins: differences of the cumulative share, a monotone cubic between the cells' borders.
 
     Fritsch and Carlson 1980, "Monotone piecewise cubic interpolation", with the slopes of Fritsch and Butland 1984.
     """
@@ -105,6 +105,6 @@ def _in_bins(cells: Tensor, shares: Tensor, edges: Tensor) -> Tensor:
 
 
 def _end(step: Tensor, secant: Tensor) -> Tensor:
-    """The slope at the first of three points, of a parabola through them, or as steep as keeps the curve monotone."""
+    """Return the slope at the first of three points, of a parabola or as steep as keeps the curve monotone."""
     slope = ((2 * step[0] + step[1]) * secant[0] - step[0] * secant[1]) / (step[0] + step[1])
     return torch.minimum(slope.clamp_min(0.0), 3 * secant[0])[None]

@@ -329,7 +329,7 @@ class ForwardProcess(nn.Module):
         return (2.0 * x_0.float() - centre) * scale
 
     def mix(self, x_0: Tensor, t: Tensor, epsilon: Tensor) -> Tensor:
-        """x_t = alpha(t) x_0 + sigma(t) epsilon for a t and an epsilon that are given; draws nothing.
+        """Mix x_t = alpha(t) x_0 + sigma(t) epsilon from a t and an epsilon that are given; draws nothing.
 
         Gradients go through it, to x_0 and to epsilon.
 
@@ -349,7 +349,7 @@ class ForwardProcess(nn.Module):
         return x_t.view(x_0.shape)
 
     def step(self, x_s: Tensor, s: Tensor, t: Tensor, epsilon: Tensor) -> Tensor:
-        """A draw of q(x_t | x_s): on from s to a later t.
+        """Draw from q(x_t | x_s): on from s to a later t.
 
         Arguments:
             x_s: images at s, in [-1, 1] where clean, shape (B, *).
@@ -360,7 +360,7 @@ class ForwardProcess(nn.Module):
         return chain.step(self.schedule, x_s, s, t, epsilon)
 
     def posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor | None = None) -> chain.Posterior:
-        """q(x_s | x_t, x_0) for an s before t.
+        """Return q(x_s | x_t, x_0) for an s before t.
 
         Arguments:
             x_0: clean images in [-1, 1], shape (B, *).
@@ -380,7 +380,7 @@ class ForwardProcess(nn.Module):
         epoch: int = 0,
         view: int = 0,
     ) -> Tensor:
-        """One joint path of each image through the given times: each state is a `step` on from the one before.
+        """Draw one joint path of each image through the given times: each state is a `step` on from the one before.
 
         Arguments:
             x_0: images as `forward` takes them, shape (B, *).
@@ -396,7 +396,7 @@ class ForwardProcess(nn.Module):
         return chain.path(self.schedule, x_0, times, key.to(x_0.device))
 
     def prior_kl_bits_per_dim(self, x_0: Tensor) -> float:
-        """How far x_T is from its prior, KL(q(x_T | x_0) || p(x_T)), in bits per dimension, averaged over images.
+        """Compute how far x_T is from its prior, KL(q(x_T | x_0) || p(x_T)), in bits per dimension, over all images.
 
         The prior is N(0, I), or N(0, sigma_T^2 I) where the schedule is variance exploding; T is the time of most
         noise (Ho, Jain and Abbeel 2020, section 4, where it is about 1e-5).

@@ -30,7 +30,7 @@ def _blend(x: Tensor, epsilon: Tensor, mix: Tensor, centre: float, field: int, d
 
 
 def _whole(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtype) -> list[Tensor]:
-    """All fields of all samples at once: what is compiled."""
+    """Draw and mix all fields of all samples at once: what is compiled."""
     elements, fields = x.shape[1], range(mix.shape[1])
     blocks = lanes(elements)
     if elements % 4 and x.device.type == "cuda":
@@ -47,7 +47,7 @@ def _whole(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtype
 
 
 def _whole_in_two(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtype) -> list[Tensor]:
-    """The same for a size that is no multiple of 4: blocks of four elements, and the others, three at most, apart.
+    """Do the same for a size that is no multiple of 4: blocks of four elements, and up to three others apart.
 
     So epsilon never visits memory: 9 bytes an element instead of 17. (It wants a size that is a constant of the
     compiled code, as on CUDA; with a variable one the C++ compiler takes minutes.)
@@ -73,7 +73,7 @@ def _whole_in_two(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torc
 
 
 def _pieces(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtype) -> list[Tensor]:
-    """The same, piece by piece: some samples at a time, or some blocks of one sample."""
+    """Do the same piece by piece: some samples at a time, or some blocks of one sample."""
     samples, elements = x.shape
     fields = [torch.empty(samples, elements, dtype=dtype, device=x.device) for _ in range(mix.shape[1])]
     blocks = lanes(elements)
@@ -95,7 +95,7 @@ def _pieces(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtyp
 
 
 def mix_given(x: Tensor, epsilon: Tensor, mix: Tensor, centre: float, dtype: torch.dtype) -> list[Tensor]:
-    """The same fields from an epsilon that is given, float32, of x's shape."""
+    """Mix the same fields from an epsilon that is given, float32, of x's shape."""
     return [_blend(x, epsilon, mix, centre, f, dtype) for f in range(mix.shape[1])]
 
 
@@ -189,7 +189,7 @@ def _compiled(function: Callable[..., list[Tensor]], device_type: str) -> Callab
 
 @functools.cache
 def compiler_for(device_type: str) -> bool:
-    """Whether torch.compile can work on this kind of device: a C++ compiler for the CPU, Triton for CUDA."""
+    """Return whether torch.compile can work on this kind of device: a C++ compiler for the CPU, Triton for CUDA."""
     if device_type == "cpu":
         from torch._inductor import config  # here, as it is slow to import and needed only where compiling is asked
 

@@ -148,7 +148,7 @@ def _within(name: str, value: int | Tensor, bits: int) -> None:
 
 
 def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10: four random words from a counter of four words and a key of two.
+    """Compute Philox4x32-10: four random words from a counter of four words and a key of two.
 
     Arguments:
         counter, key: int64 tensors holding values in [0, 2^32), of shapes that broadcast together.
@@ -175,7 +175,7 @@ def _crossed(product: Tensor, word: Tensor, key: Tensor, number: int) -> Tensor:
 
 
 def words(keys: Keys, purpose: int, block: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The four random words of each block of each sample, for one purpose.
+    """Draw the four random words of each block of each sample, for one purpose.
 
     Arguments:
         keys: of B samples.
@@ -197,13 +197,13 @@ def words(keys: Keys, purpose: int, block: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def points(keys: Keys, purpose: int) -> Tensor:
-    """One random point of each sample: int64, shape (B,), uniform over [0, 2^53)."""
+    """Draw one random point of each sample: int64, shape (B,), uniform over [0, 2^53)."""
     w_0, w_1, _, _ = words(keys, purpose, torch.zeros(1, dtype=torch.int64, device=keys.low.device))
     return ((w_0 << 21) | (w_1 >> 11))[:, 0]
 
 
 def indices(points: Tensor, count: int | Tensor) -> Tensor:
-    """Points in [0, 2^53) as whole numbers in [0, count): floor(point count / 2^53), for count < 2^31.
+    """Map points in [0, 2^53) to whole numbers in [0, count): floor(point count / 2^53), for count < 2^31.
 
     In integers, in two halves so that nothing overflows: identical on every device.
     """
@@ -212,7 +212,7 @@ def indices(points: Tensor, count: int | Tensor) -> Tensor:
 
 
 def uniforms(points: Tensor) -> Tensor:
-    """Points in [0, 2^53) as float64 strictly between 0 and 1: the middle of each of 2^53 equal cells.
+    """Map points in [0, 2^53) to float64 strictly between 0 and 1: the middle of each of 2^53 equal cells.
 
     The last cell's middle, 1 - 2^-54, would round to 1; it is held at 1 - 2^-53.
     """
@@ -220,7 +220,7 @@ def uniforms(points: Tensor) -> Tensor:
 
 
 def box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor]:
-    """Two independent standard normals, float32, from two words (Box and Muller 1958).
+    """Compute two independent standard normals, float32, from two words (Box and Muller 1958).
 
     The radius uses (w + 1) / 2^32 in (0, 1], so the largest is sqrt(64 ln 2) = 6.66; the angle is centred on 0, where
     float32 is finest.
@@ -231,7 +231,7 @@ def box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor]
 
 
 def lanes(elements: int) -> int:
-    """How many blocks serve a sample of so many elements: block i makes elements i, i + n, i + 2n and i + 3n.
+    """Return how many blocks serve a sample of so many elements: block i makes elements i, i + n, i + 2n and i + 3n.
 
     One call of Philox makes four numbers. Spread so, and not side by side, each of the four is a contiguous run.
     """
@@ -239,7 +239,7 @@ def lanes(elements: int) -> int:
 
 
 def normals(keys: Keys, purpose: int, block: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four standard normals of each block of each sample, float32, each of shape (B, len(block)).
+    """Draw four standard normals of each block of each sample, float32, each of shape (B, len(block)).
 
     With ``block = arange(lanes(elements))``, joined along dimension 1 and cut to ``elements``, they are a sample's
     noise in C order.

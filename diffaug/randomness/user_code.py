@@ -78,7 +78,7 @@ def sample_seed(*key: int) -> None:
 
 
 def mixed(*key: int, state: int = 0) -> int:
-    """64 bits of a key: splitmix64's finaliser (Steele, Lea and Flood 2014), chained over its numbers.
+    """Hash a key to 64 bits: splitmix64's finaliser (Steele, Lea and Flood 2014), chained over its numbers.
 
     ``mixed(a, b, c)`` is ``mixed(c, state=mixed(a, b))``.
     """
@@ -91,7 +91,7 @@ def mixed(*key: int, state: int = 0) -> int:
 
 
 def call_keyed(function: Callable[[Any], _Result], items: Sequence[Any], seeds: Sequence[int]) -> list[_Result]:
-    """``[function(item) for item in items]``, each call under global states of its own 64-bit seed.
+    """Call a function of each item, under global random states of the item's own 64-bit seed.
 
     In the main process the states are put back afterwards; in a worker process nothing else draws from them. (Code
     with generators of its own seeds them itself.)
@@ -111,7 +111,7 @@ def _call_seeded(function: Callable[[Any], _Result], items: Sequence[Any], seeds
 
 
 def draws(function: Callable[[], _Result]) -> tuple[_Result, bool]:
-    """A function's result, and whether it drew from any of the three global states, which are put back."""
+    """Return a function's result and whether it drew from any of the three global states, which are put back."""
     before = _states()
     try:
         return function(), _moved(before, _states())

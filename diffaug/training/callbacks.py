@@ -1,4 +1,4 @@
-"""What a run leaves: its pictures, its summary, its metrics."""
+"""Callbacks for what a run leaves: its pictures, its summary, its metrics."""
 
 import csv
 import json
@@ -42,7 +42,7 @@ class Seen(Callback):
             self.labels = getattr(batch, pl_module.condition)
 
     def sampled(self, trainer: pl.Trainer, model: Denoiser, count: int, steps: int) -> Tensor | None:
-        """Samples under the labels of the last batch, in turn; None before a batch was seen.
+        """Sample under the labels of the last batch, in turn; None before a batch was seen.
 
         None, too, where samples are no images, but latents.
         """
@@ -190,7 +190,7 @@ class Summary(Callback):
 
 
 def _classes(dataset: Any) -> list[str] | None:
-    """The names of a dataset's classes, in the order of their numbers, where it has them."""
+    """Return the names of a dataset's classes, in the order of their numbers; None where it has none."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     names = getattr(dataset, "classes", None)

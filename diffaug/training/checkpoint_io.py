@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, checked before they are read, and locked by the run that writes."""
+"""Atomic checkpoint files, checked before they are read, in a folder locked by the run that writes."""
 
 import errno
 import fcntl
@@ -102,7 +102,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with the bytes of a checkpoint; None if nothing is, or if torch.save kept no checksums in it.
+    """Find what is wrong with the bytes of a checkpoint; None if nothing is, or if there are no checksums in it.
 
     It costs one reading of the file.
     """
@@ -172,7 +172,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _unwritten(place: Path, written: int, error: OSError) -> OSError:
-    """The error for a checkpoint that could not be written."""
+    """Make the error for a checkpoint that could not be written."""
     whole = place.is_file()
     before = "The one before it is whole" if whole else "There is none before it"
     elsewhere = f" and {_override('ckpt_path', place)}" if whole else ""
@@ -189,7 +189,7 @@ def _unwritten(place: Path, written: int, error: OSError) -> OSError:
 
 
 def _way_back(place: Path) -> str:
-    """From which checkpoint to go on instead: the newest other one in the folder that is whole."""
+    """Say from which checkpoint to go on instead: the newest other one in the folder that is whole."""
     others = [path for path in place.parent.glob("*.ckpt") if path.name != place.name and path.is_file()]
     for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
         if not damage(path):
@@ -199,7 +199,7 @@ def _way_back(place: Path) -> str:
 
 
 def _override(key: str, path: Path) -> str:
-    """A word of the command line that sets a key to a path, quoted for Hydra and for the shell where that is needed."""
+    """Write an override that sets a key to a path, quoted for Hydra and for the shell where that is needed."""
     text = str(path)
     if not re.fullmatch(r"[\w./-]+", text, re.ASCII):
         text = '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
@@ -207,7 +207,7 @@ def _override(key: str, path: Path) -> str:
 
 
 def holder(folder: Path) -> str | None:
-    """Why a folder cannot be claimed, if another run holds it; leaves no trace."""
+    """Say which run holds a folder, if another one does; leaves no trace."""
     if not (folder / ".lock").is_file():
         return None
     with (folder / ".lock").open("r+") as file:

@@ -88,7 +88,7 @@ class Denoiser(pl.LightningModule):
         return out if isinstance(out, Tensor) else out.sample
 
     def _errors(self, batch: Any) -> Tensor:
-        """The mean squared error of each sample, shape (B,)."""
+        """Return the mean squared error of each sample, shape (B,)."""
         labels = None if self.condition is None else getattr(batch, self.condition)
         prediction = self(getattr(batch, self.input), self._time(batch.t), labels)
         return (prediction.float() - getattr(batch, self.target).float()).square().flatten(1).mean(1)
@@ -97,7 +97,7 @@ class Denoiser(pl.LightningModule):
         return NUMBER_FIELDS[self.time](self.process.schedule, t)
 
     def _weights(self, t: Tensor) -> Tensor:
-        """What the error of each sample counts, shape (B,)."""
+        """Return what the error of each sample counts, shape (B,)."""
         process = self.process
         weights = process.weight.of(process.schedule, self.target, t, process.sigma_data)
         if isinstance(process.times, Importance) and self.training:

@@ -1,4 +1,4 @@
-"""What a user reads of an error: where the mistake is theirs one sentence, and in which file the stack is."""
+"""Errors as a user reads them: one sentence where the mistake is theirs, and the file that holds the stack."""
 
 import logging
 import os
@@ -61,7 +61,7 @@ def sentence(error: BaseException) -> str | None:
 
 
 def _is_refusal(file: str, line: str | None) -> bool:
-    """Whether an error came up at a ``raise`` of diffaug's own: what fails in a call from there is another matter."""
+    """Return whether an error came up at a ``raise`` of diffaug's own, and not in a call from there."""
     return _PACKAGE in Path(file).resolve().parents and (line or "").lstrip().startswith("raise ")
 
 

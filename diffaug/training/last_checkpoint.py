@@ -1,4 +1,4 @@
-"""A run's last checkpoint: saved often enough, and when the run is told to end."""
+"""LastCheckpoint: last.ckpt, saved periodically and on SIGTERM or Ctrl-C."""
 
 import logging
 import os
@@ -145,18 +145,18 @@ class LastCheckpoint(Checkpoint):
                 os.write(2, _HEARD)  # a log may be in the middle of a line here
 
     def _keep_forked(self) -> None:
-        """In a process forked from this one, such as a loader's worker: live on when a terminal tells all of SIGINT."""
+        """Let a process forked from this one, such as a loader's worker, live on when all are sent SIGINT."""
         if self._fits:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def _keep_spawned(self, trainer: pl.Trainer) -> None:
-        """The same for workers that are not forked."""
+        """Let workers that are not forked live on likewise."""
         for loader in tree_leaves([trainer.train_dataloader, trainer.val_dataloaders]):
             if isinstance(loader, DataLoader) and not isinstance(loader.worker_init_fn, _LiveOn):
                 loader.worker_init_fn = _LiveOn(loader.worker_init_fn)
 
     def _agree(self, trainer: pl.Trainer, due: bool = False) -> bool:
-        """Whether there is something to save for: on any rank it is due, or a signal came since this was last asked."""
+        """Agree over the ranks whether to save: on any of them it is due, or a signal came since last asked."""
         heard, self._told = self._told, set()
         known = [due, *(number_ in heard for number_ in _SIGNALS)]
         if trainer.world_size > 1:  # what any rank knows, all do

@@ -1,4 +1,4 @@
-"""LossByLevel: where along the noise levels the loss is, in training and in validation."""
+"""LossByLevel: the loss by noise level, in training and in validation."""
 
 import functools
 import logging
@@ -158,7 +158,7 @@ class LossByLevel(Callback):
 
 
 def binned(levels: Tensor, errors: Tensor, weights: Tensor | None, edges: Sequence[float]) -> Tensor:
-    """The sums of each bin: samples, errors, their squares, weighted errors; float64, shape (K, 4), on errors' device.
+    """Sum each bin's samples, errors, squared and weighted errors; float64, shape (K, 4), on errors' device.
 
     Arguments:
         levels, errors, weights: shape (B,) each; None weighs every error 1.
@@ -179,13 +179,13 @@ def binned(levels: Tensor, errors: Tensor, weights: Tensor | None, edges: Sequen
 
 @functools.lru_cache(maxsize=64)
 def _border(edges: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The edges on a device, kept: to copy them there at every step would halt the device at every step."""
+    """Return the edges on a device, kept: to copy them there at every step would halt it at every step."""
     with torch.inference_mode(False):
         return torch.tensor(edges, dtype=dtype, device=device)
 
 
 def statistics(sums: Tensor, edges: Sequence[float]) -> list[tuple[float, float, tuple[float, float, float, float]]]:
-    """(low, high, (count, mean, standard deviation, weighted mean)) of each bin that is not empty."""
+    """Yield (low, high, (count, mean, standard deviation, weighted mean)) of each bin that is not empty."""
     found = []
     for low, high, (count, total, squares, weighted) in zip(edges, edges[1:], sums.tolist(), strict=False):
         if count:

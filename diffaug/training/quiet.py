@@ -1,4 +1,4 @@
-"""What Lightning and torch say in a run of train.py that its user can do nothing about, left out by its text."""
+"""Messages of Lightning and torch that a user of train.py can do nothing about, silenced by their text."""
 
 import logging
 import re
@@ -25,7 +25,7 @@ def _is_worth_reading(record: logging.LogRecord) -> bool:
 
 
 def quieten() -> None:
-    """Leave these messages out of this process's logs and warnings."""
+    """Silence these messages in this process's logs and warnings."""
     for name in LOGGERS:
         logging.getLogger(name).addFilter(_is_worth_reading)
     for text in WARNED:

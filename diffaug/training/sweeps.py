@@ -1,4 +1,4 @@
-"""Jobs that are one of many: of a sweep, and of a cluster.
+"""One job of a sweep or of a cluster.
 
 In a sweep each job is a process of its own, started as its user would start it alone: ``python train.py`` with the
 job's overrides and its folder. So the ranks that Lightning starts for it by copying its command line train that job
@@ -54,7 +54,7 @@ class Guard(Callback):
 
 
 def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """For what ``hydra.main`` decorates: one job, in a process of its own where Hydra would run a sweep in one.
+    """Wrap what ``hydra.main`` decorates: one job, in a process of its own where Hydra would run a sweep in one.
 
     Under submitit it tells Lightning which rank this is. A job of a sweep returns its validation loss, which is what
     a sweeper that searches goes by. The stack of an error goes to the run's log; of an error of the user's the
@@ -116,7 +116,7 @@ def run_alone() -> None:
 
 
 def command() -> list[str]:
-    """The command line that runs the job that Hydra is at, alone: its own overrides and its folder, no ``-m``."""
+    """Return the command line that runs the job that Hydra is at, alone: its overrides and its folder, no ``-m``."""
     import __main__
 
     hydra = HydraConfig.get()
@@ -135,7 +135,7 @@ def command() -> list[str]:
 
 
 def options(arguments: list[str]) -> list[str]:
-    """Hydra's own options of a command line that choose the configs, without its overrides and its ``-m``."""
+    """Return Hydra's options of a command line that choose the configs, without overrides and ``-m``."""
     chosen: list[str] = []
     rest = iter(arguments)
     for word in rest:
@@ -173,7 +173,7 @@ def export_ranks(config: DictConfig) -> None:
 
 
 def port_of(job_id: str) -> int:
-    """A port in [10000, 30000) on which the ranks of a job find each other, the jobs of an array each on another."""
+    """Choose a port in [10000, 30000) on which the ranks of a job meet, another for each job of an array."""
     number, _, task = job_id.partition("_")
     return 10000 + (int(re.sub(r"\D", "", number) or 0) * 101 + int(re.sub(r"\D", "", task) or 0)) % 20000
 
@@ -206,24 +206,24 @@ class Table(Callback):
 
 
 def outcome(folder: Path) -> str:
-    """How the job in this folder ended: completed, unfinished, or ``failed: ...``."""
+    """Read how the job in this folder ended: completed, unfinished, or ``failed: ...``."""
     path = folder / ".hydra" / _OUTCOME
     return path.read_text().strip() if path.is_file() else "unfinished"
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """The summary of the run in this folder, empty where there is none."""
+    """Read the summary of the run in this folder, empty where there is none."""
     path = folder / "summary.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def val_loss(folder: Path) -> float | None:
-    """The validation loss of the run in this folder."""
+    """Read the validation loss of the run in this folder."""
     return summary(folder).get("val_loss")
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
-    """What each job of the sweep in this folder came to, in the order of the jobs.
+    """Read what each job of the sweep in this folder came to, in the order of the jobs.
 
     A job that has not completed has an ``outcome`` and no numbers: those of an earlier validation are not its result.
     """
@@ -263,7 +263,7 @@ def show(folder: Path) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The results as lines of text: a job that has no numbers has its outcome in their place."""
+    """Format the results as lines of text: a job that has no numbers has its outcome in their place."""
 
     def number(row: Mapping[str, Any], key: str, form: str) -> str:
         return "-" if row[key] is None else format(row[key], form)
