@@ -27,10 +27,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffaug import plots
 from diffaug.commands.check import check
-from diffaug.commands.plot import an_image, label, read_levels
+from diffaug.commands.plot import first_image, read_levels, write_label
 from diffaug.commands.preview import preview
 from diffaug.commands.report import page, table
-from diffaug.config import composed, made, schedule_names
+from diffaug.config import compose_config, make, schedule_names
 from diffaug.training.errors import sentence
 
 _BROKEN = 3  # the exit status of a check that found broken images; 1 is an error's, 2 argparse's
@@ -65,11 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _report(options: argparse.Namespace) -> None:
     if options.all:
         schedules = {
-            name: made(composed([*options.overrides, f"schedule={name}"]).schedule) for name in schedule_names()
+            name: make(compose_config([*options.overrides, f"schedule={name}"]).schedule) for name in schedule_names()
         }
         print(table(schedules))
     else:
-        print(page(made(composed(options.overrides).process)))
+        print(page(make(compose_config(options.overrides).process)))
 
 
 def _plot(options: argparse.Namespace) -> None:
@@ -84,21 +84,22 @@ def _plot(options: argparse.Namespace) -> None:
     elif picture == "recipes":
         made_picture = plots.recipes(
             {
-                label(name, "experiment"): made(composed([*common, *_chosen("experiment", name)]).process)
+                write_label(name, "experiment"): make(compose_config([*common, *_chosen("experiment", name)]).process)
                 for name in names
             },
             loss=own["loss"],
         )
     else:
         schedules = {
-            label(name, "schedule"): made(composed([*common, *_chosen("schedule", name)]).schedule) for name in names
+            write_label(name, "schedule"): make(compose_config([*common, *_chosen("schedule", name)]).schedule)
+            for name in names
         }
         if picture == "schedules":
             made_picture = plots.schedules(schedules)
         else:
-            data = made(composed(common).data)
+            data = make(compose_config(common).data)
             sizes = [int(size) for size in own["sizes"].strip("[]").split(",") if size]
-            made_picture = plots.strip(schedules, an_image(data), sizes=sizes)
+            made_picture = plots.strip(schedules, first_image(data), sizes=sizes)
     print(made_picture.save(own["out"]))
 
 
@@ -109,8 +110,8 @@ def _chosen(group: str, name: str) -> list[str]:
 
 def _preview(options: argparse.Namespace) -> None:
     own, rest = _own(options.overrides, out="preview.png")
-    config = composed(rest)
-    seen = preview(made(config.data))
+    config = compose_config(rest)
+    seen = preview(make(config.data))
     print(seen.text)
     print(f"\n{seen.picture.save(own['out'])}")
 
@@ -119,10 +120,10 @@ def _check(options: argparse.Namespace) -> int:
     own, rest = _own(options.overrides, workers="")
     if own["workers"] and not own["workers"].isdecimal():
         raise ValueError(f"workers must be a whole number, but got {own['workers']!r}.")
-    config = composed(rest)
+    config = compose_config(rest)
     if "on_error" in config.data:
         config.data.on_error = "raise"  # all files are wanted: the list is made here
-    found = check(made(config.data), workers=int(own["workers"]) if own["workers"] else None)
+    found = check(make(config.data), workers=int(own["workers"]) if own["workers"] else None)
     print(found.text)
     return 0 if found.fine else _BROKEN
 
@@ -130,23 +131,23 @@ def _check(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> None:
     from omegaconf import OmegaConf
 
-    from diffaug.commands.export import export, load_weights, run_of, usage
+    from diffaug.commands.export import export, find_run, load_weights, write_usage
 
     own, rest = _own(options.overrides, ckpt=None, out=None)
     if rest or None in own.values():
         raise ValueError("export wants ckpt=RUN (the folder that train.py left) and out=FOLDER, and nothing else.")
-    run, file = run_of(own["ckpt"])
+    run, file = find_run(own["ckpt"])
     config = OmegaConf.load(run / ".hydra" / "config.yaml")
     config.folder = str(run)
-    model = instantiate(config.model, process=made(config.process))
+    model = instantiate(config.model, process=make(config.process))
     load_weights(model, file)
     pipeline = export(model, own["out"], tuple(config.data.image_shape or ()))
     print(f"{own['out']} holds a {type(pipeline).__name__}. To sample from it, without diffaug:\n")
-    print(usage(pipeline, own["out"]))
+    print(write_usage(pipeline, own["out"]))
 
 
 def _own(overrides: Sequence[str], **defaults: Any) -> tuple[dict[str, Any], list[str]]:
-    """The command's own key=value pairs, and what is left for Hydra."""
+    """Split off the command's own key=value pairs, and return them and what is left for Hydra."""
     own, rest = dict(defaults), []
     for override in overrides:
         key, equals, value = override.partition("=")

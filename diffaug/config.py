@@ -47,13 +47,13 @@ Plugins.instance().register(DiffaugSearchPath)
 OmegaConf.register_new_resolver("diffaug.help", page, replace=True)
 
 
-def composed(overrides: Sequence[str], name: str = "train") -> DictConfig:
+def compose_config(overrides: Sequence[str], name: str = "train") -> DictConfig:
     """Compose the configs as train.py does, with these overrides."""
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         return compose(name, [*overrides, "folder=."])
 
 
-def made(config: DictConfig) -> Any:
+def make(config: DictConfig) -> Any:
     """Make the object that a config says."""
     return instantiate(config)
 
@@ -117,7 +117,7 @@ def checkpoint_path(ckpt_path: str | None, folder: str) -> str | None:
 
 
 def _of_a_run_within(path: Path, folder: Path) -> bool:
-    """Whether a file in a run's folder is another run's, whose folder is within that one."""
+    """Return whether a file in a run's folder is another run's, whose folder is within that one."""
     between = path.relative_to(folder).parents[:-1]
     return any((folder / inner / ".hydra").is_dir() for inner in between)
 

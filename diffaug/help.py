@@ -47,7 +47,7 @@ def page(*, _root_: DictConfig) -> str:
         for text in _texts(loader, part.config_path):
             comments |= {(*package, *path): comment for path, comment in comments_of(text).items()}
     config = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
-    lines += ["\nKeys of these choices, each with its value:\n", commented(OmegaConf.to_yaml(config), comments)]
+    lines += ["\nKeys of these choices, each with its value:\n", write_comments(OmegaConf.to_yaml(config), comments)]
     return "\n".join(lines).replace("$", "$$")
 
 
@@ -79,7 +79,7 @@ def comments_of(text: str) -> dict[Keys, str]:
     return found
 
 
-def commented(text: str, comments: dict[Keys, str]) -> str:
+def write_comments(text: str, comments: dict[Keys, str]) -> str:
     """Write YAML with a comment behind each key that has one."""
     lines = text.splitlines()
     for path, line, _ in _keys(yaml.compose(text), ()):

@@ -23,7 +23,7 @@ from diffaug import DiffusionDataModule, ForwardProcess
 from diffaug.config import check_words, checkpoint_path, config_dir, report, seed_everything
 from diffaug.data.base import NoisingDataModule
 from diffaug.data.module import _LOADER_OPTIONS
-from diffaug.help import commented, comments_of
+from diffaug.help import comments_of, write_comments
 
 CHOICES = [
     f"{path.parent.name}={path.stem}"
@@ -320,7 +320,7 @@ def test_comments_of_yaml():
         ]
     )
     assert comments_of(text) == {(): "of the file", ("a",): "one", ("b",): "two", ("b", "d"): "four"}
-    assert commented("b:\n  d:\n    e: 2\na: '3'", comments_of(text)).splitlines() == [
+    assert write_comments("b:\n  d:\n    e: 2\na: '3'", comments_of(text)).splitlines() == [
         "b:  # two",
         "  d:  # four",
         "    e: 2",

@@ -22,7 +22,7 @@ from diffaug.data.batch import Place
 from diffaug.data.broken import write
 from diffaug.data.dataset import Images
 from diffaug.data.folder import ImageFolder
-from diffaug.data.sources import listed
+from diffaug.data.sources import as_list
 from diffaug.randomness.philox import STAGES
 
 _SHOWN = 20
@@ -89,7 +89,7 @@ def check(data: DiffusionDataModule, *, workers: int | None = None) -> Checked:
     parts = [
         data._prepared(stage, number, look=False)
         for stage in STAGES
-        for number in range(len(listed(data._sources[stage])))
+        for number in range(len(as_list(data._sources[stage])))
     ]
     streams = [images.name for images in parts if isinstance(images.dataset, IterableDataset)]
     parts = [images for images in parts if images.name not in streams]

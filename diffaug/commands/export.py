@@ -25,14 +25,14 @@ from diffaug.checks import refuse
 from diffaug.interop import to_diffusers
 from diffaug.schedules import EDM, VE, Rectified
 from diffaug.schedules.base import STRAIGHT
-from diffaug.training.checkpoint_io import damage
+from diffaug.training.checkpoint_io import find_damage
 from diffaug.training.denoiser import Denoiser
 
 EMBEDDED = 1000
 """The range of ``t_embed``: diffusers' t has it too where there are so many timesteps."""
 
 
-def run_of(ckpt: str) -> tuple[Path, Path]:
+def find_run(ckpt: str) -> tuple[Path, Path]:
     """Find the folder of a run and its checkpoint, from either.
 
     Arguments:
@@ -60,7 +60,7 @@ def load_weights(model: Denoiser, file: Path) -> None:
     Raises:
         ValueError: the file is damaged, or they are of another network.
     """
-    fault = damage(file)
+    fault = find_damage(file)
     if fault:
         raise ValueError(f"ckpt={file} is damaged: {fault}.")
     checkpoint = torch.load(file, map_location="cpu", weights_only=True)
@@ -156,7 +156,7 @@ def _check_convention(model: Denoiser) -> None:
         )
 
 
-def usage(pipeline: Any, out: str | Path) -> str:
+def write_usage(pipeline: Any, out: str | Path) -> str:
     """Write how to sample from an exported folder, as Python for a machine without diffaug."""
     name = type(pipeline).__name__
     labels = ", class_labels=[0] * 16" if pipeline.unet.config.num_class_embeds else ""

@@ -11,7 +11,7 @@ from diffaug.data import DiffusionDataModule
 from diffaug.plots.curves import LEVEL_COLUMNS
 
 
-def an_image(data: DiffusionDataModule) -> Tensor:
+def first_image(data: DiffusionDataModule) -> Tensor:
     """Return the first training image, in [-1, 1], shape (C, H, W).
 
     Raises:
@@ -25,7 +25,7 @@ def an_image(data: DiffusionDataModule) -> Tensor:
     return data.process.scale(images)[0]
 
 
-def label(name: str, group: str) -> str:
+def write_label(name: str, group: str) -> str:
     """Write a choice with overrides as a legend says it: "cosine,schedule.timesteps=4000" as "cosine, T = 4000".
 
     Arguments:

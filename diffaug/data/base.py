@@ -128,7 +128,7 @@ class NoisingDataModule(pl.LightningDataModule):
             _log.info("the forward process runs on %s", self.backend)
 
     def _batch_sizes(self, stage: str | None) -> dict[str, set[int]]:
-        """The stages of a setup, and the sizes of batch that are known to come in each, views counted."""
+        """Return the stages of a setup, and the sizes of batch that are known to come in each, views counted."""
         names = STAGES_OF_SETUP[getattr(stage, "value", stage)]
         return {name: set() for name in names if f"{name}_dataloader" in vars(self)}
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import default_collate
 
 from diffaug.randomness.transfer import overlaps_copies
-from diffaug.randomness.user_code import call_keyed, mixed
+from diffaug.randomness.user_code import call_keyed, mix_key
 
 _COLLATE = 2**63  # beside the numbers of epochs: what a collate function draws is no sample's
 
@@ -53,7 +53,7 @@ class Places(NamedTuple):
 
     @classmethod
     def of(cls, places: Sequence[Place]) -> "Places":
-        """The places of these samples."""
+        """Gather the places of these samples."""
         rows = np.fromiter(chain.from_iterable(places), np.int64, 4 * len(places))
         return cls(torch.from_numpy(rows.reshape(len(places), 4)), places[0])
 
@@ -183,5 +183,5 @@ class PlacedCollate:
 
     def __call__(self, samples: list[tuple[Any, Place]]) -> Batch:
         items, places = [item for item, _ in samples], [place for _, place in samples]
-        (batch,) = call_keyed(self.collate, [items], [mixed(*self.domain, _COLLATE, *places[0])])
+        (batch,) = call_keyed(self.collate, [items], [mix_key(*self.domain, _COLLATE, *places[0])])
         return Batch(batch, [Places.of(places)])

@@ -33,7 +33,7 @@ def reason(error: Exception) -> str:
 
 
 def is_lasting(error: Exception) -> bool:
-    """Whether an error is of the file, and not of the moment: too many open files, no permission, a failing disk."""
+    """Return whether an error is of the file, and not of the moment: open files, permission, a failing disk."""
     if isinstance(error, OSError) and error.errno is not None:  # Pillow's own have none
         return error.errno in (errno.ENOENT, errno.ELOOP)  # a link to nowhere
     return not isinstance(error, MemoryError)

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Subset
 from diffaug.data.batch import Place, Sample
 from diffaug.data.items import as_tensor, check_range, split
 from diffaug.randomness.philox import INDEX_BITS
-from diffaug.randomness.user_code import call_keyed, draws, mixed
+from diffaug.randomness.user_code import call_keyed, detect_draws, mix_key
 
 
 class Keyed(Dataset[Any]):
@@ -53,8 +53,8 @@ class Keyed(Dataset[Any]):
 
     def seeds(self, places: Sequence[Place]) -> list[int]:
         """Return the seed of the random states for the sample at each of these places: 64 bits."""
-        epochs = {epoch: mixed(*self.domain, epoch) for epoch in {place.epoch for place in places}}
-        return [mixed(place.view << INDEX_BITS | place.index, state=epochs[place.epoch]) for place in places]
+        epochs = {epoch: mix_key(*self.domain, epoch) for epoch in {place.epoch for place in places}}
+        return [mix_key(place.view << INDEX_BITS | place.index, state=epochs[place.epoch]) for place in places]
 
     def __getitem__(self, place: Place) -> Any:
         return self.__getitems__([place])[0]
@@ -62,7 +62,7 @@ class Keyed(Dataset[Any]):
     def _fetched(self, indices: list[int]) -> list[Any] | None:
         """Fetch items many at once; None if the dataset cannot, or draws something in doing so."""
         try:
-            items, drew = draws(lambda: self.dataset.__getitems__(indices))
+            items, drew = detect_draws(lambda: self.dataset.__getitems__(indices))
         except Exception:  # fetched one by one, the error will name its sample
             return None
         if drew or len(items) != len(indices):

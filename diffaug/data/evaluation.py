@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import DistributedSampler, Sampler, SequentialSampler
 
 from diffaug.data.batch import Place
-from diffaug.data.order import Loader, occurrences, sampled
+from diffaug.data.order import Loader, count_occurrences, run_sampler
 from diffaug.randomness.philox import Purpose
 
 
@@ -42,8 +42,8 @@ class EvaluationSampler(DistributedSampler[Any], SequentialSampler):
     def __iter__(self) -> Iterator[Place]:  # pyright: ignore[reportIncompatibleMethodOverride]
         if self.sampler is None:
             return (Place(place // self.repeats, place % self.repeats, place, 0) for place in self.places)
-        order = np.repeat(sampled(self.sampler, (self.seed, Purpose.ORDER, 0), 0, self.length), self.repeats)
-        times_before = occurrences(order)
+        order = np.repeat(run_sampler(self.sampler, (self.seed, Purpose.ORDER, 0), 0, self.length), self.repeats)
+        times_before = count_occurrences(order)
         return (Place(int(order[place]), int(times_before[place]), place, 0) for place in self.places)
 
     def __len__(self) -> int:

@@ -168,7 +168,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         return as_tensor(square, path), self.labels[index]
 
     def problem(self, index: int) -> tuple[str, bool] | None:
-        """What is wrong with a file, in words, and whether that is lasting; None if nothing is."""
+        """Say what is wrong with a file, and whether that is lasting; None if nothing is."""
         try:
             self._read(self.paths[index])
         except Exception as error:

@@ -78,10 +78,10 @@ def split(item: Any, image_key: str | int | None, where: str, *, batch: bool = F
 
 
 def _listed(parts: Mapping[Any, Any]) -> str:
-    return ", ".join(f"{name} ({described(value)})" for name, value in parts.items()) or "nothing"
+    return ", ".join(f"{name} ({describe_value(value)})" for name, value in parts.items()) or "nothing"
 
 
-def described(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """Describe a value in a few words, for errors."""
     if isinstance(value, (Tensor, np.ndarray)):
         return f"{type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"
@@ -110,18 +110,18 @@ def as_tensor(image: Any, where: str, value_range: tuple[float, float] | None = 
     elif not isinstance(image, Tensor) and hasattr(image, "getbands"):
         image = _from_array(_array(image), where)
     if not isinstance(image, Tensor):
-        raise ValueError(f"{where} must be a PIL image, a tensor or a numpy array, but is {described(image)}.")
+        raise ValueError(f"{where} must be a PIL image, a tensor or a numpy array, but is {describe_value(image)}.")
     if type(image) is not Tensor:
         image = image.as_subclass(Tensor)  # torchvision's tv_tensors: plain from here on
     if not image.numel() or not image.ndim:
-        raise ValueError(f"{where} is empty or a single number: {described(image)}.")
+        raise ValueError(f"{where} is empty or a single number: {describe_value(image)}.")
     if image.dtype == torch.uint16:
         low, high = value_range or (-1.0, 1.0)
         return image.to(torch.float32).mul_((high - low) / 65535).add_(low)
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise ValueError(
-            f"{where} has dtype {image.dtype}, which does not say what its range is: {described(image)}. An image must "
-            "be uint8 in [0, 255], uint16 in [0, 65535] or float in process.value_range. Convert it in the dataset or "
+            f"{where} has dtype {image.dtype}, which does not say what its range is: {describe_value(image)}. An "
+            "image must be uint8 in [0, 255], uint16 in [0, 65535] or float in process.value_range. Convert it in the dataset or "
             "in data.transform: .to(torch.uint8) if its values are in [0, 255], .float() if they are in "
             "process.value_range (a mask of True and False too)."
         )

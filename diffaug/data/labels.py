@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffaug.checks import number
 from diffaug.randomness.philox import Keys, Purpose, points
-from diffaug.randomness.transfer import moved
+from diffaug.randomness.transfer import move
 from diffaug.schedules.numbers import per_sample
 
 
@@ -51,7 +51,7 @@ class LabelDropout:
         dropped = points(keys, Purpose.LABEL_DROPOUT) < round(self.rate * 2**53)
         if not isinstance(label, Tensor):
             return [self.null if drop else own for drop, own in zip(dropped.tolist(), label, strict=True)]
-        (dropped,) = moved([dropped], label.device)
+        (dropped,) = move([dropped], label.device)
         return torch.where(per_sample(dropped, label), self._null_like(label), label)
 
     def _null_like(self, label: Tensor) -> Tensor:

@@ -17,7 +17,16 @@ from diffaug.data.dataset import Images
 from diffaug.data.evaluation import EvaluationSampler, evaluation_loader
 from diffaug.data.order import EpochLoader, EpochSampler, FixedSampler, Loader, check_order
 from diffaug.data.recipe import check_ranks, describe, describe_dataset
-from diffaug.data.sources import Source, are_datasets, called, check_sources, is_function, listed, prepared, spread
+from diffaug.data.sources import (
+    Source,
+    are_datasets,
+    as_list,
+    build_images,
+    check_sources,
+    dataset_name,
+    is_function,
+    spread_indices,
+)
 from diffaug.data.stream import Stream, StreamLoader, check_overfit
 from diffaug.data.wrapped import WrappedDataModule
 from diffaug.process import ForwardProcess
@@ -128,7 +137,7 @@ class DiffusionDataModule(NoisingDataModule):
     def prepare_data(self) -> None:
         """Make what is made by a function once, on one process, so that it can download."""
         for stage in STAGES:
-            for source in listed(self._sources[stage]):
+            for source in as_list(self._sources[stage]):
                 if is_function(source):
                     source()
 
@@ -140,13 +149,13 @@ class DiffusionDataModule(NoisingDataModule):
             self._datasets.clear()  # what their transforms draw is keyed by it
         for name in STAGES_OF_SETUP[getattr(stage, "value", stage)]:
             if name not in self._datasets:
-                self._datasets[name] = [self._prepared(name, i) for i in range(len(listed(self._sources[name])))]
+                self._datasets[name] = [self._prepared(name, i) for i in range(len(as_list(self._sources[name])))]
         check_ranks(self.trainer, self.recipe())
         self._settle_backend(stage, None if self._noiser.encoder else self._example())
 
     def recipe(self) -> dict[str, Any]:
         data = {
-            called(stage, number, are_datasets(self._sources[stage])).removeprefix("data."): describe_dataset(
+            dataset_name(stage, number, are_datasets(self._sources[stage])).removeprefix("data."): describe_dataset(
                 images.dataset
             )
             for stage in ("train", "val")
@@ -173,7 +182,7 @@ class DiffusionDataModule(NoisingDataModule):
         return sizes
 
     def _example(self) -> Tensor | None:
-        """One image of any stage. From streams nothing is taken before its time: of ``image_shape``, or None."""
+        """Return one image of any stage. From streams nothing is taken before its time: of ``image_shape``, or None."""
         made = (self.clean_images(stage, 1) for stage in STAGES if self._datasets.get(stage))
         shape = self.image_shape
         unseen = None if shape is None else torch.zeros(1, *shape, dtype=torch.uint8, device="cpu")
@@ -181,9 +190,9 @@ class DiffusionDataModule(NoisingDataModule):
 
     def _prepared(self, stage: str, number: int, *, look: bool = True) -> Images:
         train, source = stage == "train", self._sources[stage]
-        name = called(stage, number, are_datasets(source))
-        images = prepared(
-            listed(source)[number],
+        name = dataset_name(stage, number, are_datasets(source))
+        images = build_images(
+            as_list(source)[number],
             stage=stage,
             number=number,
             name=name,
@@ -220,7 +229,7 @@ class DiffusionDataModule(NoisingDataModule):
         images = self.images(stage)
         if isinstance(images.dataset, IterableDataset):
             return None
-        return collate(images.__getitems__([Place(i, 0, 0, 0) for i in spread(len(images), count)])).image
+        return collate(images.__getitems__([Place(i, 0, 0, 0) for i in spread_indices(len(images), count)])).image
 
     def _options(self) -> dict[str, Any]:
         pin = torch.cuda.is_available()
@@ -272,7 +281,7 @@ class DiffusionDataModule(NoisingDataModule):
 
 
 def _checked(options: dict[str, Any]) -> dict[str, Any]:
-    """DataLoader's own options, without those that are None; what it would refuse is refused here, by its key."""
+    """Check DataLoader's own options, which it would refuse without their keys; drop those that are None."""
     options = {name: value for name, value in options.items() if value is not None}
     workers = integer("data.num_workers", options.get("num_workers", 0), 0)
     for name in ("pin_memory", "persistent_workers", "in_order"):

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, DistributedSampler, Sampler, Sequential
 from diffaug.checks import flag, refuse
 from diffaug.data.batch import Place
 from diffaug.randomness.philox import Purpose, keys, words
-from diffaug.randomness.user_code import sample_seed, untouched_random_state
+from diffaug.randomness.user_code import seed_all, untouched_random_state
 
 _CHUNK = 2**14
 _ROUNDS = 8
@@ -74,7 +74,7 @@ def _hashed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ x >> np.uint64(31)
 
 
-def occurrences(order: NDArray[np.int64]) -> NDArray[np.int64]:
+def count_occurrences(order: NDArray[np.int64]) -> NDArray[np.int64]:
     """Count how often each entry's value has come before in the order."""
     by_value = np.argsort(order, kind="stable")
     values = order[by_value]
@@ -121,7 +121,7 @@ class EpochSampler(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[Place]:
         start, self.start = self.start, 0
         order = None if self.sampler is None else self._sampled(self.sampler)
-        times_before = None if order is None else occurrences(order)
+        times_before = None if order is None else count_occurrences(order)
         round_keys = order_keys(self.seed, self.epoch, self.number, self.lap)
         before = self.lap * self.total_size
         for low in range(start, self.total_size, _CHUNK * self.num_replicas):
@@ -138,18 +138,18 @@ class EpochSampler(DistributedSampler[Any]):
     def _sampled(self, sampler: Sampler[int]) -> NDArray[np.int64]:
         """Return the order of the epoch up to the end of this lap."""
         key = (self.seed, Purpose.ORDER, self.epoch)
-        laps = [sampled(sampler, key, lap, self.length) for lap in range(self.lap + 1)]
+        laps = [run_sampler(sampler, key, lap, self.length) for lap in range(self.lap + 1)]
         return np.concatenate([np.resize(lap, self.total_size) for lap in laps])
 
 
-def sampled(sampler: Sampler[int], key: tuple[int, ...], lap: int, length: int) -> NDArray[np.int64]:
+def run_sampler(sampler: Sampler[int], key: tuple[int, ...], lap: int, length: int) -> NDArray[np.int64]:
     """Run a user's sampler for an epoch, under random states of this key, which ends in the epoch.
 
     Raises:
         ValueError: it does not yield so many whole numbers.
     """
     with untouched_random_state():
-        sample_seed(*key, *([lap] if lap else []))
+        seed_all(*key, *([lap] if lap else []))
         own = getattr(sampler, "generator", None)
         if isinstance(own, torch.Generator):
             own.manual_seed(torch.initial_seed())

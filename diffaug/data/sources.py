@@ -27,7 +27,7 @@ def are_datasets(source: Any) -> bool:
     return isinstance(source, (list, tuple)) and not any(isinstance(part, items) for part in source)
 
 
-def listed(source: Source | Sequence[Source] | None) -> list[Any]:
+def as_list(source: Source | Sequence[Source] | None) -> list[Any]:
     """List a stage's datasets, or functions that make them: none, one or several."""
     if source is None:
         return []
@@ -41,7 +41,7 @@ def check_sources(**given: Any) -> dict[str, Any]:
         ValueError: there are several for training, or one is a path.
     """
     for stage, source in given.items():
-        for part in listed(source):
+        for part in as_list(source):
             if isinstance(part, (str, os.PathLike)):
                 raise ValueError(
                     f"data.{stage} must be a dataset, or a function that makes one, but got the path {str(part)!r}. Of "
@@ -58,13 +58,13 @@ def is_function(source: Any) -> bool:
     return not isinstance(source, Dataset) and callable(source)
 
 
-def called(stage: str, number: int, many: bool) -> str:
+def dataset_name(stage: str, number: int, many: bool) -> str:
     """Name a dataset as errors call it."""
     integer(f"the number of data.{stage} datasets", number, 0, 2**DATASET_BITS - 1)
     return f"data.{stage}[{number}]" if many else f"data.{stage}"
 
 
-def prepared(
+def build_images(
     source: Source,
     *,
     stage: str,
@@ -105,7 +105,7 @@ def _look(images: Images, image_shape: tuple[int, ...] | None) -> None:
     first, name = images[Place(0, 0, 0, 0)][0], images.name
     shape = tuple(first.shape)
     if images.check_range and first.is_floating_point():
-        chosen = spread(len(images), _LOOKED_AT)
+        chosen = spread_indices(len(images), _LOOKED_AT)
         some = (images[Place(index, 0, 0, 0)][0] for index in chosen)
         warn_of_half_range(some, images.value_range, f"{name}, of which {len(chosen)} images were looked at,")
     if image_shape is not None and shape != image_shape:
@@ -138,7 +138,7 @@ def warn_of_half_range(images: Iterable[Tensor], value_range: tuple[float, float
         )
 
 
-def spread(size: int, count: int) -> list[int]:
+def spread_indices(size: int, count: int) -> list[int]:
     """Spread up to so many indices evenly over a dataset."""
     last = max(min(count, size) - 1, 1)
     return sorted({place * (size - 1) // last for place in range(min(count, size))})

@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from diffaug.data.batch import Place
 from diffaug.data.dataset import Keyed, note
 from diffaug.data.order import Loader
-from diffaug.randomness.user_code import sample_seed, untouched_random_state
+from diffaug.randomness.user_code import seed_all, untouched_random_state
 
 _log = logging.getLogger("diffaug")
 _END = object()
@@ -69,7 +69,7 @@ class Stream(IterableDataset[Any]):
             index = (count * workers + number) * self.ranks + self.rank
             place = Place(index, lap, index, epoch)
             with untouched_random_state():
-                sample_seed(*self.items.seeds([place]))
+                seed_all(*self.items.seeds([place]))
                 try:
                     iterator = iter(source) if iterator is None else iterator
                     item = next(iterator, _END)

@@ -14,11 +14,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from diffaug.checks import refuse
 from diffaug.data.base import OPTIONS, NoisingDataModule
 from diffaug.data.batch import Batch, Place, Places, first_place
-from diffaug.data.items import described, split
+from diffaug.data.items import describe_value, split
 from diffaug.data.nest import device_of, is_leaf, map_parts
 from diffaug.data.rebuild import rebuild
 from diffaug.data.recipe import check_ranks
-from diffaug.data.sources import spread, warn_of_half_range
+from diffaug.data.sources import spread_indices, warn_of_half_range
 from diffaug.data.stream import Stream
 from diffaug.process import ForwardProcess
 from diffaug.randomness.philox import STAGES, Purpose
@@ -191,7 +191,7 @@ class WrappedDataModule(NoisingDataModule):
         image, extra = split(batch, self.image_key, where, batch=True)
         if not isinstance(image, Tensor) or image.ndim < 2:
             raise ValueError(
-                f"{where} must hold its images as one tensor of shape (B, ...), but has {described(image)}."
+                f"{where} must hold its images as one tensor of shape (B, ...), but has {describe_value(image)}."
             )
         what = f"{stage}, loader {loader}"
         if self._noiser.check_once(image, where, what):
@@ -226,7 +226,7 @@ class WrappedDataModule(NoisingDataModule):
         again = rebuild(loader, stage=stage, number=0, seed=self.seed or 0, rank=0, ranks=1, name=stage)
         if again is loader or isinstance(again.dataset, Stream):
             return None
-        some = [Place(i, 0, 0, 0) for i in spread(len(again.dataset), count)]
+        some = [Place(i, 0, 0, 0) for i in spread_indices(len(again.dataset), count)]
         bare = again.collate_fn(again.dataset.__getitems__(some)).content
         with keyed_random_state(torch.device("cpu"), self.seed or 0, Purpose.DEVICE_TRANSFORM):
             bare = self.inner.on_after_batch_transfer(self.inner.on_before_batch_transfer(bare, 0), 0)

@@ -27,7 +27,7 @@ class Parts(Protocol):
     fields: tuple[str, ...]
 
 
-def checked_fields(fields: Sequence[str]) -> tuple[str, ...]:
+def check_fields_of(fields: Sequence[str]) -> tuple[str, ...]:
     """Check that the fields are different names, and return them as a tuple."""
     if isinstance(fields, str) or not fields or len(set(fields)) != len(fields):
         raise refuse("process.fields", fields, "a list of different names")
@@ -114,7 +114,7 @@ def check_states(images: dict[str, Any], times: dict[str, Any]) -> None:
         check_like(name, t, x.shape[:1], "one time for each image")
 
 
-def numbered(x_0: Tensor, generator: torch.Generator | None) -> tuple[int, Tensor]:
+def number_images(x_0: Tensor, generator: torch.Generator | None) -> tuple[int, Tensor]:
     """Draw a seed for a batch of images that no index tells apart, and number them, shape (B,)."""
     if generator is None:
         raise ValueError(

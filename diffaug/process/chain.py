@@ -18,7 +18,7 @@ from diffaug.checks import refuse
 from diffaug.noise import gaussian
 from diffaug.process.arguments import check_states
 from diffaug.randomness.philox import Keys, Purpose
-from diffaug.randomness.transfer import moved
+from diffaug.randomness.transfer import move
 from diffaug.schedules import Schedule
 from diffaug.schedules.base import STRAIGHT, VARIANCE_EXPLODING
 from diffaug.schedules.numbers import per_sample
@@ -79,7 +79,7 @@ def path(schedule: Schedule, x_0: Tensor, times: Tensor, key: Keys) -> Tensor:
     elements = (x_0[0].numel() + 3) // 4 * 4
     x, s = x_0, torch.full((len(x_0),), -1 if schedule.discrete else 0.0, dtype=times.dtype, device=x_0.device)
     states = []
-    for k, time in enumerate(moved([times], x.device)[0].unbind()):
+    for k, time in enumerate(move([times], x.device)[0].unbind()):
         t = time.expand(len(x))
         x = step(schedule, x, s, t, gaussian(key, tuple(x.shape[1:]), Purpose.TRAJECTORY, k * elements))
         states.append(x)

@@ -19,17 +19,17 @@ from diffaug.noise import Gaussian, Noise, gaussian
 from diffaug.process import chain, kernel
 from diffaug.process.arguments import (
     check_call,
+    check_fields_of,
     check_images,
     check_like,
     check_parts,
     checked_dtype,
-    checked_fields,
     checked_range,
-    numbered,
+    number_images,
 )
 from diffaug.process.batch import Fields, NoisyBatch, batch_type
 from diffaug.randomness.philox import Keys, Purpose, keys
-from diffaug.randomness.transfer import moved
+from diffaug.randomness.transfer import move
 from diffaug.schedules import Schedule
 from diffaug.schedules.numbers import in_float64, where_float64_is
 from diffaug.targets import (
@@ -94,7 +94,7 @@ class ForwardProcess(nn.Module):
     ) -> None:
         super().__init__()
         self.schedule, self.times, self.noise = schedule, times, noise
-        self.fields = checked_fields(fields)
+        self.fields = check_fields_of(fields)
         self.weight, self.target, self.pair = weight, choice("process.target", target, TARGETS), pair
         self.sigma_data = number("process.sigma_data", sigma_data, above=0)
         self.value_range = checked_range(value_range)
@@ -195,7 +195,7 @@ class ForwardProcess(nn.Module):
                 requires a gradient.
         """
         if index is None:
-            seed, index = numbered(x_0, generator)
+            seed, index = number_images(x_0, generator)
             position = index if position is None else position
         check_like("index", index, x_0.shape[:1], "the number of each image in its dataset")
         return self.draw(
@@ -245,7 +245,7 @@ class ForwardProcess(nn.Module):
                 made["index"] = key.sample
             if "view" in self.fields:
                 made["view"] = key.view
-            made = dict(zip(made, moved([*made.values()], x_0.device), strict=True))
+            made = dict(zip(made, move([*made.values()], x_0.device), strict=True))
         return batch_type(self.fields)(*(made[name] if name in made else extra[name] for name in self.fields))
 
     def _draw(
@@ -293,7 +293,7 @@ class ForwardProcess(nn.Module):
             return t, self._mix_whole(self.scale(x_0), key, t, dtype) if names or self._pairs else {}
         if not names:
             return t, {}
-        (mix,) = moved([mixes(self.schedule, names, t, scale, self.sigma_data)], x_0.device)
+        (mix,) = move([mixes(self.schedule, names, t, scale, self.sigma_data)], x_0.device)
         fields = kernel.draw_and_mix(flat, key.to(x_0.device), mix, centre, dtype, compiled=compiled)
         self._has_compiled |= compiled
         return t, _named(names, fields, x_0)
@@ -307,11 +307,11 @@ class ForwardProcess(nn.Module):
         for group, noise in ((INPUTS, mixed), (TARGETS, epsilon)):
             some = tuple(name for name in self._images if name in group)
             if some:
-                (mix,) = moved([mixes(self.schedule, some, t, 0.5, self.sigma_data)], x_0.device)
+                (mix,) = move([mixes(self.schedule, some, t, 0.5, self.sigma_data)], x_0.device)
                 made |= _named(some, kernel.mix_given(x_0.flatten(1), noise.flatten(1), mix, 0.0, dtype), x_0)
         if self.pair is not None and self._pairs:
             s = self.pair.second_times(key.to(t.device), self.schedule, t)
-            mix, fresh = moved(self.pair.mix(self.schedule, t, s, 0.5), x_0.device)
+            mix, fresh = move(self.pair.mix(self.schedule, t, s, 0.5), x_0.device)
             (x_s,) = kernel.mix_given(x_0.flatten(1), mixed.flatten(1), mix, 0.0, torch.float32)
             if self.pair.law == "chain":
                 x_s = x_s + fresh[:, None] * gaussian(there, (x_s.shape[1],), Purpose.PAIR)

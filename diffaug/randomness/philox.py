@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import choice, integer, refuse
-from diffaug.randomness.transfer import moved
+from diffaug.randomness.transfer import move
 
 _MULTIPLIER_0, _MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 _WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
@@ -89,13 +89,13 @@ class Keys(NamedTuple):
         return self.high >> 8
 
     def to(self, device: torch.device) -> "Keys":
-        """The same keys on a device, by one copy."""
+        """Move the keys to a device, by one copy."""
         if self.low.device == device:
             return self
         rows = torch.stack(self)
         if rows.shape[1] % 2:  # each row begins at a multiple of 16 bytes, which compiled kernels count on
             rows = torch.nn.functional.pad(rows, (0, 1))
-        (there,) = moved([rows], device)
+        (there,) = move([rows], device)
         return Keys(*there[:, : len(self.low)])
 
 

@@ -1,4 +1,4 @@
-"""From the host to an accelerator without waiting for it."""
+"""Transfer of small tensors from the host to an accelerator, without waiting for it."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 
-def moved(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """A batch's numbers on a device: all by one copy, for which nothing waits. What is there already stays as it is.
+def move(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Move a batch's numbers to a device: by one copy, for which nothing waits. What is there already stays.
 
     Arguments:
         tensors: small ones, of any dtypes and shapes.
@@ -33,6 +33,8 @@ def moved(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def overlaps_copies(device: torch.device | str) -> bool:
-    """Whether a copy to this device may go on while the host works; to the CPU and to MPS, values could be read too
-    early (Lightning's own rule)."""
+    """Return whether a copy to this device may go on while the host works.
+
+    To the CPU and to MPS values could be read too early (Lightning's own rule).
+    """
     return torch.device(device).type not in ("cpu", "mps")

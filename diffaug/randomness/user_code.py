@@ -61,26 +61,26 @@ def keyed_random_state(device: torch.device, *key: int) -> Iterator[None]:
     accelerator = None if device.type == "cpu" else torch.get_device_module(device)
     before = None if accelerator is None else accelerator.get_rng_state(device)
     with untouched_random_state():
-        sample_seed(*key)
+        seed_all(*key)
         try:
             if accelerator is not None:
                 with accelerator.device(device):
-                    accelerator.manual_seed(mixed(*key))
+                    accelerator.manual_seed(mix_key(*key))
             yield
         finally:
             if accelerator is not None:
                 accelerator.set_rng_state(before, device)
 
 
-def sample_seed(*key: int) -> None:
+def seed_all(*key: int) -> None:
     """Seed all three global states by a key of whole numbers, each up to 64 bits. Use within the guard above."""
-    _seed_all(mixed(*key))
+    _seed_all(mix_key(*key))
 
 
-def mixed(*key: int, state: int = 0) -> int:
+def mix_key(*key: int, state: int = 0) -> int:
     """Hash a key to 64 bits: splitmix64's finaliser (Steele, Lea and Flood 2014), chained over its numbers.
 
-    ``mixed(a, b, c)`` is ``mixed(c, state=mixed(a, b))``.
+    ``mix_key(a, b, c)`` is ``mix_key(c, state=mix_key(a, b))``.
     """
     for number in key:
         state = (state ^ number) + 0x9E3779B97F4A7C15 & _MASK_64
@@ -110,7 +110,7 @@ def _call_seeded(function: Callable[[Any], _Result], items: Sequence[Any], seeds
     return results
 
 
-def draws(function: Callable[[], _Result]) -> tuple[_Result, bool]:
+def detect_draws(function: Callable[[], _Result]) -> tuple[_Result, bool]:
     """Return a function's result and whether it drew from any of the three global states, which are put back."""
     before = _states()
     try:

@@ -42,13 +42,13 @@ class Level:
 
     @functools.cached_property
     def log_snr(self) -> Tensor:
-        """ln(alpha^2 / sigma^2)."""
+        """Return ln(alpha^2 / sigma^2)."""
         log_snr = self.schedule.log_snr(self.t, torch.float64)
         return log_snr.clamp(-_LOG_SNR_LIMIT, _LOG_SNR_LIMIT) if self.limit else log_snr
 
     @functools.cached_property
     def coefficients(self) -> Mix:
-        """(alpha, sigma)."""
+        """Return (alpha, sigma)."""
         if self.limit:
             return self.schedule.scaling.of_log_snr(self.log_snr)
         return self.schedule.alpha_sigma(self.t, torch.float64)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffaug.checks import check_fields, integer, refuse
 from diffaug.randomness.philox import Keys, indices, uniforms
-from diffaug.randomness.transfer import moved
+from diffaug.randomness.transfer import move
 from diffaug.schedules import Schedule
 from diffaug.schedules.numbers import keep, where_float64_is
 from diffaug.times.coverage import Coverage, Independent
@@ -92,7 +92,7 @@ class Times(ABC):
         """
         points = self.coverage.points(keys, position)
         if self.learns and device is not None:
-            (points,) = moved([points], device)
+            (points,) = move([points], device)
         return self.of_points(points, schedule)
 
     def importance_weight(self, t: Tensor, schedule: Schedule) -> Tensor:

@@ -77,7 +77,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         place = Path(path)
         if "://" in str(path) or not place.exists():
             return super().load_checkpoint(path, *arguments, **options)
-        fault = damage(place)
+        fault = find_damage(place)
         if fault:
             raise RuntimeError(f"The checkpoint {path} is damaged: {fault}. {_way_back(place)}")
         try:
@@ -101,7 +101,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return checkpoint
 
 
-def damage(path: Path) -> str | None:
+def find_damage(path: Path) -> str | None:
     """Find what is wrong with the bytes of a checkpoint; None if nothing is, or if there are no checksums in it.
 
     It costs one reading of the file.
@@ -192,7 +192,7 @@ def _way_back(place: Path) -> str:
     """Say from which checkpoint to go on instead: the newest other one in the folder that is whole."""
     others = [path for path in place.parent.glob("*.ckpt") if path.name != place.name and path.is_file()]
     for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
-        if not damage(path):
+        if not find_damage(path):
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
             return f"Go on from {path.name}, of {when}, by {_override('ckpt_path', path)}."
     return "No other whole one lies beside it. Set ckpt_path to another; ckpt_path=null begins from the start."
@@ -206,7 +206,7 @@ def _override(key: str, path: Path) -> str:
     return shlex.quote(f"{key}={text}")
 
 
-def holder(folder: Path) -> str | None:
+def find_holder(folder: Path) -> str | None:
     """Say which run holds a folder, if another one does; leaves no trace."""
     if not (folder / ".lock").is_file():
         return None

@@ -88,7 +88,7 @@ class LossByLevel(Callback):
                 self._told = True
             return
         t, errors = outputs["t"], outputs["errors"]
-        sums = binned(self._levels(trainer, pl_module, t), errors, outputs.get("weights"), self.edges)
+        sums = sum_bins(self._levels(trainer, pl_module, t), errors, outputs.get("weights"), self.edges)
         self._sums[stage] = self._sums[stage] + sums if stage in self._sums else sums
 
     def _levels(self, trainer: pl.Trainer, pl_module: pl.LightningModule, t: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class LossByLevel(Callback):
         rows: list[tuple[Any, ...]] = []
         for stage in sorted(self._sums):
             sums = trainer.strategy.reduce(self._sums[stage], reduce_op="sum")
-            for low, high, (count, mean, std, weighted) in statistics(torch.as_tensor(sums), self.edges):
+            for low, high, (count, mean, std, weighted) in summarise_bins(torch.as_tensor(sums), self.edges):
                 name = f"{stage}_loss_by_{self.over}/{_name(low, high)}"
                 metrics |= {
                     f"{name}/mean": mean,
@@ -157,7 +157,7 @@ class LossByLevel(Callback):
         self.rows = [tuple(row) for row in state_dict["rows"]]
 
 
-def binned(levels: Tensor, errors: Tensor, weights: Tensor | None, edges: Sequence[float]) -> Tensor:
+def sum_bins(levels: Tensor, errors: Tensor, weights: Tensor | None, edges: Sequence[float]) -> Tensor:
     """Sum each bin's samples, errors, squared and weighted errors; float64, shape (K, 4), on errors' device.
 
     Arguments:
@@ -184,7 +184,9 @@ def _border(edges: tuple[float, ...], dtype: torch.dtype, device: torch.device) 
         return torch.tensor(edges, dtype=dtype, device=device)
 
 
-def statistics(sums: Tensor, edges: Sequence[float]) -> list[tuple[float, float, tuple[float, float, float, float]]]:
+def summarise_bins(
+    sums: Tensor, edges: Sequence[float]
+) -> list[tuple[float, float, tuple[float, float, float, float]]]:
     """Yield (low, high, (count, mean, standard deviation, weighted mean)) of each bin that is not empty."""
     found = []
     for low, high, (count, total, squares, weighted) in zip(edges, edges[1:], sums.tolist(), strict=False):

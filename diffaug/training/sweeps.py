@@ -28,7 +28,7 @@ from hydra.types import RunMode
 from hydra.utils import get_original_cwd
 from omegaconf import DictConfig, OmegaConf
 
-from diffaug.training.checkpoint_io import holder
+from diffaug.training.checkpoint_io import find_holder
 from diffaug.training.errors import UserError, for_the_user
 
 _OUTCOME = "outcome.txt"  # beside Hydra's own records of the job
@@ -47,7 +47,7 @@ class Guard(Callback):
     there. (A run that comes so near that it passes here is refused at setup.)"""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        refusal = holder(Path(config.hydra.run.dir, "checkpoints"))
+        refusal = find_holder(Path(config.hydra.run.dir, "checkpoints"))
         if refusal is not None:  # an Exception would be no more than a warning of Hydra's
             print(refusal, file=sys.stderr)
             raise SystemExit(1)

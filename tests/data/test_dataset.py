@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from diffaug.data.batch import Place, collate
 from diffaug.data.dataset import Images
-from diffaug.randomness.user_code import call_keyed, mixed, sample_seed
+from diffaug.randomness.user_code import call_keyed, mix_key, seed_all
 
 IMAGE = Image.new("RGB", (6, 4), (1, 2, 3))
 
@@ -173,16 +173,16 @@ def test_flips_are_the_same_for_any_number_of_workers(workers: int):
 
 
 def test_mixed_chains_and_does_not_collide():
-    assert mixed(1, 2, 3) == mixed(3, state=mixed(1, 2))
-    assert len({mixed(a, b) for a in range(100) for b in range(100)}) == 10000
-    assert mixed(0) == 0xE220A8397B1DCDAF  # splitmix64's first output from seed 0
+    assert mix_key(1, 2, 3) == mix_key(3, state=mix_key(1, 2))
+    assert len({mix_key(a, b) for a in range(100) for b in range(100)}) == 10000
+    assert mix_key(0) == 0xE220A8397B1DCDAF  # splitmix64's first output from seed 0
 
 
 def test_keyed_calls_equal_seeding_everything():
     draw = drawing("numpy", "torch", "python")
-    seen = call_keyed(draw, range(3), [mixed(i) for i in range(3)])
+    seen = call_keyed(draw, range(3), [mix_key(i) for i in range(3)])
     for i, values in enumerate(seen):
-        sample_seed(i)
+        seed_all(i)
         assert torch.equal(values, draw(None))
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 from torchvision.transforms import v2
 
 from diffaug import Cosine, DiffusionDataModule, ForwardProcess, LinearBeta, NoisyBatch
-from diffaug.data.sources import spread
+from diffaug.data.sources import spread_indices
 
 PROCESS = ForwardProcess(LinearBeta())
 
@@ -423,10 +423,10 @@ def test_val_times(options, expected):
 
 
 def test_the_items_that_are_looked_at_are_spread_over_the_dataset():
-    assert spread(10, 4) == [0, 3, 6, 9]
-    assert spread(3, 8) == [0, 1, 2]
-    assert spread(7, 1) == [0]
-    assert spread(2**25 + 4, 3) == [0, 2**24 + 1, 2**25 + 3]  # beyond float32's whole numbers
+    assert spread_indices(10, 4) == [0, 3, 6, 9]
+    assert spread_indices(3, 8) == [0, 1, 2]
+    assert spread_indices(7, 1) == [0]
+    assert spread_indices(2**25 + 4, 3) == [0, 2**24 + 1, 2**25 + 3]  # beyond float32's whole numbers
 
 
 def test_loaders_before_setup_say_so():

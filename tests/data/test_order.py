@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, RandomSampler, TensorDataset, Weighte
 from diffaug.data.batch import Place, collate
 from diffaug.data.dataset import Images
 from diffaug.data.evaluation import EvaluationBatches, EvaluationSampler
-from diffaug.data.order import EpochLoader, EpochSampler, occurrences, order_keys, permute
+from diffaug.data.order import EpochLoader, EpochSampler, count_occurrences, order_keys, permute
 from diffaug.randomness.philox import Purpose, keys, words
 
 
@@ -123,7 +123,7 @@ def test_more_ranks_than_samples():
 
 def test_occurrences():
     values = np.array([3, 1, 3, 3, 1, 0])
-    assert occurrences(values).tolist() == [0, 0, 1, 2, 1, 0]
+    assert count_occurrences(values).tolist() == [0, 0, 1, 2, 1, 0]
     rng = np.random.default_rng(0)
     values = rng.integers(0, 50, 1000)
     seen: Counter[int] = Counter()
@@ -131,7 +131,7 @@ def test_occurrences():
     for value in values.tolist():
         expected.append(seen[value])
         seen[value] += 1
-    assert occurrences(values).tolist() == expected
+    assert count_occurrences(values).tolist() == expected
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from diffaug.data.batch import Batch  # noqa: E402
 from diffaug.data.labels import LabelDropout  # noqa: E402
 from diffaug.process import kernel  # noqa: E402
 from diffaug.randomness.philox import keys  # noqa: E402
-from diffaug.randomness.transfer import moved  # noqa: E402
+from diffaug.randomness.transfer import move  # noqa: E402
 from diffaug.targets import MinSNR  # noqa: E402
 from diffaug.times import Importance, Uniform  # noqa: E402
 from diffaug.training import LossByLevel  # noqa: E402
@@ -128,7 +128,7 @@ def test_numbers_cross_in_one_copy():
     with watched.watched() as watch:
         there = watched.on_device(2)
         watch.clear()
-        sent = moved([*parts, there], watched.DEVICE)
+        sent = move([*parts, there], watched.DEVICE)
         assert [(s.shape, s.dtype) for s in sent] == [(p.shape, p.dtype) for p in [*parts, there]]
         assert sent[-1] is there
         assert (watch.operations, watch.waits) == (1, [])
@@ -142,6 +142,6 @@ def test_what_crosses_is_what_was_sent(device):
     with pytest.MonkeyPatch.context() as patch:
         if device.type == "cpu":
             patch.setattr(torch.Tensor, "to", lambda self, *args, **kwargs: self)
-        sent = moved(parts, elsewhere)
+        sent = move(parts, elsewhere)
     assert all(torch.equal(real(s, "cpu"), p) for s, p in zip(sent, parts, strict=True))
     assert all(s.data_ptr() % 64 == sent[0].data_ptr() % 64 for s in sent if s.numel())

@@ -24,8 +24,8 @@ from diffaug import (
     ZeroTerminalSNR,
 )
 from diffaug.__main__ import main
-from diffaug.commands.export import export, run_of
-from diffaug.config import composed, made, schedule_names
+from diffaug.commands.export import export, find_run
+from diffaug.config import compose_config, make, schedule_names
 from diffaug.interop import from_diffusers, target_of, to_diffusers
 from diffaug.noise import gaussian
 from diffaug.randomness.philox import Purpose, keys
@@ -38,13 +38,13 @@ BETA_SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepSchedule
 
 
 def schedules():
-    return {name: made(composed([f"schedule={name}"]).schedule) for name in schedule_names()}
+    return {name: make(compose_config([f"schedule={name}"]).schedule) for name in schedule_names()}
 
 
 @pytest.mark.parametrize("name", [n for n, s in schedules().items() if s.discrete and s.scaling is VARIANCE_PRESERVING])
 @pytest.mark.parametrize("scheduler", BETA_SCHEDULERS)
 def test_every_discrete_schedule_keeps_its_alpha_bar_in_diffusers_and_back(name, scheduler):
-    schedule = made(composed([f"schedule={name}"]).schedule)
+    schedule = make(compose_config([f"schedule={name}"]).schedule)
     theirs = to_diffusers(schedule, "v", scheduler)
     table = theirs.alphas_cumprod.double()
     if schedule.alpha_bars[-1] == 0:  # DPM-Solver puts 2^-24 in its place, so that its first log-SNR is finite
@@ -275,15 +275,15 @@ def test_an_export_is_refused_where_a_pipeline_would_tell_the_network_another_ti
 
 def test_a_run_is_found_by_folder_or_checkpoint_and_its_absence_is_explained(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no .*last\.ckpt"):
-        run_of(str(tmp_path))
+        find_run(str(tmp_path))
     file = tmp_path / "checkpoints" / "last.ckpt"
     file.parent.mkdir()
     file.touch()
     with pytest.raises(FileNotFoundError, match=r"no \.hydra/config\.yaml lies beside or above it"):
-        run_of(str(file))
+        find_run(str(file))
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "config.yaml").touch()
-    assert run_of(str(tmp_path)) == run_of(str(file)) == (tmp_path.resolve(), file)
+    assert find_run(str(tmp_path)) == find_run(str(file)) == (tmp_path.resolve(), file)
 
 
 def test_export_says_what_it_wants(capsys):

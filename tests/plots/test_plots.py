@@ -19,7 +19,7 @@ from diffaug import (
     plots,
 )
 from diffaug.__main__ import main
-from diffaug.commands.plot import label
+from diffaug.commands.plot import write_label
 from diffaug.plots.images import whole_bins
 from diffaug.process.density import density
 from diffaug.targets import EDMWeight, MinSNR
@@ -224,7 +224,7 @@ def test_the_command_line_draws(tmp_path, capsys):
     ],
 )
 def test_a_name_with_overrides_as_a_legend_says_it(name, group, words):
-    assert label(name, group) == words
+    assert write_label(name, group) == words
 
 
 def test_a_bin_of_one_image_has_no_spread():

@@ -20,7 +20,7 @@ from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.targets import MinSNR
 from diffaug.training import LossByLevel, Pictures, Progress, RunLogger, Summary
 from diffaug.training.denoiser import Denoiser
-from diffaug.training.loss_by_level import binned, statistics
+from diffaug.training.loss_by_level import sum_bins, summarise_bins
 
 EDGES = (-math.inf, -2.0, 0.0, 2.0, math.inf)
 
@@ -65,8 +65,8 @@ def trainer(folder, *callbacks, **options):
 def test_bins_by_hand():
     levels = torch.tensor([-math.inf, -5.0, -2.0, -0.5, 0.0, 7.0, math.inf])
     errors = torch.tensor([1.0, 3.0, 10.0, 20.0, 5.0, 2.0, 4.0])
-    sums = binned(levels, errors, 2 * errors, EDGES)
-    found = statistics(sums, EDGES)
+    sums = sum_bins(levels, errors, 2 * errors, EDGES)
+    found = summarise_bins(sums, EDGES)
     assert [(low, high) for low, high, _ in found] == list(itertools.pairwise(EDGES))
     assert [row[2] for row in found] == [
         (2, 2, 1, 10),
@@ -75,7 +75,7 @@ def test_bins_by_hand():
         (2, 3, 1, 20),
     ]
     # A bin that is empty is not there; what lies beyond finite outer edges is in no bin.
-    inside = statistics(binned(levels, errors, None, (-2.0, 0.0, 1.0, 2.0)), (-2.0, 0.0, 1.0, 2.0))
+    inside = summarise_bins(sum_bins(levels, errors, None, (-2.0, 0.0, 1.0, 2.0)), (-2.0, 0.0, 1.0, 2.0))
     assert [(low, high, values[0]) for low, high, values in inside] == [(-2.0, 0.0, 2), (0.0, 1.0, 1)]
 
 

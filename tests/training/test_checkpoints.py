@@ -17,7 +17,7 @@ import pytest
 import torch
 from tiny import checkpoint, load
 
-from diffaug.config import composed, made
+from diffaug.config import compose_config, make
 from diffaug.training import AtomicCheckpointIO
 from diffaug.training.checkpoint_io import claim
 
@@ -102,8 +102,8 @@ class TestWriting:
 
     def test_the_trainers_write_so(self):
         for choice in ("cpu", "ddp", "debug"):
-            trainer = made(
-                composed(
+            trainer = make(
+                compose_config(
                     [f"trainer={choice}", "trainer.accelerator=cpu", "trainer.callbacks=null", "trainer.logger=false"]
                 ).trainer
             )

@@ -14,9 +14,9 @@ import torch
 from tiny import checkpoint, load
 
 from diffaug.commands.export import load_weights
-from diffaug.config import composed
+from diffaug.config import compose_config
 from diffaug.training import AtomicCheckpointIO
-from diffaug.training.checkpoint_io import damage
+from diffaug.training.checkpoint_io import find_damage
 
 
 def refusal(path: Path) -> str | None:
@@ -127,7 +127,7 @@ def test_what_cannot_be_checked_still_loads(tmp_path):
     """Plain Lightning's, whose checksums are torch's; and of torch without checksums, and before it wrote any."""
     path = tmp_path / "last.ckpt"
     torch.save(checkpoint(), path)
-    assert damage(path) is None
+    assert find_damage(path) is None
     assert same(load(path), checkpoint())
     torch.serialization.set_crc32_options(False)
     try:
@@ -148,7 +148,7 @@ def test_the_way_back_is_the_newest_other_that_is_whole_in_words_for_the_command
     with pytest.raises(RuntimeError, match=r"Go on from epoch=1 a\.ckpt, of 2001-.*, by '(.*)'\.$") as raised:
         load(path)
     word = shlex.split(str(raised.value).split(" by ")[-1].removesuffix("."))[0]
-    assert composed([word]).ckpt_path == str(newer)
+    assert compose_config([word]).ckpt_path == str(newer)
     newer.write_bytes(newer.read_bytes()[:-1])
     with pytest.raises(RuntimeError, match=rf"Go on from best\.ckpt, of .*, by ckpt_path={best}\.$"):
         load(path)
