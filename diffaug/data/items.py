@@ -121,8 +121,8 @@ def as_tensor(image: Any, where: str, value_range: tuple[float, float] | None = 
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise ValueError(
             f"{where} has dtype {image.dtype}, which does not say what its range is: {describe_value(image)}. An "
-            "image must be uint8 in [0, 255], uint16 in [0, 65535] or float in process.value_range. Convert it in the dataset or "
-            "in data.transform: .to(torch.uint8) if its values are in [0, 255], .float() if they are in "
+            "image must be uint8 in [0, 255], uint16 in [0, 65535] or float in process.value_range. Convert it in the "
+            "dataset or in data.transform: .to(torch.uint8) if its values are in [0, 255], .float() if they are in "
             "process.value_range (a mask of True and False too)."
         )
     return image
