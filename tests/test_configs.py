@@ -205,7 +205,7 @@ def test_no_error_names_a_key_that_is_not_there():
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in comments:
                 named |= set(re.findall(rf"\b(?:{groups})(?:\.[a-z_]+[a-z])+(?![\w.]*/)", node.value))
-    named -= {"data.noise", "data.setup", "process.noised"}  # what to call
+    named -= {"data.noise", "data.setup", "process.mix"}  # what to call
     named -= {"data.inner", "process.pair.law", "process.pair.steps", "schedule.png"}
     assert named - known == set()
     assert len(named) > 60

@@ -197,6 +197,7 @@ class ForwardProcess(nn.Module):
         if index is None:
             seed, index = number_images(x_0, generator)
             position = index if position is None else position
+        check_images("x_0", x_0)
         check_like("index", index, x_0.shape[:1], "the number of each image in its dataset")
         return self.draw(
             x_0,

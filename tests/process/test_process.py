@@ -396,7 +396,7 @@ def test_trajectory_is_keyed_and_joint():
         (lambda p: p(IMAGES, INDEX, stage="fit"), r"stage must be one of"),
         (
             lambda p: p(IMAGES.float().requires_grad_(), INDEX),
-            r"x_0 requires a gradient.*by\s+process\.noised\(x_0, t, ",
+            r"x_0 requires a gradient.*by\s+process\.mix\(x_0, t, ",
         ),
         (lambda p: p(IMAGES, INDEX, extra={"t": INDEX}), r"dataset yields \['t'\], which diffaug itself names"),
         (lambda p: ForwardProcess(LinearBeta(), fields=("x_t", "lable"))(IMAGES, INDEX), r"asks for \['lable'\]"),
@@ -604,8 +604,8 @@ def test_a_sample_beyond_the_counter_is_refused():
         )
 
 
-def test_a_gradient_to_x_0_goes_through_noised():
-    """What `forward` draws are data, and it says so; the same triple by `noised` has the gradient, alpha(t)."""
+def test_a_gradient_to_x_0_goes_through_mix():
+    """What `forward` draws are data, and it says so; the same triple by `mix` has the gradient, alpha(t)."""
     x_0, process = (IMAGES / 127.5 - 1).requires_grad_(), ForwardProcess(LinearBeta(), compile=False)
     x_t, epsilon, t = process(x_0.detach(), INDEX)
     again = process.mix(x_0, t, epsilon)
