@@ -79,7 +79,7 @@ def test_flags_are_taken():
 def test_every_flag_of_the_public_interface_is_checked():
     """Each parameter whose default is true or false, of what has no underscore and is no part of another's inside."""
     inside = {"Images.check_range", "Stream.train", "Level.limit", "split.batch"}
-    inside |= {"prepared.look", "rebuild.overfit", "check_images.bytes_too"}
+    inside |= {"build_images.look", "ForwardProcess.draw.eager", "rebuild.overfit", "check_images.bytes_too"}
     found = set()
     for info in pkgutil.walk_packages(diffaug.__path__, "diffaug."):
         if info.name == "diffaug.__main__":

@@ -36,7 +36,7 @@ ALLOWED = {
     },
     "process/density.py": dict.fromkeys(("trained_on", "_cells", "_in_bins"), "on the CPU, for plots"),
     "training/denoiser.py": {"Denoiser.sample": "a grid of times on the CPU"},
-    "training/loss_by_level.py": {"binned": "asks for the device"},
+    "training/loss_by_level.py": {"sum_bins": "asks for the device"},
 }
 
 
