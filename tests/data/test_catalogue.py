@@ -19,7 +19,7 @@ from diffaug.data.catalogue import digits, held_out, image_folder, torchvision
 from diffaug.schedules import LinearBeta
 
 DATA = ROOT.parent / "shared" / "data"
-PROCESS = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "label"))
+PROCESS = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "label"), compile=False)
 
 
 def real(name: str) -> Path:

@@ -881,6 +881,7 @@ def test_a_finished_run_that_is_given_again_counts_its_steps_as_before():
     assert trainer.global_step == trainer.fit_loop.epoch_loop._batches_that_stepped == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("interval", "accumulate"), [("epoch", 1), ("step", 2)])
 def test_learning_rates_go_on_exactly(interval, accumulate):
     """Also from a checkpoint of an epoch's end that was saved before Lightning had set the rate of the next."""
