@@ -1,4 +1,4 @@
-"""The forward process: `ForwardProcess` (forward), the batches it makes (batch), and the chain behind it (chain)."""
+"""The forward process: `ForwardProcess`, in forward and closed_form; the one pass, in kernel; the chain; the density."""
 
 from diffaug.process.batch import NoisyBatch as NoisyBatch
 from diffaug.process.chain import Posterior as Posterior

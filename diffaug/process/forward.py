@@ -3,20 +3,20 @@
     q(x_t | x_0) = N(alpha(t) x_0, sigma(t)^2 I)
 
 is what `forward` samples: one t and one epsilon for each image (Ho, Jain and Abbeel 2020, equation 4). The chain behind
-it, whose thousand small steps have the same law, is in `diffaug.process.chain`.
+it, whose thousand small steps have the same law, is in `diffaug.process.chain`; what takes t as given, `mix`, `step`,
+`posterior`, ..., in `diffaug.process.closed_form`.
 """
 
-import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffaug.checks import choice, number
 from diffaug.noise import Gaussian, Noise, gaussian
-from diffaug.process import chain, kernel
+from diffaug.process import kernel
 from diffaug.process.arguments import (
     check_call,
     check_fields_of,
@@ -28,10 +28,11 @@ from diffaug.process.arguments import (
     number_images,
 )
 from diffaug.process.batch import Fields, NoisyBatch, batch_type
+from diffaug.process.closed_form import ClosedForm
 from diffaug.randomness.philox import Keys, Purpose, keys
 from diffaug.randomness.transfer import move
 from diffaug.schedules import Schedule
-from diffaug.schedules.numbers import in_float64, where_float64_is
+from diffaug.schedules.numbers import where_float64_is
 from diffaug.targets import (
     IMAGE_FIELDS,
     INPUTS,
@@ -51,7 +52,7 @@ EVALUATION_TIMES = Uniform(coverage=ByIndex())
 """The times of validation, test and predict: even over unit time, and each image's own, whatever training draws."""
 
 
-class ForwardProcess(nn.Module):
+class ForwardProcess(ClosedForm):
     """Noise a batch of images: draw t and epsilon, return ``(x_t, epsilon, t)``.
 
     Arguments:
@@ -318,95 +319,6 @@ class ForwardProcess(nn.Module):
                 x_s = x_s + fresh[:, None] * gaussian(there, (x_s.shape[1],), Purpose.PAIR)
             made |= {"x_s": x_s.to(dtype).view(x_0.shape), "s": s}
         return made
-
-    def _scale_and_centre(self, x_0: Tensor) -> tuple[float, float]:
-        low, high = (0.0, 255.0) if x_0.dtype == torch.uint8 else self.value_range or (-1.0, 1.0)
-        return 1.0 / (high - low), high + low
-
-    def scale(self, x_0: Tensor) -> Tensor:
-        """Scale images to float32 in [-1, 1]; latents to float32."""
-        check_images("x_0", x_0)
-        scale, centre = self._scale_and_centre(x_0)
-        return (2.0 * x_0.float() - centre) * scale
-
-    def mix(self, x_0: Tensor, t: Tensor, epsilon: Tensor) -> Tensor:
-        """Mix x_t = alpha(t) x_0 + sigma(t) epsilon from a t and an epsilon that are given; draws nothing.
-
-        Gradients go through it, to x_0 and to epsilon.
-
-        Arguments:
-            x_0: images as `forward` takes them, shape (B, *).
-            t: native times, shape (B,).
-            epsilon: of x_0's shape.
-        """
-        check_images("x_0", x_0)
-        check_like("t", t, x_0.shape[:1], "one time for each image")
-        check_like("epsilon", epsilon, x_0.shape, "as x_0 is")
-        self.schedule.log_snr(t)  # its own check of t
-        scale, centre = self._scale_and_centre(x_0)
-        mix = mixes(self.schedule, ("x_t",), t, scale)
-        flat = x_0.reshape(len(x_0), -1)
-        (x_t,) = kernel.mix_given(flat, epsilon.reshape(flat.shape).float(), mix, centre, self.dtype or torch.float32)
-        return x_t.view(x_0.shape)
-
-    def step(self, x_s: Tensor, s: Tensor, t: Tensor, epsilon: Tensor) -> Tensor:
-        """Draw from q(x_t | x_s): on from s to a later t.
-
-        Arguments:
-            x_s: images at s, in [-1, 1] where clean, shape (B, *).
-            s: native times, shape (B,); -1 (discrete) or 0 (continuous) is the clean image.
-            t: later native times, shape (B,).
-            epsilon: standard normal, of x_s's shape.
-        """
-        return chain.step(self.schedule, x_s, s, t, epsilon)
-
-    def posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor | None = None) -> chain.Posterior:
-        """Return q(x_s | x_t, x_0) for an s before t.
-
-        Arguments:
-            x_0: clean images in [-1, 1], shape (B, *).
-            x_t: noised images, shape (B, *).
-            t, s: native times, shape (B,). A discrete s is t - 1 unless given; -1 (discrete) or 0 is the clean image.
-        """
-        return chain.posterior(self.schedule, x_0, x_t, t, s)
-
-    def trajectory(
-        self,
-        x_0: Tensor,
-        times: Tensor,
-        index: Tensor,
-        *,
-        seed: int = 0,
-        stage: str = "predict",
-        epoch: int = 0,
-        view: int = 0,
-    ) -> Tensor:
-        """Draw one joint path of each image through the given times: each state is a `step` on from the one before.
-
-        Arguments:
-            x_0: images as `forward` takes them, shape (B, *).
-            times: native times that rise, shape (K,).
-            index, seed, stage, epoch, view: the key of the path, as in `forward`.
-
-        Returns:
-            float32, shape (B, K, *).
-        """
-        x_0 = self.scale(x_0)
-        check_like("index", index, x_0.shape[:1], "the number of each image in its dataset")
-        key = keys(index, seed=seed, stage=stage, epoch=epoch, view=view)
-        return chain.path(self.schedule, x_0, times, key.to(x_0.device))
-
-    def prior_kl_bits_per_dim(self, x_0: Tensor) -> float:
-        """Compute how far x_T is from its prior, KL(q(x_T | x_0) || p(x_T)), in bits per dimension, over all images.
-
-        The prior is N(0, I), or N(0, sigma_T^2 I) where the schedule is variance exploding; T is the time of most
-        noise (Ho, Jain and Abbeel 2020, section 4, where it is about 1e-5).
-
-        Arguments:
-            x_0: images as `forward` takes them, shape (B, *).
-        """
-        square = in_float64(lambda images: images.square().mean(), self.scale(x_0), torch.float64)
-        return chain.prior_kl(self.schedule, square.item()) / math.log(2)
 
 
 def _named(names: tuple[str, ...], fields: list[Tensor], like: Tensor) -> dict[str, Tensor]:
