@@ -42,6 +42,7 @@ def test_plain_python_learns():
     assert losses[0] == losses[1] < 0.75  # 1 is a network that guesses nothing
 
 
+@pytest.mark.slow
 def test_own_datamodule_learns(tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)

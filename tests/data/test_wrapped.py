@@ -263,7 +263,9 @@ def test_several_loaders_have_noise_of_their_own():
     assert torch.equal(together(b, "label"), together(b, "index"))
 
 
-@pytest.mark.parametrize("mode", ["max_size_cycle", "max_size", "min_size"])
+@pytest.mark.parametrize(
+    "mode", ["min_size", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("max_size_cycle", "max_size"))]
+)
 def test_several_loaders_go_on_exactly_after_a_resume(mode, tmp_path):
     """From every step of three epochs: where the shorter has ended, at the epoch's end, and between."""
 

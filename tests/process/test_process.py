@@ -133,6 +133,7 @@ def test_the_joint_call_draws_what_the_general_one_draws():
     )
 
 
+@pytest.mark.slow
 def test_pieces_are_the_whole(monkeypatch):
     """The eager path in pieces of any size, of some samples or of part of one, is the one definition."""
     process = ForwardProcess(LinearBeta(), compile=False)
@@ -307,6 +308,7 @@ def test_a_step_is_the_seed_text_s():
         )
 
 
+@pytest.mark.slow
 def test_the_chain_has_the_law_of_the_closed_form():
     """The seed text's first claim: a thousand small steps have the mean, the variance and the correlations between
     times of the closed form."""
