@@ -50,8 +50,10 @@ def check(process: ForwardProcess, most: int = MOST) -> None:
 
 def recipe(schedule: Any, density: str = "uniform", **options: Any) -> ForwardProcess | None:
     """A process, or None where diffaug refuses the combination."""
+    times = part("times", density)
+    times.clear()  # Importance's losses are those of one schedule's timesteps
     try:
-        return ForwardProcess(schedule, part("times", density), **options)
+        return ForwardProcess(schedule, times, **options)
     except ValueError:
         return None
 
