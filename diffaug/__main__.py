@@ -30,7 +30,7 @@ from diffaug.commands.check import check
 from diffaug.commands.plot import first_image, read_levels, write_label
 from diffaug.commands.preview import preview
 from diffaug.commands.report import page, table
-from diffaug.config import compose_config, make, schedule_names
+from diffaug.config import compose_config, schedule_names
 from diffaug.training.errors import sentence
 
 _BROKEN = 3  # the exit status of a check that found broken images; 1 is an error's, 2 argparse's
@@ -65,11 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _report(options: argparse.Namespace) -> None:
     if options.all:
         schedules = {
-            name: make(compose_config([*options.overrides, f"schedule={name}"]).schedule) for name in schedule_names()
+            name: instantiate(compose_config([*options.overrides, f"schedule={name}"]).schedule)
+            for name in schedule_names()
         }
         print(table(schedules))
     else:
-        print(page(make(compose_config(options.overrides).process)))
+        print(page(instantiate(compose_config(options.overrides).process)))
 
 
 def _plot(options: argparse.Namespace) -> None:
@@ -84,20 +85,22 @@ def _plot(options: argparse.Namespace) -> None:
     elif picture == "recipes":
         made_picture = plots.recipes(
             {
-                write_label(name, "experiment"): make(compose_config([*common, *_chosen("experiment", name)]).process)
+                write_label(name, "experiment"): instantiate(
+                    compose_config([*common, *_chosen("experiment", name)]).process
+                )
                 for name in names
             },
             loss=own["loss"],
         )
     else:
         schedules = {
-            write_label(name, "schedule"): make(compose_config([*common, *_chosen("schedule", name)]).schedule)
+            write_label(name, "schedule"): instantiate(compose_config([*common, *_chosen("schedule", name)]).schedule)
             for name in names
         }
         if picture == "schedules":
             made_picture = plots.schedules(schedules)
         else:
-            data = make(compose_config(common).data)
+            data = instantiate(compose_config(common).data)
             sizes = [int(size) for size in own["sizes"].strip("[]").split(",") if size]
             made_picture = plots.strip(schedules, first_image(data), sizes=sizes)
     print(made_picture.save(own["out"]))
@@ -111,7 +114,7 @@ def _chosen(group: str, name: str) -> list[str]:
 def _preview(options: argparse.Namespace) -> None:
     own, rest = _own(options.overrides, out="preview.png")
     config = compose_config(rest)
-    seen = preview(make(config.data))
+    seen = preview(instantiate(config.data))
     print(seen.text)
     print(f"\n{seen.picture.save(own['out'])}")
 
@@ -123,7 +126,7 @@ def _check(options: argparse.Namespace) -> int:
     config = compose_config(rest)
     if "on_error" in config.data:
         config.data.on_error = "raise"  # all files are wanted: the list is made here
-    found = check(make(config.data), workers=int(own["workers"]) if own["workers"] else None)
+    found = check(instantiate(config.data), workers=int(own["workers"]) if own["workers"] else None)
     print(found.text)
     return 0 if found.fine else _BROKEN
 
@@ -139,7 +142,7 @@ def _export(options: argparse.Namespace) -> None:
     run, file = find_run(own["ckpt"])
     config = OmegaConf.load(run / ".hydra" / "config.yaml")
     config.folder = str(run)
-    model = instantiate(config.model, process=make(config.process))
+    model = instantiate(config.model, process=instantiate(config.process))
     load_weights(model, file)
     pipeline = export(model, own["out"], tuple(config.data.image_shape or ()))
     print(f"{own['out']} holds a {type(pipeline).__name__}. To sample from it, without diffaug:\n")

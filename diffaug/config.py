@@ -16,7 +16,6 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from diffaug.checks import flag, integer
@@ -51,11 +50,6 @@ def compose_config(overrides: Sequence[str], name: str = "train") -> DictConfig:
     """Compose the configs as train.py does, with these overrides."""
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         return compose(name, [*overrides, "folder=."])
-
-
-def make(config: DictConfig) -> Any:
-    """Make the object that a config says."""
-    return instantiate(config)
 
 
 def schedule_names() -> list[str]:

@@ -79,7 +79,9 @@ def test_flags_are_taken():
 def test_every_flag_of_the_public_interface_is_checked():
     """Each parameter whose default is true or false, of what has no underscore and is no part of another's inside."""
     inside = {"Images.check_range", "Stream.train", "Level.limit", "split.batch"}
-    inside |= {"build_images.look", "ForwardProcess.draw.eager", "rebuild.overfit", "check_images.bytes_too"}
+    inside |= {"build_images.look", "DiffusionDataModule.build.look", "ForwardProcess.draw.eager"}
+    inside |= {"Times.state_dict.unfinished", "Importance.state_dict.unfinished", "Times.begin_batch.again"}
+    inside |= {"rebuild.overfit", "check_images.bytes_too"}
     found = set()
     for info in pkgutil.walk_packages(diffaug.__path__, "diffaug."):
         if info.name == "diffaug.__main__":

@@ -22,7 +22,7 @@ from shared import CONFIGS
 from diffaug import DiffusionDataModule, ForwardProcess
 from diffaug.config import check_words, checkpoint_path, config_dir, report, seed_everything
 from diffaug.data.base import NoisingDataModule
-from diffaug.data.module import _LOADER_OPTIONS
+from diffaug.data.order import LOADER_OPTIONS
 from diffaug.help import comments_of, write_comments
 
 CHOICES = [
@@ -182,7 +182,7 @@ def test_every_option_of_the_datamodule_is_there_with_its_default():
     of_both = inspect.signature(NoisingDataModule).parameters
     options = {**of_both, **inspect.signature(DiffusionDataModule).parameters}
     datasets = {"train", "val", "test", "predict"}
-    assert set(config) == set(options) - {*datasets, "options"} | set(_LOADER_OPTIONS)
+    assert set(config) == set(options) - {*datasets, "options"} | set(LOADER_OPTIONS)
     assert datasets <= set(loaded("data/own"))
     for name in set(config) & set(options) - {"process", "seed", "batch_size"}:
         assert config[name] == options[name].default, name

@@ -87,7 +87,7 @@ def check(data: DiffusionDataModule, *, workers: int | None = None) -> Checked:
     workers = _cores() if workers is None else integer("workers", workers, 0)
     data.prepare_data()
     parts = [
-        data._prepared(stage, number, look=False)
+        data.build(stage, number, look=False)
         for stage in STAGES
         for number in range(len(as_list(data._sources[stage])))
     ]

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import Tensor
 from diffaug.checks import flag, integer, refuse
 from diffaug.data.device import Noiser
 from diffaug.data.labels import LabelDropout
-from diffaug.data.progress import read_progress
-from diffaug.data.recipe import check_ranks, check_recipe, describe
+from diffaug.data.progress import count_done, read_progress
+from diffaug.data.recipe import check_recipe, describe
 from diffaug.data.resume import Resume
 from diffaug.process import ForwardProcess
 from diffaug.process.kernel import COMPILE_ELEMENTS
@@ -40,7 +41,7 @@ _UNSETTLED = "not settled"
 _DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 
 
-class NoisingDataModule(pl.LightningDataModule):
+class NoisingDataModule(pl.LightningDataModule, ABC):
     """A LightningDataModule whose batches are noised on their device.
 
     Arguments:
@@ -85,6 +86,7 @@ class NoisingDataModule(pl.LightningDataModule):
         self.views, self.device_transform, self.image_key = self._noiser.views, device_transform, image_key
         self.allow_changed_recipe = flag("data.allow_changed_recipe", allow_changed_recipe)
         self.backend = _UNSETTLED
+        self._done_before = -1  # how many batches were done as the last one came
         self._resume = Resume(allow_changed_recipe)
 
     def _begin_setup(self, stage: str | None) -> None:
@@ -137,9 +139,6 @@ class NoisingDataModule(pl.LightningDataModule):
         shared = self.trainer.distributed_sampler_kwargs if self.trainer else None
         return {"rank": shared["rank"], "ranks": shared["num_replicas"]} if shared else {"rank": 0, "ranks": 1}
 
-    def _end_setup(self) -> None:
-        check_ranks(self.trainer, self.recipe())
-
     @property
     def encodes(self) -> bool:
         """Whether an encoder makes latents of the dataset's images."""
@@ -159,10 +158,11 @@ class NoisingDataModule(pl.LightningDataModule):
     def _dtype(self) -> torch.dtype | None:
         return _DTYPES.get(str(self.trainer.precision)) if self.trainer else None
 
+    @abstractmethod
     def clean_images(self, stage: str, count: int) -> Tensor | None:
         """Return up to so many images of a stage, spread evenly over it, on the CPU; None for a stream."""
-        raise NotImplementedError
 
+    @abstractmethod
     def noise(self, batch: Any, *, stage: str = "train", dataset: int = 0) -> Any:
         """Noise a batch of the DataModule's own loaders, as a Trainer has it done; for use without one.
 
@@ -170,12 +170,14 @@ class NoisingDataModule(pl.LightningDataModule):
             A named tuple of the process's fields, or a nest of them where several loaders are gone through side by
             side.
         """
-        raise NotImplementedError
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Noise a batch on its device."""
         stage = self._stage()
-        if stage == "train":
+        if stage == "train" and self.trainer:
+            done = count_done(self.trainer)
+            self.process.times.begin_batch(again=done == self._done_before)
+            self._done_before = done
             self._resume.begin_batch()
         return self.noise(batch, stage=stage, dataset=dataloader_idx)
 
@@ -208,7 +210,8 @@ class NoisingDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         progress = self._resume.state(self.trainer) if self.trainer else None
-        times = self.process.times.state_dict()
+        unfinished = self.trainer is not None and count_done(self.trainer) == self._done_before
+        times = self.process.times.state_dict(unfinished=unfinished)
         return {"recipe": self.recipe(), "progress": progress, "times": times, "backend": self.backend}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from multiprocessing import get_all_start_methods
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from diffaug.data.base import OPTIONS, STAGES_OF_SETUP, NoisingDataModule
 from diffaug.data.batch import Batch, Place, collate
 from diffaug.data.dataset import Images
 from diffaug.data.evaluation import EvaluationSampler, evaluation_loader
-from diffaug.data.order import EpochLoader, EpochSampler, FixedSampler, Loader, check_order
+from diffaug.data.order import LOADER_OPTIONS, EpochLoader, EpochSampler, FixedSampler, Loader, check_loader_options
 from diffaug.data.recipe import check_ranks, describe, describe_dataset
 from diffaug.data.sources import (
     Source,
@@ -35,16 +34,6 @@ from diffaug.targets import FIELDS
 from diffaug.times import Fixed, Grid, Uniform
 
 _log = logging.getLogger("diffaug")
-_LOADER_OPTIONS = (
-    "num_workers",
-    "pin_memory",
-    "timeout",
-    "worker_init_fn",
-    "multiprocessing_context",
-    "prefetch_factor",
-    "persistent_workers",
-    "in_order",
-)
 
 
 class DiffusionDataModule(NoisingDataModule):
@@ -99,16 +88,16 @@ class DiffusionDataModule(NoisingDataModule):
         drop_last: bool = False,
         **options: Any,
     ) -> None:
-        loader_options = {name: options.pop(name) for name in _LOADER_OPTIONS if name in options}
+        loader_options = {name: options.pop(name) for name in LOADER_OPTIONS if name in options}
         if not options.keys() <= set(OPTIONS):
-            known = ", ".join((*OPTIONS, *_LOADER_OPTIONS))
+            known = ", ".join((*OPTIONS, *LOADER_OPTIONS))
             raise ValueError(
                 f"DiffusionDataModule has no options {sorted(options.keys() - set(OPTIONS))}. Beside its own it takes "
                 f"{known}."
             )
         super().__init__(process, **options)
         self._sources = check_sources(train=train, val=val, test=test, predict=predict)
-        self.loader_options = _checked(loader_options)
+        self.loader_options = check_loader_options(loader_options)
         self.batch_size = integer("data.batch_size", batch_size, 1)
         self.val_repeats = integer("data.val_repeats", val_repeats, 1, 2**VIEW_BITS - 1)
         number("data.val_at", val_at, at_least=0, below=1)
@@ -149,7 +138,7 @@ class DiffusionDataModule(NoisingDataModule):
             self._datasets.clear()  # what their transforms draw is keyed by it
         for name in STAGES_OF_SETUP[getattr(stage, "value", stage)]:
             if name not in self._datasets:
-                self._datasets[name] = [self._prepared(name, i) for i in range(len(as_list(self._sources[name])))]
+                self._datasets[name] = [self.build(name, i) for i in range(len(as_list(self._sources[name])))]
         check_ranks(self.trainer, self.recipe())
         self._settle_backend(stage, None if self._noiser.encoder else self._example())
 
@@ -188,7 +177,8 @@ class DiffusionDataModule(NoisingDataModule):
         unseen = None if shape is None else torch.zeros(1, *shape, dtype=torch.uint8, device="cpu")
         return next((image for image in made if image is not None), unseen)
 
-    def _prepared(self, stage: str, number: int, *, look: bool = True) -> Images:
+    def build(self, stage: str, number: int, *, look: bool = True) -> Images:
+        """Build one dataset of a stage, ready for its loader; unless told not to, look at some of its images."""
         train, source = stage == "train", self._sources[stage]
         name = dataset_name(stage, number, are_datasets(source))
         images = build_images(
@@ -216,9 +206,9 @@ class DiffusionDataModule(NoisingDataModule):
 
     def images(self, stage: str, number: int = 0) -> Images:
         """Return a stage's dataset as its loader reads it: items are (image, place, extra), before any noise."""
-        return self._made(stage)[number]
+        return self._built(stage)[number]
 
-    def _made(self, stage: str) -> list[Images]:
+    def _built(self, stage: str) -> list[Images]:
         """Return the datasets of a stage, or refuse if they are not made yet."""
         if stage not in self._datasets:
             of = {"train": "fit", "val": "fit"}.get(stage, stage)
@@ -260,7 +250,7 @@ class DiffusionDataModule(NoisingDataModule):
 
     def _evaluation_loaders(self, stage: str) -> Any:
         loaders, repeats = [], self.val_repeats if stage == "val" else 1
-        for images in self._made(stage):
+        for images in self._built(stage):
             options = {"generator": torch.Generator(), **self._options()}
             if isinstance(images.dataset, IterableDataset):
                 loaders.append(Loader(Stream(images, **self._ranks(), train=False), **options))
@@ -278,25 +268,3 @@ class DiffusionDataModule(NoisingDataModule):
 
     wrap = staticmethod(WrappedDataModule)
     """Noise what another LightningDataModule yields: `diffaug.data.wrapped.WrappedDataModule`."""
-
-
-def _checked(options: dict[str, Any]) -> dict[str, Any]:
-    """Check DataLoader's own options, which it would refuse without their keys; drop those that are None."""
-    options = {name: value for name, value in options.items() if value is not None}
-    workers = integer("data.num_workers", options.get("num_workers", 0), 0)
-    for name in ("pin_memory", "persistent_workers", "in_order"):
-        flag(f"data.{name}", options.get(name, False))
-    check_order("data.in_order", options.get("in_order", True))
-    number("data.timeout", options.get("timeout", 0), at_least=0)
-    integer("data.prefetch_factor", options.get("prefetch_factor", 2), 1)
-    if not callable(options.get("worker_init_fn", int)):
-        raise refuse("data.worker_init_fn", options["worker_init_fn"], "a function of the worker's number")
-    if isinstance(options.get("multiprocessing_context"), str):
-        choice("data.multiprocessing_context", options["multiprocessing_context"], get_all_start_methods())
-    for name in ("prefetch_factor", "persistent_workers", "multiprocessing_context"):
-        if options.get(name) and not workers:
-            raise ValueError(
-                f"data.{name}={options[name]!r} is of the processes that read, but data.num_workers=0 makes none: set "
-                f"that to 1 or more, or leave out data.{name}."
-            )
-    return options

@@ -8,6 +8,7 @@ of the order are done, the same number on every rank.
 
 from collections.abc import Iterator, Sized
 from itertools import repeat
+from multiprocessing import get_all_start_methods
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,22 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, DistributedSampler, Sampler, SequentialSampler
 
-from diffaug.checks import flag, refuse
+from diffaug.checks import choice, flag, integer, number, refuse
 from diffaug.data.batch import Place
 from diffaug.randomness.philox import Purpose, keys, words
 from diffaug.randomness.user_code import seed_all, untouched_random_state
+
+LOADER_OPTIONS = (
+    "num_workers",
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "prefetch_factor",
+    "persistent_workers",
+    "in_order",
+)
+"""DataLoader's own options that a DiffusionDataModule hands on."""
 
 _CHUNK = 2**14
 _ROUNDS = 8
@@ -178,6 +191,28 @@ def check_order(where: str, in_order: bool) -> None:
     """Refuse a training loader whose batches come in any order: which of them are done could not be told."""
     if not in_order:
         raise refuse(where, in_order, "true: a resume goes on after so many batches of the epoch's order")
+
+
+def check_loader_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Check DataLoader's own options, which it would refuse without their keys; drop those that are None."""
+    options = {name: value for name, value in options.items() if value is not None}
+    workers = integer("data.num_workers", options.get("num_workers", 0), 0)
+    for name in ("pin_memory", "persistent_workers", "in_order"):
+        flag(f"data.{name}", options.get(name, False))
+    check_order("data.in_order", options.get("in_order", True))
+    number("data.timeout", options.get("timeout", 0), at_least=0)
+    integer("data.prefetch_factor", options.get("prefetch_factor", 2), 1)
+    if not callable(options.get("worker_init_fn", int)):
+        raise refuse("data.worker_init_fn", options["worker_init_fn"], "a function of the worker's number")
+    if isinstance(options.get("multiprocessing_context"), str):
+        choice("data.multiprocessing_context", options["multiprocessing_context"], get_all_start_methods())
+    for name in ("prefetch_factor", "persistent_workers", "multiprocessing_context"):
+        if options.get(name) and not workers:
+            raise ValueError(
+                f"data.{name}={options[name]!r} is of the processes that read, but data.num_workers=0 makes none: set "
+                f"that to 1 or more, or leave out data.{name}."
+            )
+    return options
 
 
 class Loader(DataLoader[Any]):

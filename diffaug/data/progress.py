@@ -35,6 +35,11 @@ def read_progress(trainer: pl.Trainer) -> EpochProgress:
     return EpochProgress(number + 1, 0) if over else EpochProgress(number, done)
 
 
+def count_done(trainer: pl.Trainer) -> int:
+    """Count the batches whose step has been taken, over all epochs; right even while a batch is being handed out."""
+    return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def read_stepped(trainer: pl.Trainer) -> int:
     """Read how many batches stepped the optimizer, as Lightning counts them for its loggers."""
     loop = trainer.fit_loop.epoch_loop

@@ -30,10 +30,9 @@ class WrappedDataModule(NoisingDataModule):
 
     The inner DataModule's hooks are called as a Trainer would call them, its device transforms
     (``on_after_batch_transfer``) before the noise; attributes that the wrapper lacks are its own, read and set (so that
-    Lightning's Tuner finds a batch size that its loaders have). Its loaders are made
-    again, so that each sample's noise is keyed by its index, where they are plain torch DataLoaders over map-style
-    datasets; otherwise noise is keyed by the place in the stream, which repeats only with the same ranks, workers and
-    batches. The log says which, for each loader.
+    Lightning's Tuner finds a batch size that its loaders have). Its loaders are rebuilt, so that each sample's noise is
+    keyed by its index, where they are plain torch DataLoaders over map-style datasets; otherwise noise is keyed by the
+    place in the stream, which repeats only with the same ranks, workers and batches. The log says which, for each.
 
     Arguments:
         inner: the other DataModule.
@@ -71,7 +70,7 @@ class WrappedDataModule(NoisingDataModule):
         # Lightning asks which of these a DataModule defines: those that the inner one lacks must not be there at all.
         for stage in STAGES:
             if is_overridden(f"{stage}_dataloader", inner):
-                setattr(self, f"{stage}_dataloader", partial(self._remade, stage))
+                setattr(self, f"{stage}_dataloader", partial(self._rebuild, stage))
         self._whole = True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -123,7 +122,7 @@ class WrappedDataModule(NoisingDataModule):
         super().load_state_dict(state_dict)
         self.inner.load_state_dict(state_dict.get("inner", {}))
 
-    def _remade(self, stage: str) -> Any:
+    def _rebuild(self, stage: str) -> Any:
         if stage == "train":
             self._resume.announce(self.trainer)
         made = getattr(self.inner, f"{stage}_dataloader")()
@@ -149,14 +148,14 @@ class WrappedDataModule(NoisingDataModule):
         return nest if together is None else CombinedLoader(nest, together._mode)  # pyright: ignore[reportArgumentType]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        batch = self._joined(batch)
+        batch = self._join(batch)
         return Batch(self.inner.on_before_batch_transfer(batch.content, dataloader_idx), batch.places)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        batch = self._joined(batch)
+        batch = self._join(batch)
         return Batch(self.inner.transfer_batch_to_device(batch.content, device, dataloader_idx), batch.places)
 
-    def _joined(self, batch: Any) -> Batch:
+    def _join(self, batch: Any) -> Batch:
         """Join a nest of batches into one, whose content is as the user's code knows it."""
         if isinstance(batch, Batch):
             return batch
@@ -168,7 +167,7 @@ class WrappedDataModule(NoisingDataModule):
         return Batch(content, [part.places[0] if isinstance(part, Batch) else None for part in parts])
 
     def noise(self, batch: Any, *, stage: str = "train", dataset: int = 0) -> Any:
-        batch = self._joined(batch)
+        batch = self._join(batch)
         number = self._batch_number(stage)
         known = next((places for places in batch.places if places), None)
         first = known.first if known else self._first_place(number, stage)

@@ -27,7 +27,7 @@ class Parts(Protocol):
     fields: tuple[str, ...]
 
 
-def check_fields_of(fields: Sequence[str]) -> tuple[str, ...]:
+def check_names(fields: Sequence[str]) -> tuple[str, ...]:
     """Check that the fields are different names, and return them as a tuple."""
     if isinstance(fields, str) or not fields or len(set(fields)) != len(fields):
         raise refuse("process.fields", fields, "a list of different names")
@@ -36,7 +36,7 @@ def check_fields_of(fields: Sequence[str]) -> tuple[str, ...]:
     return tuple(fields)
 
 
-def checked_range(value_range: Sequence[float] | None) -> tuple[float, float] | None:
+def check_value_range(value_range: Sequence[float] | None) -> tuple[float, float] | None:
     """Check that the range is a pair, and return it; None for latents."""
     if value_range is None:
         return None
@@ -48,7 +48,7 @@ def checked_range(value_range: Sequence[float] | None) -> tuple[float, float] | 
     return low, high
 
 
-def checked_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
+def check_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
     """Check that images can have the dtype, and return it."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise refuse("process.dtype", dtype, "a floating point torch.dtype or None")

@@ -15,27 +15,27 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import choice, number
-from diffaug.noise import Gaussian, Noise, gaussian
+from diffaug.noise import Gaussian, Noise
 from diffaug.process import kernel
 from diffaug.process.arguments import (
     check_call,
-    check_fields_of,
+    check_dtype,
     check_images,
     check_like,
+    check_names,
     check_parts,
-    checked_dtype,
-    checked_range,
+    check_value_range,
     number_images,
 )
 from diffaug.process.batch import Fields, NoisyBatch, batch_type
 from diffaug.process.closed_form import ClosedForm
-from diffaug.randomness.philox import Keys, Purpose, keys
+from diffaug.process.whole import mix_whole, name_fields
+from diffaug.randomness.philox import Keys, keys
 from diffaug.randomness.transfer import move
 from diffaug.schedules import Schedule
 from diffaug.schedules.numbers import where_float64_is
 from diffaug.targets import (
     IMAGE_FIELDS,
-    INPUTS,
     NUMBER_FIELDS,
     PAIR_FIELDS,
     SIGMA_DATA,
@@ -95,12 +95,12 @@ class ForwardProcess(ClosedForm):
     ) -> None:
         super().__init__()
         self.schedule, self.times, self.noise = schedule, times, noise
-        self.fields = check_fields_of(fields)
+        self.fields = check_names(fields)
         self.weight, self.target, self.pair = weight, choice("process.target", target, TARGETS), pair
         self.sigma_data = number("process.sigma_data", sigma_data, above=0)
-        self.value_range = checked_range(value_range)
+        self.value_range = check_value_range(value_range)
         self.compile_mode = choice("process.compile", compile, (True, False, "auto"))
-        self.dtype = checked_dtype(dtype)
+        self.dtype = check_dtype(dtype)
         check_parts(self)
         self._images = tuple(name for name in self.fields if name in IMAGE_FIELDS)
         self._numbers = tuple(name for name in self.fields if name in NUMBER_FIELDS)
@@ -233,11 +233,12 @@ class ForwardProcess(ClosedForm):
         """
         extra = {} if extra is None else extra
         check_call(self.fields, x_0, extra)
+        check_like("key", key.low, x_0.shape[:1], "one key for each image")
         times, key = times or self.times, Keys(*map(where_float64_is, key))
         position = None if position is None else where_float64_is(position)
         # Out of inference mode and gradients: what comes out are data, and one compiled form serves every stage.
         with torch.inference_mode(False), torch.no_grad():
-            t, made = self._draw(x_0, key, times, position, dtype or self.dtype or torch.float32, eager=eager)
+            t, made = self._draw(x_0, key, times, position, dtype or self.dtype or torch.float32, eager)
             made |= {name: NUMBER_FIELDS[name](self.schedule, t) for name in self._numbers}
             if "weight" in self.fields:
                 made["weight"] = self.weight.of(self.schedule, self.target, t, self.sigma_data)
@@ -251,14 +252,7 @@ class ForwardProcess(ClosedForm):
         return batch_type(self.fields)(*(made[name] if name in made else extra[name] for name in self.fields))
 
     def _draw(
-        self,
-        x_0: Tensor,
-        key: Keys,
-        times: Times,
-        position: Tensor | None,
-        dtype: torch.dtype,
-        *,
-        eager: bool = False,
+        self, x_0: Tensor, key: Keys, times: Times, position: Tensor | None, dtype: torch.dtype, eager: bool = False
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Draw the times, where the keys are, and every image-shaped field and the second time, by name."""
         try:
@@ -289,37 +283,13 @@ class ForwardProcess(ClosedForm):
             table = mix_table(self.schedule, names, scale, x_0.device, self.sigma_data)
             t, fields = kernel.draw_times_and_mix(flat, key.to(x_0.device), table, centre, dtype)
             self._has_compiled = True
-            return t, _named(names, fields, x_0)
+            return t, name_fields(names, fields, x_0)
         t = times.draw(key, self.schedule, position, x_0.device)
         if not self._fused:
-            return t, self._mix_whole(self.scale(x_0), key, t, dtype) if names or self._pairs else {}
+            return t, mix_whole(self, self.scale(x_0), key, t, dtype) if names or self._pairs else {}
         if not names:
             return t, {}
         (mix,) = move([mixes(self.schedule, names, t, scale, self.sigma_data)], x_0.device)
         fields = kernel.draw_and_mix(flat, key.to(x_0.device), mix, centre, dtype, compiled=compiled)
         self._has_compiled |= compiled
-        return t, _named(names, fields, x_0)
-
-    def _mix_whole(self, x_0: Tensor, key: Keys, t: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Mix the fields from noise that is drawn whole: of any kind, and for pairs."""
-        there = key.to(x_0.device)
-        epsilon = self.noise.draw(there, x_0)
-        mixed = self.noise.perturb(there, epsilon)
-        made: dict[str, Tensor] = {}
-        for group, noise in ((INPUTS, mixed), (TARGETS, epsilon)):
-            some = tuple(name for name in self._images if name in group)
-            if some:
-                (mix,) = move([mixes(self.schedule, some, t, 0.5, self.sigma_data)], x_0.device)
-                made |= _named(some, kernel.mix_given(x_0.flatten(1), noise.flatten(1), mix, 0.0, dtype), x_0)
-        if self.pair is not None and self._pairs:
-            s = self.pair.second_times(key.to(t.device), self.schedule, t)
-            mix, fresh = move(self.pair.mix(self.schedule, t, s, 0.5), x_0.device)
-            (x_s,) = kernel.mix_given(x_0.flatten(1), mixed.flatten(1), mix, 0.0, torch.float32)
-            if self.pair.law == "chain":
-                x_s = x_s + fresh[:, None] * gaussian(there, (x_s.shape[1],), Purpose.PAIR)
-            made |= {"x_s": x_s.to(dtype).view(x_0.shape), "s": s}
-        return made
-
-
-def _named(names: tuple[str, ...], fields: list[Tensor], like: Tensor) -> dict[str, Tensor]:
-    return {name: field.view(like.shape) for name, field in zip(names, fields, strict=True)}
+        return t, name_fields(names, fields, x_0)

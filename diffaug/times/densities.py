@@ -105,8 +105,15 @@ class Times(ABC):
     def clear(self) -> None:  # noqa: B027 - most keep nothing
         """Forget what was learned in an earlier run."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must keep: nothing, unless the density learns."""
+    def begin_batch(self, *, again: bool) -> None:  # noqa: B027 - most keep nothing
+        """Note that a training batch begins; ``again``: the one before it was not finished, and comes again."""
+
+    def state_dict(self, *, unfinished: bool = False) -> dict[str, Any]:
+        """Return what a checkpoint must keep: nothing, unless the density learns.
+
+        Arguments:
+            unfinished: whether the batch at hand is not done, and will come again.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - most keep nothing

@@ -35,10 +35,12 @@ class LossTable:
     Attributes:
         losses: the last ``history`` losses at each t, float32, shape (T + 1, history); row T is for what is not kept.
         counts: how many losses each t has had in all, int64, shape (T + 1,).
+        before: both as they were before the batch at hand was learned from; None before it is.
     """
 
     losses: Tensor
     counts: Tensor
+    before: tuple[Tensor, Tensor] | None
 
     def __init__(self) -> None:
         self.clear()
@@ -46,6 +48,7 @@ class LossTable:
     def clear(self) -> None:
         self.losses = torch.zeros(0, 0, dtype=torch.float32, device="cpu")
         self.counts = torch.zeros(0, dtype=torch.int64, device="cpu")
+        self.before = None
 
     def prepare(self, device: torch.device, timesteps: int, history: int) -> None:
         """Make the table at the first call; move it to this device."""
@@ -124,6 +127,8 @@ class Importance(Times):
         with torch.inference_mode(False), torch.no_grad():
             self.table.prepare(t.device, len(self.table.counts) - 1, self.history)
             t, loss = _gather(t, loss.detach().float())
+            if self.table.before is None:
+                self.table.before = self.table.losses.clone(), self.table.counts.clone()
             self.table.add(t, loss)
 
     def _shares(self, schedule: Schedule, device: torch.device) -> Tensor:
@@ -152,9 +157,16 @@ class Importance(Times):
     def clear(self) -> None:
         self.table.clear()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the table, as two tensors."""
-        return {"losses": self.table.losses.clone(), "counts": self.table.counts.clone()}
+    def begin_batch(self, *, again: bool) -> None:
+        """Forget what was learned from the batch before, if that comes again."""
+        if again and self.table.before is not None:
+            self.table.losses, self.table.counts = self.table.before
+        self.table.before = None
+
+    def state_dict(self, *, unfinished: bool = False) -> dict[str, Any]:
+        """Return the table, as two tensors: without what an unfinished batch has taught it."""
+        losses, counts = (unfinished and self.table.before) or (self.table.losses, self.table.counts)
+        return {"losses": losses.clone(), "counts": counts.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a `state_dict`."""
@@ -164,7 +176,7 @@ class Importance(Times):
                 f"times.history is {self.history}, but the checkpoint holds a table of losses of shape "
                 f"{tuple(losses.shape)}: resume with the history it was made with."
             )
-        self.table.losses, self.table.counts = losses.clone(), counts.clone()
+        self.table.losses, self.table.counts, self.table.before = losses.clone(), counts.clone(), None
 
 
 def _gather(t: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:

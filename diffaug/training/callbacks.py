@@ -194,7 +194,7 @@ def _classes(dataset: Any) -> list[str] | None:
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     names = getattr(dataset, "classes", None)
-    return list(map(str, names)) if isinstance(names, (list, tuple)) else None
+    return list(map(str, names)) if isinstance(names, (list, tuple)) and any(names) else None
 
 
 class RunLogger(CSVLogger):

@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 
 from diffaug import Cosine, DiffusionDataModule, ForwardProcess, LinearBeta, NoisyBatch
 from diffaug.data.sources import spread_indices
+from diffaug.process import kernel
 
 PROCESS = ForwardProcess(LinearBeta())
 
@@ -351,6 +352,10 @@ def test_the_backend_is_tried_settled_and_kept(caplog, monkeypatch):
     broken.setup("fit")
     assert broken.backend == "cpu, eager"
     assert broken.process.compile_mode is True, "the process is the user's"
+    called: list[Any] = []
+    monkeypatch.setattr(kernel, "_call_compiled", lambda *given: called.append(given))
+    broken.noise(next(iter(broken.train_dataloader())))
+    assert not called, "this rank could compile, another could not"
     with caplog.at_level("WARNING", logger="diffaug"):
         broken.load_state_dict({**big.state_dict(), "backend": "cuda, compiled"})
     assert "was on cuda, compiled and goes on on cpu, eager" in caplog.text

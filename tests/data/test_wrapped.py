@@ -228,11 +228,24 @@ def test_ranks_do_not_share_noise_where_keys_are_places(monkeypatch):
     assert len(torch.unique(torch.cat(noise).flatten(1), dim=0)) == 30
 
 
-@pytest.mark.parametrize("batch", [{"a": torch.zeros(2, 3)}, [torch.zeros(2, 3)] * 2, torch.zeros(2, 3)])
-def test_sub_batches_must_stay_apart(batch):
-    loaders = {"a": DataLoader(pictures(), 2), "b": DataLoader(pictures(), 2)}
-    with pytest.raises(ValueError, match=r"nested as its loaders are, a dict of \['a', 'b'\], but it is a"):
-        map_parts(torch.Tensor.clone, loaders, batch)
+@pytest.mark.parametrize(
+    ("batch", "shape"),
+    [
+        ({"a": [0, 0]}, r"\{'a': \[\*, \*\]\}"),
+        ({"a": 0, "b": 0}, r"\{'a': \*, 'b': \*\}"),
+        ([0, 0], r"\[\*, \*\]"),
+        (0, r"\*"),
+    ],
+)
+def test_sub_batches_must_stay_apart(batch, shape):
+    loaders = {"a": [DataLoader(pictures(), 2)] * 2, "b": DataLoader(pictures(), 2)}
+    wanted = r"nested as its loaders are, \{'a': \[\*, \*\], 'b': \*\}, but it is "
+    with pytest.raises(ValueError, match=f"{wanted}{shape}: the wrapped"):
+        map_parts(str, loaders, batch)
+
+
+def test_a_hook_may_make_a_tuple_of_a_list_of_sub_batches():
+    assert map_parts(str, [DataLoader(pictures(), 2)] * 2, (1, 2)) == ["1", "2"]
 
 
 def test_a_batch_larger_than_a_row_of_keys():

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from shared import ROOT
 from torch import nn
 
@@ -25,7 +26,7 @@ from diffaug import (
 )
 from diffaug.__main__ import main
 from diffaug.commands.export import export, find_run
-from diffaug.config import compose_config, make, schedule_names
+from diffaug.config import compose_config, schedule_names
 from diffaug.interop import from_diffusers, target_of, to_diffusers
 from diffaug.noise import gaussian
 from diffaug.randomness.philox import Purpose, keys
@@ -38,13 +39,13 @@ BETA_SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepSchedule
 
 
 def schedules():
-    return {name: make(compose_config([f"schedule={name}"]).schedule) for name in schedule_names()}
+    return {name: instantiate(compose_config([f"schedule={name}"]).schedule) for name in schedule_names()}
 
 
 @pytest.mark.parametrize("name", [n for n, s in schedules().items() if s.discrete and s.scaling is VARIANCE_PRESERVING])
 @pytest.mark.parametrize("scheduler", BETA_SCHEDULERS)
 def test_every_discrete_schedule_keeps_its_alpha_bar_in_diffusers_and_back(name, scheduler):
-    schedule = make(compose_config([f"schedule={name}"]).schedule)
+    schedule = instantiate(compose_config([f"schedule={name}"]).schedule)
     theirs = to_diffusers(schedule, "v", scheduler)
     table = theirs.alphas_cumprod.double()
     if schedule.alpha_bars[-1] == 0:  # DPM-Solver puts 2^-24 in its place, so that its first log-SNR is finite

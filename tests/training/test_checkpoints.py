@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from tiny import checkpoint, load
 
-from diffaug.config import compose_config, make
+from diffaug.config import compose_config
 from diffaug.training import AtomicCheckpointIO
 from diffaug.training.checkpoint_io import claim
 
@@ -102,7 +103,7 @@ class TestWriting:
 
     def test_the_trainers_write_so(self):
         for choice in ("cpu", "ddp", "debug"):
-            trainer = make(
+            trainer = instantiate(
                 compose_config(
                     [f"trainer={choice}", "trainer.accelerator=cpu", "trainer.callbacks=null", "trainer.logger=false"]
                 ).trainer

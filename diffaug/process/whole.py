@@ -1,0 +1,45 @@
+"""The general way of noising a batch: noise of any kind, drawn whole, and an earlier state of each image."""
+
+import torch
+from torch import Tensor
+
+from diffaug.noise import gaussian
+from diffaug.process import kernel
+from diffaug.process.arguments import Parts
+from diffaug.randomness.philox import Keys, Purpose
+from diffaug.randomness.transfer import move
+from diffaug.targets import INPUTS, PAIR_FIELDS, TARGETS, mixes
+
+
+def mix_whole(process: Parts, x_0: Tensor, key: Keys, t: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Draw the noise whole and mix the image-shaped fields, and the second time, from it.
+
+    Arguments:
+        process: the parts of a ForwardProcess.
+        x_0: float32 in [-1, 1], or latents, shape (B, *).
+        key: of the B images.
+        t: native times, shape (B,), where they were drawn.
+        dtype: of the image-shaped fields.
+    """
+    there = key.to(x_0.device)
+    epsilon = process.noise.draw(there, x_0)
+    mixed = process.noise.perturb(there, epsilon)
+    made: dict[str, Tensor] = {}
+    for group, noise in ((INPUTS, mixed), (TARGETS, epsilon)):
+        some = tuple(name for name in process.fields if name in group)
+        if some:
+            (mix,) = move([mixes(process.schedule, some, t, 0.5, process.sigma_data)], x_0.device)
+            made |= name_fields(some, kernel.mix_given(x_0.flatten(1), noise.flatten(1), mix, 0.0, dtype), x_0)
+    if process.pair is not None and not set(PAIR_FIELDS).isdisjoint(process.fields):
+        s = process.pair.second_times(key.to(t.device), process.schedule, t)
+        mix, fresh = move(process.pair.mix(process.schedule, t, s, 0.5), x_0.device)
+        (x_s,) = kernel.mix_given(x_0.flatten(1), mixed.flatten(1), mix, 0.0, torch.float32)
+        if process.pair.law == "chain":
+            x_s = x_s + fresh[:, None] * gaussian(there, (x_s.shape[1],), Purpose.PAIR)
+        made |= {"x_s": x_s.to(dtype).view(x_0.shape), "s": s}
+    return made
+
+
+def name_fields(names: tuple[str, ...], fields: list[Tensor], like: Tensor) -> dict[str, Tensor]:
+    """Name the fields of a pass, each of the shape of the images again."""
+    return {name: field.view(like.shape) for name, field in zip(names, fields, strict=True)}
