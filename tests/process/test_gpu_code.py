@@ -79,8 +79,8 @@ def check_source(source: str, elements: int, fields: int) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("i", "batch"), enumerate([1, 2, 128]))
-@pytest.mark.parametrize(("j", "elements"), enumerate([3072, 3073, 196608]))
+@pytest.mark.parametrize(("i", "batch"), [*enumerate([1, 2, 128])])
+@pytest.mark.parametrize(("j", "elements"), [*enumerate([3072, 3073, 196608])])
 def test_the_program_of_every_size(i, batch, j, elements):
     """Each number of fields and each dtype at some sizes: a program takes seconds to write."""
     fields, dtype = 1 + (i + j) % 3, (torch.float32, torch.bfloat16)[(i + 2 * j) % 2]
@@ -102,15 +102,15 @@ def check_program(batch: int, elements: int, fields: int, dtype: torch.dtype, ca
                 for choice in tuner.configs
             ]
             for code in found:
-                assert code.local == 0
-                assert code.stack <= 32  # of the library's sines, for large angles, which none has
+                assert code.local == code.stack == 0
                 assert not [o for o in code.operations if re.match(r"CALL|D(ADD|MUL|FMA|SETP)", o)]
             if number == 1:
                 assert min(code.registers for code in found) <= 128
                 best = min(found, key=lambda code: code.per_element)
-                # Less work than fills a few multiprocessors gets a small tile, which shares little between elements.
-                limit = 87 + 3 * (fields - 2) if batch * elements >= 2**18 else 100
-                assert best.per_element <= limit + (0 if elements % 4 == 0 else 10)
+                # Less work than fills a few multiprocessors gets a small tile, which shares little between elements;
+                # a size that is no multiple of 4 has no access of several elements at once.
+                limit = 70 if batch * elements >= 2**17 else 80
+                assert best.per_element <= limit + 6 * (fields - 2) + (0 if elements % 4 == 0 else 24)
                 if batch > 1 and elements % 16 == 0 and dtype == torch.float32:
                     assert any(o.startswith("STG.E.128") for o in best.operations)
 

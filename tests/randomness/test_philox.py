@@ -17,6 +17,7 @@ from diffaug.randomness.philox import (
     STAGES,
     Keys,
     Purpose,
+    box_muller,
     indices,
     keys,
     lanes,
@@ -72,6 +73,19 @@ def test_layout_of_a_sample():
     second = np.sqrt(-2 * np.log((w[2] + 1) / 2**32)), (w[3] - 2**31) * 2 * np.pi / 2**32
     expected = np.concatenate([r * f(a) for r, a in (first, second) for f in (np.cos, np.sin)])[:10]
     np.testing.assert_allclose(gaussian(key, (10,))[0].numpy(), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_cosines_and_sines(compiled):
+    """On a fine grid of angles and around each of their quarters, at the largest radius, 6.66, and at the smallest."""
+    quarters = torch.arange(5)[:, None] * 2**30 + torch.arange(-1000, 1001)
+    word = torch.cat([torch.arange(0, 2**32, 2**12 - 1), quarters.flatten().clamp(0, 2**32 - 1)])
+    function = torch.compile(box_muller) if compiled else box_muller
+    cosine, sine = (z.double() / math.sqrt(64 * math.log(2)) for z in function(torch.zeros_like(word), word))
+    angle = (word.double() - 2**31) * (math.pi / 2**31)
+    assert (cosine - angle.cos()).abs().max() < 2.5e-7
+    assert (sine - angle.sin()).abs().max() < 3e-7
+    assert all((z == 0).all() for z in box_muller(torch.full_like(word, 2**32 - 1), word))
 
 
 def test_no_two_draws_share_a_counter():
