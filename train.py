@@ -4,7 +4,7 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from diffaug.config import check_words, checkpoint_path, report, seed_everything
+from diffaug.config import check_words, checkpoint_path, report, seed_all
 from diffaug.training.quiet import quieten
 from diffaug.training.sweeps import job
 
@@ -12,10 +12,10 @@ from diffaug.training.sweeps import job
 @hydra.main(config_path="configs", config_name="train", version_base="1.3")
 @job
 def main(config: DictConfig) -> None:
-    quieten()
+    quieten(config.lightning.package)
     ckpt_path = checkpoint_path(config.ckpt_path, config.folder)
     check_words(config.trainer)
-    seed_everything(config.seed)
+    seed_all(config.seed)
     data = instantiate(config.data)
     model = instantiate(config.model, process=data.process)
     trainer = instantiate(config.trainer)

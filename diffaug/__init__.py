@@ -4,9 +4,10 @@ A transform, `ForwardProcess`, and the LightningDataModule that applies it, `Dif
 in, ``(x_t, epsilon, t)`` on the accelerator out.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 import diffaug.config  # so that Hydra finds the package's configs
-from diffaug.data import DiffusionDataModule as DiffusionDataModule
-from diffaug.data import ImageFolder as ImageFolder
 from diffaug.noise import Gaussian as Gaussian
 from diffaug.noise import Immiscible as Immiscible
 from diffaug.noise import InputPerturbation as InputPerturbation
@@ -71,5 +72,19 @@ from diffaug.times import Stratified as Stratified
 from diffaug.times import Times as Times
 from diffaug.times import Uniform as Uniform
 from diffaug.times import VDiffusion as VDiffusion
+
+if TYPE_CHECKING:
+    from diffaug.data.folder import ImageFolder as ImageFolder
+    from diffaug.pytorch_lightning import DiffusionDataModule as DiffusionDataModule
+
+_WHEN_ASKED_FOR = {"DiffusionDataModule": "diffaug.pytorch_lightning", "ImageFolder": "diffaug.data.folder"}
+"""What is imported only then: Lightning takes seconds, and a ForwardProcess needs none."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHEN_ASKED_FOR:
+        raise AttributeError(f"module 'diffaug' has no attribute {name!r}")
+    return getattr(import_module(_WHEN_ASKED_FOR[name]), name)
+
 
 __version__ = "0.1.0"

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
@@ -65,15 +64,17 @@ def check_words(trainer: DictConfig) -> None:
             flag(f"trainer.{key}", value)
 
 
-def seed_everything(seed: int | None) -> None:
+def seed_all(seed: int | None) -> None:
     """Seed the global random states, of which the network's first weights are drawn.
 
     Arguments:
         seed: in [0, 2^64), as `DiffusionDataModule` takes it; Lightning's is its low 32 bits. None:
             PL_GLOBAL_SEED, or else 0.
     """
+    from lightning_fabric import seed_everything  # here, as it takes seconds; it serves both packages
+
     low = None if seed is None else integer("seed", seed, 0, 2**64 - 1) % 2**32
-    pl.seed_everything(low, workers=True, verbose=False)  # the log of a run names data.seed
+    seed_everything(low, workers=True, verbose=False)  # the log of a run names data.seed
 
 
 def checkpoint_path(ckpt_path: str | None, folder: str) -> str | None:

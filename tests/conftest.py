@@ -1,5 +1,8 @@
 """What the tests share: the device they run on, and the check that no call moves a global random state."""
 
+import which_lightning as which_lightning  # before anything imports either package
+
+# isort: split
 import random
 from collections.abc import Iterator
 

@@ -16,9 +16,8 @@ from torch.utils.data import TensorDataset
 import diffaug
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Offset
 from diffaug.checks import bounded, check_fields, flag, integer, number, one_of
-from diffaug.data.catalogue import image_folder, torchvision
 from diffaug.data.order import EpochSampler
-from diffaug.training.denoiser import Denoiser
+from diffaug.pytorch_lightning import Denoiser, image_folder, torchvision
 
 PROCESS = ForwardProcess(LinearBeta(), compile=False)
 
@@ -79,7 +78,7 @@ def test_flags_are_taken():
 def test_every_flag_of_the_public_interface_is_checked():
     """Each parameter whose default is true or false, of what has no underscore and is no part of another's inside."""
     inside = {"Images.check_range", "Stream.train", "Level.limit", "split.batch"}
-    inside |= {"build_images.look", "DiffusionDataModule.build.look", "ForwardProcess.draw.eager"}
+    inside |= {"build_images.look", "DiffusionBase.build.look", "ForwardProcess.draw.eager"}
     inside |= {"Times.state_dict.unfinished", "Importance.state_dict.unfinished", "Times.begin_batch.again"}
     inside |= {"rebuild.overfit", "check_images.bytes_too"}
     found = set()

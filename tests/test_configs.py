@@ -20,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from shared import CONFIGS
 
 from diffaug import DiffusionDataModule, ForwardProcess
-from diffaug.config import check_words, checkpoint_path, config_dir, report, seed_everything
-from diffaug.data.base import NoisingDataModule
+from diffaug.config import check_words, checkpoint_path, config_dir, report, seed_all
+from diffaug.data.base import NoisingBase
 from diffaug.data.order import LOADER_OPTIONS
 from diffaug.help import comments_of, write_comments
 
@@ -179,7 +179,7 @@ def test_every_trainer_argument_is_there_with_its_default():
 
 def test_every_option_of_the_datamodule_is_there_with_its_default():
     config = loaded("data/base/module")
-    of_both = inspect.signature(NoisingDataModule).parameters
+    of_both = inspect.signature(NoisingBase).parameters
     options = {**of_both, **inspect.signature(DiffusionDataModule).parameters}
     datasets = {"train", "val", "test", "predict"}
     assert set(config) == set(options) - {*datasets, "options"} | set(LOADER_OPTIONS)
@@ -205,8 +205,8 @@ def test_no_error_names_a_key_that_is_not_there():
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in comments:
                 named |= set(re.findall(rf"\b(?:{groups})(?:\.[a-z_]+[a-z])+(?![\w.]*/)", node.value))
-    named -= {"data.noise", "data.setup", "process.mix"}  # what to call
-    named -= {"data.inner", "process.pair.law", "process.pair.steps", "schedule.png"}
+    named -= {"data.noise", "data.setup", "data.train_dataloader", "process.mix"}  # what to call
+    named -= {"data.inner", "process.pair.law", "process.pair.steps", "schedule.png", "data.folder"}
     assert named - known == set()
     assert len(named) > 60
 
@@ -262,15 +262,15 @@ def test_seeds_of_64_bits(monkeypatch):
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         monkeypatch.setenv(name, "")
-    seed_everything(2**64 - 1)
+    seed_all(2**64 - 1)
     assert os.environ["PL_GLOBAL_SEED"] == str(2**32 - 1)
     assert torch.initial_seed() == 2**32 - 1
-    seed_everything(7)
+    seed_all(7)
     assert torch.initial_seed() == 7
     assert instantiate(composed(f"seed={2**64 - 1}").data).seed == 2**64 - 1
     for wrong in (2**64, -1, "abc"):
         with pytest.raises(ValueError, match=r"^seed must be a whole number in \[0, 18446744073709551615\], but got"):
-            seed_everything(wrong)
+            seed_all(wrong)
     random.setstate(states[0])
     np.random.set_state(states[1])
     torch.set_rng_state(states[2])

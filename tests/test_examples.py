@@ -92,4 +92,4 @@ def test_own_groups_come_first(tmp_path):
     """data=digits is the application's, though the package has one of that name."""
     out = ran(tmp_path, "own_hydra_app/app.py", "--cfg", "job", "--package", "data")
     assert "network.digits" in out
-    assert "diffaug.data.catalogue" not in out
+    assert "lightning.diffaug" not in out

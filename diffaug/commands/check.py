@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
 from diffaug.checks import integer
-from diffaug.data import DiffusionDataModule
 from diffaug.data.batch import Place
 from diffaug.data.broken import write
 from diffaug.data.dataset import Images
 from diffaug.data.folder import ImageFolder
+from diffaug.data.module import DiffusionBase
 from diffaug.data.sources import as_list
 from diffaug.randomness.philox import STAGES
 
@@ -72,7 +72,7 @@ class Checked(NamedTuple):
     fine: bool
 
 
-def check(data: DiffusionDataModule, *, workers: int | None = None) -> Checked:
+def check(data: DiffusionBase, *, workers: int | None = None) -> Checked:
     """Read every image of every stage, and say which are broken; a folder's list of them is written.
 
     A file that could not be read for a reason that may pass, such as a missing permission or too many open files, is

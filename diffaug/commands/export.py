@@ -26,7 +26,7 @@ from diffaug.interop import to_diffusers
 from diffaug.schedules import EDM, VE, Rectified
 from diffaug.schedules.base import STRAIGHT
 from diffaug.training.checkpoint_io import find_damage
-from diffaug.training.denoiser import Denoiser
+from diffaug.training.denoiser import DenoiserBase
 
 EMBEDDED = 1000
 """The range of ``t_embed``: diffusers' t has it too where there are so many timesteps."""
@@ -54,7 +54,7 @@ def find_run(ckpt: str) -> tuple[Path, Path]:
     )
 
 
-def load_weights(model: Denoiser, file: Path) -> None:
+def load_weights(model: DenoiserBase, file: Path) -> None:
     """Put a checkpoint's weights into a model; of a run with EMA these are the averaged ones.
 
     Raises:
@@ -71,7 +71,7 @@ def load_weights(model: Denoiser, file: Path) -> None:
         raise ValueError(f"{file} does not fit the network that its run's config describes: {error}") from error
 
 
-def export(model: Denoiser, out: str | Path, image_shape: tuple[int, ...]) -> Any:
+def export(model: DenoiserBase, out: str | Path, image_shape: tuple[int, ...]) -> Any:
     """Write a Denoiser as a diffusers pipeline folder.
 
     Arguments:
@@ -134,7 +134,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _check_convention(model: Denoiser) -> None:
+def _check_convention(model: DenoiserBase) -> None:
     """Refuse a network that was told of time, or given images, in another way than a pipeline will."""
     schedule = model.process.schedule
     if isinstance(schedule, (EDM, VE)):

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from diffaug.data import DiffusionDataModule
+from diffaug.data.module import DiffusionBase
 from diffaug.plots.curves import LEVEL_COLUMNS
 
 
-def first_image(data: DiffusionDataModule) -> Tensor:
+def first_image(data: DiffusionBase) -> Tensor:
     """Return the first training image, in [-1, 1], shape (C, H, W).
 
     Raises:

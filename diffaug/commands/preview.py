@@ -26,7 +26,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from diffaug.data import DiffusionDataModule
+from diffaug.data.module import DiffusionBase
 from diffaug.plots import Picture
 from diffaug.plots import preview as draw
 from diffaug.process import ForwardProcess
@@ -53,7 +53,7 @@ class Preview:
     picture: Picture
 
 
-def preview(data: DiffusionDataModule) -> Preview:
+def preview(data: DiffusionBase) -> Preview:
     """Look at the training data of a DataModule, and at what its process makes of it.
 
     Raises:
@@ -107,7 +107,7 @@ def _times(process: ForwardProcess) -> Tensor:
     return t if process.schedule.discrete else t.float().clamp(*process.schedule.range)
 
 
-def _speed(data: DiffusionDataModule) -> tuple[float, float]:
+def _speed(data: DiffusionBase) -> tuple[float, float]:
     """Measure the images read and noised a second, over some batches or seconds."""
     loader = data.train_dataloader()
     count, timed, noising, began = 0, 0, 0.0, time.perf_counter()

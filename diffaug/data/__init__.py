@@ -11,9 +11,7 @@ on the device     device_transform, encoder, views, label dropout, then the     
                   ForwardProcess: NoisyBatch(x_t, epsilon, t) -> training_step
 
 Who does it: `module` for your datasets (`sources` makes them), `wrapped` for another DataModule (`rebuild` its
-loaders), both on `base`. What a checkpoint holds: `recipe` what a run trains on, `progress` and `resume` how far it is.
-The data of configs/data: `catalogue`, `folder`, `broken`.
+loaders), both on `base`; none of them knows Lightning, and `packages` tells its two packages apart. What a checkpoint
+holds: `recipe` what a run trains on, `progress` and `resume` how far it is. The data of configs/data: `catalogue`,
+`folder`, `broken`.
 """
-
-from diffaug.data.folder import ImageFolder as ImageFolder
-from diffaug.data.module import DiffusionDataModule as DiffusionDataModule

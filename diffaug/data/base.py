@@ -1,20 +1,23 @@
-"""NoisingDataModule: what the two DataModules share, process, seed, ranks, backend, recipe, state."""
+"""NoisingBase: what the DataModules share, process, seed, ranks, backend, recipe, state.
+
+The classes of this room know no Lightning: `diffaug.pytorch_lightning` and `diffaug.lightning` join each with the
+LightningDataModule of their package. So one and the same code runs under both, and ForwardProcess under neither.
+"""
 
 import inspect
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.trainer.states import RunningStage
 from torch import Tensor
 
 from diffaug.checks import flag, integer, refuse
 from diffaug.data.device import Noiser
 from diffaug.data.labels import LabelDropout
+from diffaug.data.packages import check_package, refuse_as_loader
 from diffaug.data.progress import count_done, read_progress
 from diffaug.data.recipe import check_recipe, describe
 from diffaug.data.resume import Resume
@@ -23,13 +26,7 @@ from diffaug.process.kernel import COMPILE_ELEMENTS
 from diffaug.randomness.philox import STAGES
 
 _log = logging.getLogger("diffaug")
-_STAGE_OF = {
-    RunningStage.TRAINING: "train",
-    RunningStage.SANITY_CHECKING: "val",
-    RunningStage.VALIDATING: "val",
-    RunningStage.TESTING: "test",
-    RunningStage.PREDICTING: "predict",
-}
+_STAGE_OF = {"train": "train", "sanity_check": "val", "validate": "val", "test": "test", "predict": "predict"}
 STAGES_OF_SETUP = {
     None: tuple(STAGES),
     "fit": ("train", "val"),
@@ -41,8 +38,8 @@ _UNSETTLED = "not settled"
 _DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 
 
-class NoisingDataModule(pl.LightningDataModule, ABC):
-    """A LightningDataModule whose batches are noised on their device.
+class NoisingBase(ABC):
+    """What a LightningDataModule needs so that its batches are noised on their device.
 
     Arguments:
         process: what is done to a batch.
@@ -57,7 +54,12 @@ class NoisingDataModule(pl.LightningDataModule, ABC):
         image_key: which part of an item is the image: a name, or a place in a tuple. None where there is only one.
         views: how many noised copies of each training image a batch holds, side by side; it is decoded once.
         allow_changed_recipe: whether a checkpoint of another schedule, seed, ... may be gone on from.
+
+    Attributes:
+        trainer: the Trainer it is given to, of the package of its own LightningDataModule; None outside of one.
     """
+
+    _trainer: Any = None
 
     def __init__(
         self,
@@ -88,6 +90,19 @@ class NoisingDataModule(pl.LightningDataModule, ABC):
         self.backend = _UNSETTLED
         self._done_before = -1  # how many batches were done as the last one came
         self._resume = Resume(allow_changed_recipe)
+
+    @property
+    def trainer(self) -> Any:
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Any) -> None:
+        check_package(self, trainer)
+        self._trainer = trainer
+
+    def __iter__(self) -> Iterator[Any]:
+        """Refuse to be gone through: a Trainer that takes this for a loader is another package's."""
+        raise refuse_as_loader(self)
 
     def _begin_setup(self, stage: str | None) -> None:
         """Take what is this run's and no earlier one's: the seed, a place to begin, an empty table of losses."""
@@ -153,7 +168,7 @@ class NoisingDataModule(pl.LightningDataModule, ABC):
         return self.trainer.current_epoch if self.trainer else 0
 
     def _stage(self) -> str:
-        return _STAGE_OF[self.trainer.state.stage] if self.trainer and self.trainer.state.stage else "train"
+        return _STAGE_OF[self.trainer.state.stage.value] if self.trainer and self.trainer.state.stage else "train"
 
     def _dtype(self) -> torch.dtype | None:
         return _DTYPES.get(str(self.trainer.precision)) if self.trainer else None
@@ -232,5 +247,5 @@ class NoisingDataModule(pl.LightningDataModule, ABC):
             self.process.times.load_state_dict(state_dict["times"])
 
 
-OPTIONS = tuple(inspect.signature(NoisingDataModule).parameters)[1:]
+OPTIONS = tuple(inspect.signature(NoisingBase).parameters)[1:]
 """The names of the options that both DataModules take."""

@@ -1,4 +1,4 @@
-"""The datasets that configs/data/ offers, each as a ready DiffusionDataModule.
+"""The datasets that configs/data/ offers, each as a ready DiffusionDataModule of the class that is given.
 
 Functions, not classes: what is particular to a dataset is where it lies and how it is split; all else is
 `DiffusionDataModule`'s, whose options they hand on. Nothing is read before Lightning's ``setup``.
@@ -9,25 +9,26 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
 from diffaug.checks import choice, flag, integer, number
-from diffaug.data import DiffusionDataModule
 from diffaug.data.broken import ON_ERROR
+from diffaug.data.module import DiffusionBase
+
+Module = TypeVar("Module", bound=DiffusionBase)
 
 
-def digits(**options: Any) -> DiffusionDataModule:
+def digits(module: type[Module], **options: Any) -> Module:
     """Return scikit-learn's 1,797 handwritten digits, 8x8, grey, floats in [-1, 1]; every tenth is for validation.
 
     Arguments:
+        module: the class of DataModule to make.
         options: `DiffusionDataModule`'s.
     """
-    return DiffusionDataModule(
-        train=partial(_digits, validation=False), val=partial(_digits, validation=True), **options
-    )
+    return module(train=partial(_digits, validation=False), val=partial(_digits, validation=True), **options)
 
 
 def _digits(*, validation: bool) -> Dataset[Any]:
@@ -43,11 +44,12 @@ def _digits(*, validation: bool) -> Dataset[Any]:
 
 
 def torchvision(
-    dataset: Callable[..., Any], *, root: str, download: bool = False, **options: Any
-) -> DiffusionDataModule:
+    module: type[Module], dataset: Callable[..., Any], *, root: str, download: bool = False, **options: Any
+) -> Module:
     """Return a torchvision dataset that takes ``root``, ``train``, ``download``; its own test split is for validation.
 
     Arguments:
+        module: the class of DataModule to make.
         dataset: the class, for example ``torchvision.datasets.CIFAR10``.
         root: the folder that holds it.
         download: whether to fetch it where it is not there.
@@ -66,7 +68,7 @@ def torchvision(
             "of dataset give train= and val= to DiffusionDataModule, as functions that make them."
         )
     split = partial(_split, dataset, root, download)
-    return DiffusionDataModule(train=partial(split, True), val=partial(split, False), **options)
+    return module(train=partial(split, True), val=partial(split, False), **options)
 
 
 def _split(dataset: Callable[..., Any], root: str, download: bool, train: bool) -> Any:
@@ -84,6 +86,7 @@ def _split(dataset: Callable[..., Any], root: str, download: bool, train: bool) 
 
 
 def image_folder(
+    module: type[Module],
     *,
     root: str,
     image_size: int,
@@ -93,10 +96,11 @@ def image_folder(
     broken_list: str | None = None,
     val_share: float = 0.1,
     **options: Any,
-) -> DiffusionDataModule:
+) -> Module:
     """Return any folder of images, of any sizes and modes, in any subfolders: see `diffaug.ImageFolder`.
 
     Arguments:
+        module: the class of DataModule to make.
         root: the folder; the first level of subfolders, where there is one, gives the labels.
         image_size: the side of the squares, in pixels.
         channels: 3 for RGB, 1 for grey.
@@ -120,7 +124,7 @@ def image_folder(
     choice("data.on_error", on_error, ON_ERROR)
     images = {"root": root, "image_size": image_size, "channels": channels, "bits": bits}
     part = partial(_part, {**images, "on_error": on_error, "broken_list": broken_list}, share)
-    return DiffusionDataModule(train=partial(part, False), val=partial(part, True) if share else None, **options)
+    return module(train=partial(part, False), val=partial(part, True) if share else None, **options)
 
 
 def _part(folder: dict[str, Any], share: float, validation: bool) -> Dataset[Any]:

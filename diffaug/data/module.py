@@ -1,4 +1,4 @@
-"""DiffusionDataModule: the user's datasets, as loaders whose batches are noised on the accelerator."""
+"""DiffusionBase: the user's datasets, as loaders whose batches are noised on the accelerator."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, Sampler
 
 from diffaug.checks import choice, flag, integer, number, refuse
-from diffaug.data.base import OPTIONS, STAGES_OF_SETUP, NoisingDataModule
+from diffaug.data.base import OPTIONS, STAGES_OF_SETUP, NoisingBase
 from diffaug.data.batch import Batch, Place, collate
 from diffaug.data.dataset import Images
 from diffaug.data.evaluation import EvaluationSampler, evaluation_loader
@@ -27,7 +27,7 @@ from diffaug.data.sources import (
     spread_indices,
 )
 from diffaug.data.stream import Stream, StreamLoader, check_overfit
-from diffaug.data.wrapped import WrappedDataModule
+from diffaug.data.wrapped import wrap
 from diffaug.process import ForwardProcess
 from diffaug.randomness.philox import STAGES, VIEW_BITS
 from diffaug.targets import FIELDS
@@ -36,7 +36,7 @@ from diffaug.times import Fixed, Grid, Uniform
 _log = logging.getLogger("diffaug")
 
 
-class DiffusionDataModule(NoisingDataModule):
+class DiffusionBase(NoisingBase):
     """Noise any image dataset for a Lightning Trainer.
 
     Arguments:
@@ -58,7 +58,7 @@ class DiffusionDataModule(NoisingDataModule):
         shuffle: whether each training epoch has an order of its own.
         sampler: the training order instead: any sampler of indices.
         drop_last: whether a training epoch's last batch is dropped where it is short.
-        options: those of `diffaug.data.base.NoisingDataModule`, which every DataModule here has: seed, views, encoder,
+        options: those of `diffaug.data.base.NoisingBase`, which every DataModule here has: seed, views, encoder,
             label_dropout, ...; and DataLoader's own: num_workers, pin_memory, prefetch_factor, persistent_workers, ...,
             of which None leaves DataLoader's default, for pin_memory whether there is a CUDA device.
 
@@ -67,6 +67,8 @@ class DiffusionDataModule(NoisingDataModule):
         data = DiffusionDataModule(train=CIFAR10("data"), process=ForwardProcess(Cosine()), batch_size=128)
         trainer.fit(model, data)  # in training_step: x_t, epsilon, t = batch
     """
+
+    train_dataloader: Callable[[], Any]
 
     def __init__(
         self,
@@ -233,7 +235,7 @@ class DiffusionDataModule(NoisingDataModule):
     def _train_loader(self, images: Images) -> EpochLoader | StreamLoader:
         # A generator of its own: a DataLoader without one moves torch's global state at every epoch.
         options = {"drop_last": self.drop_last, "generator": torch.Generator(), **self._options()}
-        overfit = bool(self.trainer and self.trainer.overfit_batches)  # pyright: ignore[reportAttributeAccessIssue]
+        overfit = bool(self.trainer and self.trainer.overfit_batches)
         if isinstance(images.dataset, IterableDataset):
             check_overfit(overfit, images.name)
             return StreamLoader(Stream(images, **self._ranks(), epoch=self._epoch), **options)
@@ -266,5 +268,4 @@ class DiffusionDataModule(NoisingDataModule):
         key = {"seed": self.seed or 0, "stage": stage, "dataset": dataset, "dtype": self._dtype()}
         return self._noiser(batch.image, batch.places[0], batch.extra, times=times, **key)
 
-    wrap = staticmethod(WrappedDataModule)
-    """Noise what another LightningDataModule yields: `diffaug.data.wrapped.WrappedDataModule`."""
+    wrap = staticmethod(wrap)

@@ -13,9 +13,6 @@ this is in this module.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import pytorch_lightning as pl
-from pytorch_lightning.loops.loop import _Loop
-
 
 class EpochProgress(NamedTuple):
     """The epoch, and how many of its batches are done."""
@@ -24,32 +21,32 @@ class EpochProgress(NamedTuple):
     batches: int
 
 
-def read_progress(trainer: pl.Trainer) -> EpochProgress:
+def read_progress(trainer: Any) -> EpochProgress:
     """Read how far the training is: in any hook, during an exception, between two fits."""
     epoch, batch = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress
-    if epoch.ready > epoch.started or epoch.ready == 0:  # pyright: ignore[reportAttributeAccessIssue]
-        return EpochProgress(epoch.processed, 0)  # pyright: ignore[reportAttributeAccessIssue]
-    number: int = epoch.started - 1  # pyright: ignore[reportAttributeAccessIssue]
-    done: int = batch.current.processed  # pyright: ignore[reportAttributeAccessIssue]
+    if epoch.ready > epoch.started or epoch.ready == 0:
+        return EpochProgress(epoch.processed, 0)
+    number: int = epoch.started - 1
+    done: int = batch.current.processed
     over = done >= trainer.num_training_batches or (batch.is_last_batch and done == batch.current.ready)
     return EpochProgress(number + 1, 0) if over else EpochProgress(number, done)
 
 
-def count_done(trainer: pl.Trainer) -> int:
+def count_done(trainer: Any) -> int:
     """Count the batches whose step has been taken, over all epochs; right even while a batch is being handed out."""
-    return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # pyright: ignore[reportAttributeAccessIssue]
+    return trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
 
-def read_stepped(trainer: pl.Trainer) -> int:
+def read_stepped(trainer: Any) -> int:
     """Read how many batches stepped the optimizer, as Lightning counts them for its loggers."""
     loop = trainer.fit_loop.epoch_loop
     current = loop.batch_progress.current
     # It counts a batch only after the validation that follows it.
-    waits = current.completed < current.processed or (trainer.validating and trainer.state.fn == "fit")  # pyright: ignore[reportAttributeAccessIssue]
+    waits = current.completed < current.processed or (trainer.validating and trainer.state.fn == "fit")
     return loop._batches_that_stepped + (waits and not loop._should_accumulate())
 
 
-def set_progress(trainer: pl.Trainer, progress: EpochProgress, stepped: int) -> None:
+def set_progress(trainer: Any, progress: EpochProgress, stepped: int) -> None:
     """Set the counters of the training, so that it goes on with the batch after those that are done.
 
     Arguments:
@@ -80,7 +77,8 @@ def set_progress(trainer: pl.Trainer, progress: EpochProgress, stepped: int) -> 
     fit.load_state_dict(state)
     fit._combined_loader_states_to_load = states
     if not inside:  # it begins an epoch, and is within nothing that could be begun again
-        _Loop.restarting.fset(fit, False)  # pyright: ignore[reportOptionalCall]
+        loop = next(base for base in type(fit).__mro__ if base.__name__ == "_Loop")
+        loop.restarting.fset(fit, False)
 
 
 def _counters(current: int, total: int, unfinished: dict[str, int]) -> dict[str, Any]:
@@ -92,7 +90,7 @@ def _counters(current: int, total: int, unfinished: dict[str, int]) -> dict[str,
     return {"total": stages(total), "current": stages(current)}
 
 
-def replace_states(trainer: pl.Trainer, loaders: Sequence[Any], ours: type | tuple[type, ...], state: Any) -> None:
+def replace_states(trainer: Any, loaders: Sequence[Any], ours: type | tuple[type, ...], state: Any) -> None:
     """Put ``state`` in the place of what a checkpoint holds for each of our loaders; other loaders keep theirs.
 
     Arguments:

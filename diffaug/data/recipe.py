@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
@@ -37,7 +36,7 @@ def check_recipe(ours: Mapping[str, Any], theirs: Mapping[str, Any], allow: bool
         _log.warning("going on with a changed recipe: %s", "; ".join(changed))
 
 
-def check_ranks(trainer: pl.Trainer | None, recipe: Mapping[str, Any]) -> None:
+def check_ranks(trainer: Any, recipe: Mapping[str, Any]) -> None:
     """Refuse ranks that would train on different recipes: each would take its share of another order.
 
     Every rank must come here; on every rank the same error is raised.

@@ -9,9 +9,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import pytorch_lightning as pl
-from lightning_fabric.utilities.data import sized_len
-
 from diffaug.data.order import EpochLoader
 from diffaug.data.progress import (
     EpochProgress,
@@ -53,13 +50,13 @@ class Resume:
         """Take a checkpoint's state."""
         self._loaded = state
 
-    def announce(self, trainer: pl.Trainer | None) -> None:
+    def announce(self, trainer: Any) -> None:
         """Set the Trainer's epoch before the user's code makes the loaders: they may be of the epoch."""
         if trainer and self._loaded:
             place = EpochProgress(self._loaded["epoch"], self._loaded["batches"])
             set_progress(trainer, place, self._loaded["stepped"])
 
-    def state(self, trainer: pl.Trainer) -> dict[str, Any]:
+    def state(self, trainer: Any) -> dict[str, Any]:
         """Return how far the training is: plain numbers and texts."""
         if self._loaded or self._waiting:
             return self._loaded or self._waiting or {}
@@ -73,7 +70,7 @@ class Resume:
             "epoch_images": self._epoch_images(trainer.num_training_batches),
         }
 
-    def begin(self, trainer: pl.Trainer | None, loaders: Sequence[Any], mode: str = "max_size_cycle") -> None:
+    def begin(self, trainer: Any, loaders: Sequence[Any], mode: str = "max_size_cycle") -> None:
         """Let new training loaders begin where the run is.
 
         Arguments:
@@ -104,13 +101,13 @@ class Resume:
             if now.batches == 0 or not new:
                 return  # the beginning of an epoch, where Lightning is right
             loaded = earlier  # a fit of this Trainer was cut off here
-        if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+        if trainer.fast_dev_run:
             raise ValueError(
                 "trainer.fast_dev_run goes through a few batches from the beginning, and not on from a checkpoint: set "
                 "ckpt_path=null, or fast_dev_run=false."
             )
         batches = _batches([*loaders], mode, trainer.limit_train_batches)
-        of_the_epoch = trainer.reload_dataloaders_every_n_epochs > 0  # pyright: ignore[reportAttributeAccessIssue]
+        of_the_epoch = trainer.reload_dataloaders_every_n_epochs > 0
         progress = self._converted(loaded, self._epoch_images(batches), batches, of_the_epoch)
         set_progress(trainer, progress, loaded["stepped"])
         if any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs):
@@ -225,9 +222,16 @@ def _numbered(loaders: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _batches(loaders: Sequence[Any], mode: str, limit: float) -> float:
     """Return how many batches an epoch has."""
-    lengths = [float("inf") if (length := sized_len(loader)) is None else length for loader in loaders]
+    lengths = [_length(loader) for loader in loaders]
     if isinstance(limit, int):
         counts = [min(length, limit) for length in lengths]
     else:
         counts = [length if length == float("inf") else int(length * limit) for length in lengths]
     return min(counts) if mode == "min_size" else max(counts)
+
+
+def _length(loader: Any) -> float:
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):  # the second from a loader over a dataset that has none
+        return float("inf")

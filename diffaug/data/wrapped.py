@@ -1,21 +1,20 @@
-"""WrappedDataModule: another LightningDataModule's hooks, loaders and state; then the noise."""
+"""WrappedBase: another LightningDataModule's hooks, loaders and state; then the noise."""
 
 from functools import partial
+from importlib import import_module
 from itertools import count
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.combined_loader import CombinedLoader
-from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from diffaug.checks import refuse
-from diffaug.data.base import OPTIONS, NoisingDataModule
+from diffaug.data.base import OPTIONS, NoisingBase
 from diffaug.data.batch import Batch, Place, Places, first_place
 from diffaug.data.items import describe_value, split
 from diffaug.data.nest import device_of, is_leaf, map_parts
+from diffaug.data.packages import OURS, check_package, is_data_module, package_of
 from diffaug.data.rebuild import rebuild
 from diffaug.data.recipe import check_ranks
 from diffaug.data.sources import spread_indices, warn_of_half_range
@@ -25,7 +24,7 @@ from diffaug.randomness.philox import STAGES, Purpose
 from diffaug.randomness.user_code import keyed_random_state
 
 
-class WrappedDataModule(NoisingDataModule):
+class WrappedBase(NoisingBase):
     """Noise what another LightningDataModule yields: `DiffusionDataModule.wrap` makes one.
 
     The inner DataModule's hooks are called as a Trainer would call them, its device transforms
@@ -35,9 +34,9 @@ class WrappedDataModule(NoisingDataModule):
     place in the stream, which repeats only with the same ranks, workers and batches. The log says which, for each.
 
     Arguments:
-        inner: the other DataModule.
+        inner: the other LightningDataModule, of this one's package.
         process: what is done to a batch.
-        options: those of `diffaug.data.base.NoisingDataModule`. ``image_key`` is a place in, or a key of, the batch as
+        options: those of `diffaug.data.base.NoisingBase`. ``image_key`` is a place in, or a key of, the batch as
             the inner DataModule's hooks leave it.
 
     Example::
@@ -48,28 +47,29 @@ class WrappedDataModule(NoisingDataModule):
 
     _whole = False
 
-    def __init__(self, inner: pl.LightningDataModule, process: ForwardProcess, **options: Any) -> None:
+    def __init__(self, inner: Any, process: ForwardProcess, **options: Any) -> None:
         unknown = sorted(options.keys() - set(OPTIONS))
         if unknown:
             raise ValueError(
                 f"DiffusionDataModule.wrap has no options {unknown}: datasets, transforms and loaders are "
                 f"{type(inner).__name__}'s own, so set there what concerns them. wrap takes {', '.join(OPTIONS)}."
             )
-        if not isinstance(inner, pl.LightningDataModule):
-            raise refuse("data.inner", inner, "a pytorch_lightning.LightningDataModule")
-        if isinstance(inner, NoisingDataModule):
+        if not is_data_module(inner):
+            raise refuse("data.inner", inner, "a LightningDataModule, of pytorch_lightning or of lightning.pytorch")
+        check_package(self, inner)
+        if isinstance(inner, NoisingBase):
             raise refuse("data.inner", inner, "a DataModule of clean images; this one makes noise itself")
         self.inner = inner
         attached = inner.trainer
         super().__init__(process, **options)
-        self.trainer = attached  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.trainer = attached
         for name in ("prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices", "_log_hyperparams"):
             setattr(self, name, getattr(inner, name))
         self._nests: dict[str, Any] = {}
         self._counts = dict.fromkeys(STAGES, 0)
         # Lightning asks which of these a DataModule defines: those that the inner one lacks must not be there at all.
         for stage in STAGES:
-            if is_overridden(f"{stage}_dataloader", inner):
+            if self._lightning("model_helpers").is_overridden(f"{stage}_dataloader", inner):
                 setattr(self, f"{stage}_dataloader", partial(self._rebuild, stage))
         self._whole = True
 
@@ -90,7 +90,12 @@ class WrappedDataModule(NoisingDataModule):
 
     @trainer.setter
     def trainer(self, trainer: Any) -> None:
+        check_package(self, trainer)
         self.inner.trainer = trainer
+
+    def _lightning(self, name: str) -> Any:
+        """Return a module of utilities of the package that this is of."""
+        return import_module(f"{package_of(self)}.utilities.{name}")
 
     @property
     def hparams(self) -> Any:
@@ -106,7 +111,7 @@ class WrappedDataModule(NoisingDataModule):
     def setup(self, stage: str | None = None) -> None:
         self._begin_setup(stage)
         check_ranks(self.trainer, self.recipe())
-        self.inner.setup(stage)  # pyright: ignore[reportArgumentType]
+        self.inner.setup(stage)
         self._settle_backend(stage, None)  # how large its images are is seen at the first batch
 
     def teardown(self, stage: str) -> None:
@@ -126,7 +131,8 @@ class WrappedDataModule(NoisingDataModule):
         if stage == "train":
             self._resume.announce(self.trainer)
         made = getattr(self.inner, f"{stage}_dataloader")()
-        together = made if isinstance(made, CombinedLoader) else None
+        combined = self._lightning("combined_loader").CombinedLoader
+        together = made if isinstance(made, combined) else None
         nest = made if together is None else together.iterables
         loaders = tree_leaves(nest)
         overfit = bool(self.trainer and self.trainer.overfit_batches)
@@ -145,7 +151,7 @@ class WrappedDataModule(NoisingDataModule):
         # In evaluation Lightning goes through several loaders one after another, unless it is told otherwise.
         apart = stage != "train" and (together is None or together._mode == "sequential")
         self._nests[stage] = None if apart else nest
-        return nest if together is None else CombinedLoader(nest, together._mode)  # pyright: ignore[reportArgumentType]
+        return nest if together is None else combined(nest, together._mode)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         batch = self._join(batch)
@@ -233,3 +239,13 @@ class WrappedDataModule(NoisingDataModule):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_nests": {}}  # a process that is started makes its own
+
+
+def wrap(inner: Any, process: ForwardProcess, **options: Any) -> WrappedBase:
+    """Noise what another LightningDataModule yields: returns a WrappedDataModule of that one's own package.
+
+    Arguments:
+        inner, process, options: those of `WrappedBase`.
+    """
+    package = package_of(inner) or "pytorch_lightning"  # where it is of neither, that is refused there
+    return import_module(OURS[package]).WrappedDataModule(inner, process, **options)

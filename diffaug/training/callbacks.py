@@ -1,47 +1,47 @@
-"""Callbacks for what a run leaves: its pictures, its summary, its metrics."""
+"""What a run leaves, as callbacks without their Lightning base: its pictures and its summary."""
 
-import csv
 import json
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from lightning_fabric.loggers.logger import rank_zero_experiment
-from lightning_fabric.utilities.rank_zero import rank_zero_only
-from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import Subset
 
 from diffaug import plots
 from diffaug.checks import integer
-from diffaug.data import DiffusionDataModule
-from diffaug.data.base import NoisingDataModule
-from diffaug.plots.picture import write_csv
-from diffaug.training.denoiser import Denoiser
+from diffaug.data.base import NoisingBase
+from diffaug.data.module import DiffusionBase
+from diffaug.data.packages import LightningModule, Trainer, check_package
+from diffaug.training.denoiser import DenoiserBase
 
 _PRIOR_IMAGES = 2048
 
 
-class Seen(Callback):
+class CallbackBase:
+    """What diffaug's callbacks share: each refuses a Trainer of the other package."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        check_package(self, trainer)
+
+
+class Seen(CallbackBase):
     """A callback that knows what the network is given: the shape of its images, and what they are conditioned on."""
 
     shape: tuple[int, ...] | None = None
     labels: Tensor | None = None
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not isinstance(pl_module, Denoiser):
+        if not isinstance(pl_module, DenoiserBase):
             return
         self.shape = tuple(getattr(batch, pl_module.input).shape[1:])
         if pl_module.condition is not None:
             self.labels = getattr(batch, pl_module.condition)
 
-    def sampled(self, trainer: pl.Trainer, model: Denoiser, count: int, steps: int) -> Tensor | None:
+    def sampled(self, trainer: Trainer, model: DenoiserBase, count: int, steps: int) -> Tensor | None:
         """Sample under the labels of the last batch, in turn; None before a batch was seen.
 
         None, too, where samples are no images, but latents.
@@ -55,7 +55,7 @@ class Seen(Callback):
         return model.sample((count, *self.shape), steps=steps, labels=labels, progress=bar)
 
 
-class Pictures(Seen):
+class PicturesBase(Seen):
     """Draw schedule.png and forward.png, with their numbers as .csv, when training begins, samples.png when it ends.
 
     Of latents, which are no images, schedule.png alone.
@@ -73,9 +73,9 @@ class Pictures(Seen):
         self.samples = integer("callbacks.pictures.samples", samples, 0)
         self.steps = integer("callbacks.pictures.steps", steps, 1)
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        if not trainer.is_global_zero or not isinstance(data, NoisingDataModule):
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = trainer.datamodule
+        if not trainer.is_global_zero or not isinstance(data, NoisingBase):
             return
         schedule = data.process.schedule
         plots.schedules({repr(schedule): schedule}).save(self.folder / "schedule.png")
@@ -83,15 +83,15 @@ class Pictures(Seen):
         if images is not None and images.ndim == 4 and images.shape[1] in (1, 3) and not data.latents:
             plots.forward(data.process, images).save(self.folder / "forward.png")
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero or not self.samples or not isinstance(pl_module, Denoiser):
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or not self.samples or not isinstance(pl_module, DenoiserBase):
             return
         images = self.sampled(trainer, pl_module, self.samples, self.steps)
         if images is not None:
             plots.samples(images).save(self.folder / "samples.png")
 
 
-class Progress(Seen):
+class ProgressBase(Seen):
     """Draw progress.png: samples over the course of training, all from the same noise, taken at validations.
 
     Place it after the averaging of weights among the callbacks, and the samples are those of the averaged weights.
@@ -111,8 +111,8 @@ class Progress(Seen):
         self.taken: list[tuple[int, Tensor]] = []
         self._validations = 0
 
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(pl_module, Denoiser):
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(pl_module, DenoiserBase):
             return
         self._validations += 1
         if trainer.state.fn != "fit" or self._validations % self.every:
@@ -121,7 +121,7 @@ class Progress(Seen):
         if images is not None:
             self.taken.append((trainer.global_step, images.cpu()))
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self.taken:
             plots.progress(self.taken).save(self.folder / "progress.png")
 
@@ -132,7 +132,7 @@ class Progress(Seen):
         self.taken, self._validations = list(state_dict["taken"]), state_dict["validations"]
 
 
-class Summary(Callback):
+class SummaryBase(CallbackBase):
     """Write summary.json after every validation; where a run has none, when it ends.
 
     Arguments:
@@ -148,10 +148,10 @@ class Summary(Callback):
         """How long the run has trained, what it went on from included."""
         return self._seconds + (0.0 if self._began is None else time.monotonic() - self._began)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began = time.monotonic()
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seconds, self._began = self.seconds, None
 
     def state_dict(self) -> dict[str, Any]:
@@ -160,17 +160,17 @@ class Summary(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._seconds = state_dict["seconds"]
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.enable_validation:
             self._write(trainer)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
             self._write(trainer)
 
-    def _write(self, trainer: pl.Trainer) -> None:
-        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        if not trainer.is_global_zero or not isinstance(data, NoisingDataModule):
+    def _write(self, trainer: Trainer) -> None:
+        data = trainer.datamodule
+        if not trainer.is_global_zero or not isinstance(data, NoisingBase):
             return
         loss = trainer.callback_metrics.get("val_loss")
         images = None if data.encodes else data.clean_images("train", _PRIOR_IMAGES)
@@ -182,7 +182,7 @@ class Summary(Callback):
             "steps": trainer.global_step,
             "seconds": round(self.seconds, 1),
         }
-        classes = _classes(data.images("train").dataset) if isinstance(data, DiffusionDataModule) else None
+        classes = _classes(data.images("train").dataset) if isinstance(data, DiffusionBase) else None
         if classes:
             summary["classes"] = classes  # the name of each label
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -195,49 +195,3 @@ def _classes(dataset: Any) -> list[str] | None:
         dataset = dataset.dataset
     names = getattr(dataset, "classes", None)
     return list(map(str, names)) if isinstance(names, (list, tuple)) and any(names) else None
-
-
-class RunLogger(CSVLogger):
-    """metrics.csv in the run's own folder; a resumed run goes on writing where its checkpoint was.
-
-    The rows of steps that are taken again are dropped, so that each step is there once. (Lightning's CSVLogger deletes
-    all earlier rows.)
-
-    Arguments:
-        folder: where to.
-    """
-
-    def __init__(self, folder: str) -> None:
-        super().__init__(save_dir=folder, name="", version="")
-        self._begun = False
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        if not self._begun and step is not None:
-            self._begun = True
-            self._drop_from(step)
-        super().log_metrics(metrics, step)
-
-    def _drop_from(self, step: int) -> None:
-        """Drop the rows of an earlier process that are of this step or a later one."""
-        path = Path(self.log_dir) / "metrics.csv"
-        if not path.exists():
-            return
-        with path.open(newline="") as file:
-            head, *rows = csv.reader(file)
-        place = head.index("step")
-        write_csv(path, head, [row for row in rows if int(row[place]) < step])
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        if self._experiment is None:
-            path = Path(self.log_dir) / "metrics.csv"
-            earlier = path.read_text() if path.exists() else None
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Experiment logs directory")
-                writer = super().experiment
-            if earlier:
-                path.write_text(earlier)
-                writer.metrics_keys = next(csv.reader(earlier.splitlines()))
-        return self._experiment

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from lightning_fabric.plugins import TorchCheckpointIO
 
 _ABANDONED = 86400.0  # seconds after which a part is nobody's, where a file system cannot say who writes it
 _WRITING: set[str] = set()  # the names of the parts that this process writes
@@ -23,7 +22,10 @@ _BEFORE_ZIP = b"\x80\x02\x8a\x0al\xfc\x9cF"  # the start of torch.save's older f
 _DIRECTORY = 0x10  # a zip's mark of a folder: torch reads nothing of a record that has it, so memory holds what it held
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
+_TorchCheckpointIO: Any = object  # that of either package stands here
+
+
+class AtomicCheckpointIOBase(_TorchCheckpointIO):
     """A checkpoint on a local disk is there whole, under its name, or the one before it is.
 
     It is written beside its place, under a name of the writer's own, flushed to the disk, and renamed. (Lightning's own

@@ -1,17 +1,16 @@
-"""Denoiser: a LightningModule that trains any network on the batches of a DiffusionDataModule."""
+"""DenoiserBase: what a LightningModule needs to train any network on the batches of a DiffusionDataModule."""
 
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
 from diffaug.checks import choice, flag, integer
-from diffaug.data.base import NoisingDataModule
+from diffaug.data.base import NoisingBase
 from diffaug.noise import gaussian
 from diffaug.process import ForwardProcess
 from diffaug.randomness.philox import Purpose, keys
@@ -19,8 +18,10 @@ from diffaug.schedules.numbers import per_sample
 from diffaug.targets import INPUTS, NUMBER_FIELDS, as_input, check_target, convertible, recover
 from diffaug.times import Importance
 
+_Module: Any = object  # the LightningModule of either package stands here
 
-class Denoiser(pl.LightningModule):
+
+class DenoiserBase(_Module):
     """Train ``network(input, time)`` to predict a target by its mean squared error, weighted by ``process.weight``.
 
     Arguments:
@@ -36,8 +37,8 @@ class Denoiser(pl.LightningModule):
         lr_scheduler: called with the optimizer and ``total_steps``; stepped after every batch. None keeps the rate.
 
     Both steps return what callbacks may want of each sample, beside the ``loss``: ``t``; ``errors``, its mean squared
-    error, unweighted; ``weights``, what that counts in training; each of shape (B,). See
-    `diffaug.training.LossByLevel`. Where times are drawn by importance, the errors also go to ``process.times``.
+    error, unweighted; ``weights``, what that counts in training; each of shape (B,). See `LossByLevel`. Where times are
+    drawn by importance, the errors also go to ``process.times``.
 
     A loss that is not finite ends the run, on all ranks: at the latest ``trainer.log_every_n_steps`` batches later, and
     before any checkpoint. Until then the device keeps watch, so that no step waits for it.
@@ -75,8 +76,8 @@ class Denoiser(pl.LightningModule):
         self._watched: tuple[Tensor, Tensor] | None = None  # the last loss and its step, until one is not finite
 
     def setup(self, stage: str) -> None:
-        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(data, NoisingDataModule):
+        data = self.trainer.datamodule
+        if isinstance(data, NoisingBase):
             self.latents = data.latents
 
     def forward(self, x: Tensor, time: Tensor, labels: Any = None) -> Tensor:
@@ -146,7 +147,7 @@ class Denoiser(pl.LightningModule):
         )
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        every = self.trainer.log_every_n_steps
         if every and (batch_idx + 1) % every == 0:
             self._check_finite("train_loss")
 

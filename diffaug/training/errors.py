@@ -7,7 +7,6 @@ import traceback
 from pathlib import Path
 
 from hydra.errors import CompactHydraException, HydraException, InstantiationException
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -49,7 +48,7 @@ def sentence(error: BaseException) -> str | None:
         return sentence(cause) or (f"{said}{cause} ({type(cause).__name__})" if said else str(error))
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is not set and has no default: give it a value by {error.full_key}=..."
-    if isinstance(error, MisconfigurationException):
+    if type(error).__name__ == "MisconfigurationException":
         return f"Lightning's Trainer refuses its arguments (trainer.*): {error}"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return str(error)

@@ -1,4 +1,4 @@
-"""LastCheckpoint: last.ckpt, saved periodically and on SIGTERM or Ctrl-C."""
+"""LastCheckpointBase: last.ckpt, saved periodically and on SIGTERM or Ctrl-C."""
 
 import logging
 import os
@@ -9,13 +9,13 @@ from multiprocessing.util import register_after_fork
 from pathlib import Path
 from typing import IO, Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from diffaug.checks import integer, number
+from diffaug.data.packages import LightningModule, Trainer
+from diffaug.training.callbacks import CallbackBase
 from diffaug.training.checkpoint_io import claim
 
 _log = logging.getLogger("diffaug")
@@ -26,7 +26,7 @@ _HEARD = (
 )
 
 
-class LastCheckpoint(Checkpoint):
+class LastCheckpointBase(CallbackBase):
     """Keep ``last.ckpt``: every so many minutes, after each validation, at the end, and when the run is told to end.
 
     Told by SIGTERM, or by SIGINT (Ctrl-C), the ranks agree on a step after which all of them save, and end; a second
@@ -54,9 +54,9 @@ class LastCheckpoint(Checkpoint):
         self._claim: IO[str] | None = None
         self._fits = self._speaks = False  # whether a fit that saves is under way, and whether this rank says so
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        trial = trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue]
-        if stage != "fit" or trial:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit" or trainer.fast_dev_run:
             return
         refusal = None
         if trainer.is_global_zero and self._claim is None:
@@ -69,9 +69,9 @@ class LastCheckpoint(Checkpoint):
         if refusal is not None:  # all ranks end; an error of another would end rank 0 before it has said why
             raise RuntimeError(refusal) if trainer.is_global_zero else SystemExit(0)
         self._fits, self._speaks = True, trainer.is_global_zero
-        register_after_fork(self, LastCheckpoint._keep_forked)
+        register_after_fork(self, LastCheckpointBase._keep_forked)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._fits:
             return
         self._keep_spawned(trainer)
@@ -84,12 +84,12 @@ class LastCheckpoint(Checkpoint):
                 except ValueError:  # not the main thread, where no signal arrives
                     break
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._fits:
             self._keep_spawned(trainer)  # its loaders may be new ones
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
         if 0 < trainer.max_steps <= step:  # several optimizers step past it
@@ -101,36 +101,34 @@ class LastCheckpoint(Checkpoint):
         if self._agree(trainer, due):
             self._save(trainer)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._end(trainer)  # here, for the loggers have the step by now
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end(trainer)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._saved = -1  # one saved before it does not know that this validation was the best
             self._save(trainer)
             self._agree(trainer)  # all ranks are here, so what was heard within it need not wait for ``every`` steps
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch + 1 == trainer.max_epochs:
             self._save(trainer)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # too late to save: a callback that averages has put the averages in the weights' place
         if self._fits and self._saved >= 0:
             self._agree(trainer)
             self._end(trainer)
         self._restore()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore()
         self._release()
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._release()
 
     def _hear(self, told: int, _: Any) -> None:
@@ -149,13 +147,13 @@ class LastCheckpoint(Checkpoint):
         if self._fits:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def _keep_spawned(self, trainer: pl.Trainer) -> None:
+    def _keep_spawned(self, trainer: Trainer) -> None:
         """Let workers that are not forked live on likewise."""
         for loader in tree_leaves([trainer.train_dataloader, trainer.val_dataloaders]):
             if isinstance(loader, DataLoader) and not isinstance(loader.worker_init_fn, _LiveOn):
                 loader.worker_init_fn = _LiveOn(loader.worker_init_fn)
 
-    def _agree(self, trainer: pl.Trainer, due: bool = False) -> bool:
+    def _agree(self, trainer: Trainer, due: bool = False) -> bool:
         """Agree over the ranks whether to save: on any of them it is due, or a signal came since last asked."""
         heard, self._told = self._told, set()
         known = [due, *(number_ in heard for number_ in _SIGNALS)]
@@ -171,12 +169,12 @@ class LastCheckpoint(Checkpoint):
             self._ending = signal.SIGTERM
         return any(known)
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    def _save(self, trainer: Trainer) -> None:
         if trainer.global_step != self._saved and self._fits:
             trainer.save_checkpoint(self.path, weights_only=False)  # unsaid, Lightning logs what it takes
             self._saved, self._when = trainer.global_step, time.monotonic()
 
-    def _end(self, trainer: pl.Trainer) -> None:
+    def _end(self, trainer: Trainer) -> None:
         told, self._ending = self._ending, None
         if told is None:
             return

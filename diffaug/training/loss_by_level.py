@@ -1,4 +1,4 @@
-"""LossByLevel: the loss by noise level, in training and in validation."""
+"""LossByLevelBase: the loss by noise level, in training and in validation."""
 
 import functools
 import logging
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from diffaug import plots
 from diffaug.checks import choice, refuse
+from diffaug.data.packages import LightningModule, Trainer
 from diffaug.plots.curves import LEVEL_COLUMNS
 from diffaug.plots.picture import write_csv
 from diffaug.schedules import Schedule
+from diffaug.training.callbacks import CallbackBase
 
 _log = logging.getLogger("diffaug")
 _EDGES = {
@@ -26,7 +26,7 @@ _EDGES = {
 _SUMS = 4  # of each bin: samples, errors, squared errors, weighted errors
 
 
-class LossByLevel(Callback):
+class LossByLevelBase(CallbackBase):
     """Report the mean, spread and count of the loss in bins of log-SNR or of unit time.
 
     One number for the whole loss hides what a recipe changes: most of it is decided at a few noise levels. At every
@@ -37,7 +37,7 @@ class LossByLevel(Callback):
     makes no difference.
 
     A LightningModule's ``training_step`` and ``validation_step`` must return a dict with ``t`` and ``errors``, and
-    ``weights`` where there are any, shape (B,) each, as `diffaug.training.denoiser.Denoiser`'s do.
+    ``weights`` where there are any, shape (B,) each, as `diffaug.training.denoiser.DenoiserBase`'s do.
 
     Arguments:
         folder: where loss_by_level.png and loss_by_level.csv go; None draws nothing.
@@ -65,14 +65,14 @@ class LossByLevel(Callback):
         self._told = False
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._add("train", trainer, pl_module, outputs)
 
     def on_validation_batch_end(
         self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        trainer: Trainer,
+        pl_module: LightningModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -81,7 +81,7 @@ class LossByLevel(Callback):
         if not trainer.sanity_checking:
             self._add(f"val_{dataloader_idx}" if dataloader_idx else "val", trainer, pl_module, outputs)
 
-    def _add(self, stage: str, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any) -> None:
+    def _add(self, stage: str, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> None:
         if not isinstance(outputs, dict) or not {"t", "errors"} <= set(outputs):
             if not self._told:
                 _log.warning("LossByLevel: %s_step must return a dict with t and errors, shape (B,) each", stage)
@@ -91,9 +91,9 @@ class LossByLevel(Callback):
         sums = sum_bins(self._levels(trainer, pl_module, t), errors, outputs.get("weights"), self.edges)
         self._sums[stage] = self._sums[stage] + sums if stage in self._sums else sums
 
-    def _levels(self, trainer: pl.Trainer, pl_module: pl.LightningModule, t: Tensor) -> Tensor:
+    def _levels(self, trainer: Trainer, pl_module: LightningModule, t: Tensor) -> Tensor:
         if self.schedule is None:
-            holders: tuple[Any, ...] = (pl_module, trainer.datamodule)  # pyright: ignore[reportAttributeAccessIssue]
+            holders: tuple[Any, ...] = (pl_module, trainer.datamodule)
             found: list[Any] = [holder.process for holder in holders if hasattr(holder, "process")]
             if not found:
                 raise ValueError(
@@ -102,18 +102,18 @@ class LossByLevel(Callback):
             self.schedule = found[0].schedule
         return self.schedule.log_snr(t) if self.over == "log_snr" else self.schedule.to_unit(t)
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
             self._report(trainer)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.enable_validation:
             self._report(trainer)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._report(trainer)
 
-    def _report(self, trainer: pl.Trainer) -> None:
+    def _report(self, trainer: Trainer) -> None:
         """Log and keep what was added since the last report; every rank must come here, for the sums are shared."""
         metrics: dict[str, float] = {}
         rows: list[tuple[Any, ...]] = []
@@ -139,14 +139,14 @@ class LossByLevel(Callback):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_csv(self.folder / "loss_by_level.csv", LEVEL_COLUMNS, self.rows)
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._draw(trainer)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
             self._draw(trainer)
 
-    def _draw(self, trainer: pl.Trainer) -> None:
+    def _draw(self, trainer: Trainer) -> None:
         if self.folder is not None and trainer.is_global_zero and self.rows:
             plots.levels(self.rows).save(self.folder / "loss_by_level.png")
 

@@ -3,6 +3,7 @@
 import logging
 import re
 import warnings
+from importlib import import_module
 
 LOGGED = (
     "💡 Tip: For seamless cloud",  # litlogger, litmodels
@@ -13,6 +14,8 @@ LOGGED = (
 LOGGERS = (
     "pytorch_lightning.utilities.rank_zero",
     "lightning_fabric.utilities.rank_zero",
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
     "torch.utils.cpp_extension",
 )
 WARNED = (
@@ -24,8 +27,14 @@ def _is_worth_reading(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(LOGGED)
 
 
-def quieten() -> None:
-    """Silence these messages in this process's logs and warnings."""
+def quieten(package: str) -> None:
+    """Silence these messages in this process's logs and warnings.
+
+    Arguments:
+        package: of Lightning, imported here: `lightning` prints every line once more by a handler of its own.
+    """
+    import_module(package)
+    logging.getLogger("lightning").handlers.clear()
     for name in LOGGERS:
         logging.getLogger(name).addFilter(_is_worth_reading)
     for text in WARNED:

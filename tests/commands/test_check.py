@@ -17,8 +17,8 @@ from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.__main__ import main
 from diffaug.commands.check import check
 from diffaug.data.broken import NAME
-from diffaug.data.catalogue import image_folder
 from diffaug.data.folder import ImageFolder
+from diffaug.pytorch_lightning import image_folder
 
 PROCESS = ForwardProcess(LinearBeta(), compile=False)
 BROKEN = ["cats/004.png", "dogs/015.png", "gone/only.png"]

@@ -15,7 +15,8 @@ from shared import ROOT
 from torchvision.datasets import CIFAR10, SVHN, FashionMNIST
 
 from diffaug import DiffusionDataModule, ForwardProcess
-from diffaug.data.catalogue import digits, held_out, image_folder, torchvision
+from diffaug.data.catalogue import held_out
+from diffaug.pytorch_lightning import digits, image_folder, torchvision
 from diffaug.schedules import LinearBeta
 
 DATA = ROOT.parent / "shared" / "data"

@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.data.recipe import describe_sampler
+from diffaug.pytorch_lightning import LastCheckpoint
 from diffaug.times import Antithetic, Importance, Independent, PerImage, Sobol, Stratified, Uniform
-from diffaug.training import LastCheckpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FIELDS = ("x_t", "epsilon", "t", "index", "view")

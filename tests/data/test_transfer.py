@@ -20,12 +20,11 @@ from diffaug.data import wrapped  # noqa: E402
 from diffaug.data.batch import Batch  # noqa: E402
 from diffaug.data.labels import LabelDropout  # noqa: E402
 from diffaug.process import kernel  # noqa: E402
+from diffaug.pytorch_lightning import Denoiser, LossByLevel  # noqa: E402
 from diffaug.randomness.philox import keys  # noqa: E402
 from diffaug.randomness.transfer import move  # noqa: E402
 from diffaug.targets import MinSNR  # noqa: E402
 from diffaug.times import Importance, Uniform  # noqa: E402
-from diffaug.training import LossByLevel  # noqa: E402
-from diffaug.training.denoiser import Denoiser  # noqa: E402
 
 FIELDS = ("x_t", "epsilon", "t", "label", "index", "view")
 

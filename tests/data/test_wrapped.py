@@ -26,7 +26,7 @@ from torch.utils.data import (
 )
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
-from diffaug.data.base import NoisingDataModule
+from diffaug.data.base import NoisingBase
 from diffaug.data.nest import map_parts
 
 FIELDS = ("x_t", "epsilon", "t", "x_0", "index", "view", "label")
@@ -223,7 +223,7 @@ class Foreign:
 def test_ranks_do_not_share_noise_where_keys_are_places(monkeypatch):
     noise = []
     for rank in range(3):
-        monkeypatch.setattr(NoisingDataModule, "_ranks", lambda self, rank=rank: {"rank": rank, "ranks": 3})
+        monkeypatch.setattr(NoisingBase, "_ranks", lambda self, rank=rank: {"rank": rank, "ranks": 3})
         noise.append(together(fit(Inner(train=lambda: OwnLoader(pictures(), 2)))["train"], "epsilon"))
     assert len(torch.unique(torch.cat(noise).flatten(1), dim=0)) == 30
 

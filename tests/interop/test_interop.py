@@ -29,10 +29,10 @@ from diffaug.commands.export import export, find_run
 from diffaug.config import compose_config, schedule_names
 from diffaug.interop import from_diffusers, target_of, to_diffusers
 from diffaug.noise import gaussian
+from diffaug.pytorch_lightning import Denoiser
 from diffaug.randomness.philox import Purpose, keys
 from diffaug.schedules.base import VARIANCE_PRESERVING
 from diffaug.times import LogitNormal
-from diffaug.training.denoiser import Denoiser
 
 diffusers = pytest.importorskip("diffusers")
 BETA_SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler")

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from tiny import LONG, TWO, Run, goes_on, gone, load, step_of
 
-from diffaug.training import LastCheckpoint
+from diffaug.pytorch_lightning import LastCheckpoint
 from diffaug.training.checkpoint_io import claim
 
 WORKER = "data.num_workers=1"

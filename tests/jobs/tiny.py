@@ -16,7 +16,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from diffaug.training import AtomicCheckpointIO
+from diffaug.pytorch_lightning import AtomicCheckpointIO
 
 ROOT = Path(__file__).resolve().parents[2]
 

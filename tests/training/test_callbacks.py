@@ -17,9 +17,8 @@ from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
+from diffaug.pytorch_lightning import Denoiser, LossByLevel, Pictures, Progress, RunLogger, Summary
 from diffaug.targets import MinSNR
-from diffaug.training import LossByLevel, Pictures, Progress, RunLogger, Summary
-from diffaug.training.denoiser import Denoiser
 from diffaug.training.loss_by_level import sum_bins, summarise_bins
 
 EDGES = (-math.inf, -2.0, 0.0, 2.0, math.inf)

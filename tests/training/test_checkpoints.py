@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from tiny import checkpoint, load
 
 from diffaug.config import compose_config
-from diffaug.training import AtomicCheckpointIO
+from diffaug.pytorch_lightning import AtomicCheckpointIO
 from diffaug.training.checkpoint_io import claim
 
 FORK = multiprocessing.get_context("fork")

@@ -15,7 +15,7 @@ from tiny import checkpoint, load
 
 from diffaug.commands.export import load_weights
 from diffaug.config import compose_config
-from diffaug.training import AtomicCheckpointIO
+from diffaug.pytorch_lightning import AtomicCheckpointIO
 from diffaug.training.checkpoint_io import find_damage
 
 

@@ -14,10 +14,9 @@ from torch.utils.data import TensorDataset
 
 from diffaug import VPSDE, DiffusionDataModule, ForwardProcess, LinearBeta, Rectified, Trigonometric, Uniform
 from diffaug.commands.export import load_weights
+from diffaug.pytorch_lightning import Denoiser, LastCheckpoint
 from diffaug.targets import NUMBER_FIELDS
 from diffaug.times import Fixed
-from diffaug.training import LastCheckpoint
-from diffaug.training.denoiser import Denoiser
 
 
 class Net(nn.Module):

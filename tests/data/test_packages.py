@@ -1,0 +1,206 @@
+"""Both packages of Lightning, side by side in one process: alike under each, and never mixed."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from shared import composed, pictures
+from tiny import OVERRIDES, ROOT, environment
+from torch.utils.data import DataLoader
+
+import diffaug.lightning
+import diffaug.pytorch_lightning
+from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
+from diffaug.data.packages import package_of
+
+PACKAGES = {"pytorch_lightning": (pl, diffaug.pytorch_lightning), "lightning": (L.pytorch, diffaug.lightning)}
+OTHER = {"pytorch_lightning": "lightning", "lightning": "pytorch_lightning"}
+
+
+def process() -> ForwardProcess:
+    return ForwardProcess(LinearBeta(100), compile=False)
+
+
+def model_of(package: str) -> Any:
+    """A LightningModule of a package that keeps its batches and its losses."""
+
+    class Listener(PACKAGES[package][0].LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+            self.seen: list[Any] = []
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            loss = (self.weight * batch.x_t - batch.epsilon).square().mean()
+            self.seen.append((batch, loss.detach()))
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters(), lr=0.01)
+
+    return Listener()
+
+
+def data_of(package: str, **options: Any) -> Any:
+    return PACKAGES[package][1].DiffusionDataModule(
+        pictures(20), process=process(), **{"batch_size": 4, "seed": 3, **options}
+    )
+
+
+def inner_of(package: str) -> Any:
+    class Pictures(PACKAGES[package][0].LightningDataModule):  # type: ignore[misc]
+        def train_dataloader(self) -> Any:
+            return DataLoader(pictures(20), batch_size=4, shuffle=True)
+
+    return Pictures()
+
+
+def trainer_of(package: str, **options: Any) -> Any:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": 2}
+    return PACKAGES[package][0].Trainer(accelerator="cpu", **{"enable_checkpointing": False, **quiet, **options})
+
+
+def assert_same(a: list[Any], b: list[Any]) -> None:
+    assert len(a) == len(b) > 0
+    for (batch, loss), (other, its) in zip(a, b, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(batch, other, strict=True))
+        assert torch.equal(loss, its)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_triples_and_losses_are_equal(wrapped):
+    seen = {}
+    for package in PACKAGES:
+        model = model_of(package)
+        data = DiffusionDataModule.wrap(inner_of(package), process(), seed=3) if wrapped else data_of(package)
+        trainer_of(package).fit(model, data)
+        seen[package] = model.seen
+    assert_same(*seen.values())
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_checkpoints_cross_over(package, wrapped, tmp_path):
+    """Saved under one inside an epoch, gone on from under the other: the rest is that of a run that was whole."""
+
+    def data(of: str) -> Any:
+        return DiffusionDataModule.wrap(inner_of(of), process(), seed=3) if wrapped else data_of(of)
+
+    whole, first, rest = model_of(package), model_of(package), model_of(OTHER[package])
+    trainer_of(package).fit(whole, data(package))
+    stopped = trainer_of(package, max_steps=3)
+    stopped.fit(first, data(package))
+    stopped.save_checkpoint(tmp_path / "three.ckpt")
+    trainer_of(OTHER[package]).fit(rest, data(OTHER[package]), ckpt_path=tmp_path / "three.ckpt", weights_only=False)
+    assert_same([*first.seen, *rest.seen], whole.seen)
+
+
+def test_both_have_the_same_names():
+    own = [
+        {name for name, thing in vars(ours).items() if getattr(thing, "__module__", None) == ours.__name__}
+        for _, ours in PACKAGES.values()
+    ]
+    assert own[0] == own[1] >= {"DiffusionDataModule", "WrappedDataModule", "Denoiser", "LossByLevel"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_wrap_answers_in_kind(package):
+    for asked in (DiffusionDataModule, diffaug.lightning.DiffusionDataModule):
+        wrapped = asked.wrap(inner_of(package), process())
+        assert type(wrapped) is PACKAGES[package][1].WrappedDataModule
+
+
+MIXED = {
+    "pytorch_lightning": (
+        "(a class of pytorch_lightning) does not work with {} (a class of lightning.pytorch). pytorch_lightning and "
+        "lightning.pytorch do not mix: import {} from diffaug.lightning, or everything else from pytorch_lightning."
+    ),
+    "lightning": (
+        "(a class of lightning.pytorch) does not work with {} (a class of pytorch_lightning). pytorch_lightning and "
+        "lightning.pytorch do not mix: import {} from diffaug.pytorch_lightning, or everything else from "
+        "lightning.pytorch."
+    ),
+}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+class TestMixes:
+    def test_a_trainer_of_the_other(self, package):
+        text = MIXED[package].format("Trainer", "DiffusionDataModule")
+        data = data_of(package)
+        with pytest.raises(TypeError, match=re.escape(f"DiffusionDataModule {text}")):
+            trainer_of(OTHER[package]).fit(model_of(OTHER[package]), datamodule=data)
+        assert data._datasets == {}  # refused before any data is read
+
+    def test_given_as_if_it_were_a_loader(self, package):
+        """A Trainer of the other package does not know it for a DataModule."""
+        remedy = MIXED[package].partition(". ")[2].format("DiffusionDataModule")
+        with pytest.raises(ValueError, match=r"is no loader: data\.train_dataloader\(\) is.*" + re.escape(remedy)):
+            trainer_of(OTHER[package]).fit(model_of(OTHER[package]), data_of(package))
+
+    def test_a_wrapped_one(self, package):
+        data = DiffusionDataModule.wrap(inner_of(package), process())
+        with pytest.raises(TypeError, match=re.escape(MIXED[package].format("Trainer", "WrappedDataModule"))):
+            trainer_of(OTHER[package]).fit(model_of(OTHER[package]), datamodule=data)
+        with pytest.raises(TypeError, match=re.escape(MIXED[package].format("Pictures", "WrappedDataModule"))):
+            PACKAGES[package][1].WrappedDataModule(inner_of(OTHER[package]), process())
+
+    def test_a_callback(self, package, tmp_path):
+        ours = PACKAGES[package][1]
+        for callback in (ours.LossByLevel(), ours.LastCheckpoint(tmp_path), ours.Pictures(tmp_path)):
+            name = type(callback).__name__
+            other = OTHER[package]
+            with pytest.raises(TypeError, match=re.escape(f"{name} {MIXED[package].format('Trainer', name)}")):
+                trainer_of(other, callbacks=[callback]).fit(model_of(other), data_of(other))
+
+    def test_a_model(self, package):
+        """Lightning itself refuses it."""
+        other = OTHER[package]
+        denoiser = PACKAGES[package][1].Denoiser(torch.nn.Identity(), process())
+        with pytest.raises(TypeError, match=r"must be a `LightningModule`.*got `Denoiser`"):
+            trainer_of(other).fit(denoiser, data_of(other))
+
+
+def test_what_is_of_neither_is_refused():
+    with pytest.raises(ValueError, match=r"data\.inner must be a LightningDataModule, of pytorch_lightning or of"):
+        DiffusionDataModule.wrap(object(), process())
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_one_key_turns_every_class(package, tmp_path):
+    words = (f"lightning={package}", "trainer=cpu", "callbacks=loss_by_level", f"folder={tmp_path}")
+    config = composed(*words, config="train")
+    data = instantiate(config.data)
+    made = [data, instantiate(config.model, process=data.process), trainer := instantiate(config.trainer)]
+    made += [*trainer.callbacks, *trainer.loggers]
+    assert {package_of(thing) for thing in made} == {PACKAGES[package][0].__name__}
+    other = PACKAGES[OTHER[package]][0].__name__
+    assert f"_target_: {other}." not in str(config)
+
+
+@pytest.mark.slow
+def test_two_processes_under_each(tmp_path):
+    """train.py on two ranks: equal rows of metrics."""
+    rows = {}
+    for package in PACKAGES:
+        folder = tmp_path / package
+        words = [*OVERRIDES, f"lightning={package}", "trainer=ddp", "trainer.accelerator=cpu", "hydra.run.dir=run"]
+        folder.mkdir()
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), *words],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=folder,
+            env=environment(folder),
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        rows[package] = Path(folder, "run", "metrics.csv").read_text()
+    assert rows["lightning"] == rows["pytorch_lightning"]
