@@ -87,4 +87,4 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_WHEN_ASKED_FOR[name]), name)
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

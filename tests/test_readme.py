@@ -59,3 +59,16 @@ def test_commands_run_for_two_steps(command, tmp_path):
 
 def test_there_are_commands_to_run():
     assert len(COMMANDS) >= 7
+
+
+def test_links_and_pictures_are_there():
+    """Every relative link of the README, CONTRIBUTING and docs/, and the heading it leads to."""
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+            name, _, heading = link.partition("#")
+            target = (page.parent / name) if name else page
+            assert target.exists(), f"{page.name}: {link}"
+            if heading:
+                titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+                anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+                assert heading in anchors, f"{page.name}: {link}"
