@@ -10,7 +10,9 @@ import inspect
 import math
 from collections.abc import Collection
 from dataclasses import Field, field, fields
-from typing import Any
+from typing import Any, TypeVar
+
+_Object = TypeVar("_Object")
 
 
 def bounded(
@@ -141,6 +143,13 @@ def flag(where: str, value: Any) -> bool:
     """
     if not isinstance(value, bool):
         raise refuse(where, value, "true or false")
+    return value
+
+
+def instance(where: str, value: object, kind: type[_Object], wanted: str) -> _Object:
+    """Return ``value``, or raise `ValueError` if it is no object of this class."""
+    if not isinstance(value, kind):
+        raise refuse(where, value, wanted)
     return value
 
 

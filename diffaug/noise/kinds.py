@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffaug.checks import bounded, check_fields, refuse
+from diffaug.checks import bounded, check_fields, instance, refuse
 from diffaug.randomness.philox import Keys, Purpose, lanes, normals
 from diffaug.schedules.numbers import per_sample
 
@@ -25,7 +25,7 @@ def gaussian(keys: Keys, shape: tuple[int, ...], purpose: int = Purpose.EPSILON,
     """
     elements = torch.Size(shape).numel()
     runs = normals(keys, purpose, torch.arange(lanes(elements), device=keys.low.device) + first // 4)
-    return torch.cat(runs, 1)[:, :elements].unflatten(1, shape)
+    return torch.cat(runs, 1)[:, :elements].view(len(keys.low), *shape)
 
 
 def sum_samples(x: Tensor) -> Tensor:
@@ -122,14 +122,18 @@ class StudentT(Noise):
     nu: int = bounded(10, at_least=3, at_most=65536)
 
     def __post_init__(self) -> None:
-        if isinstance(self.nu, (int, float)) and self.nu <= 2:
-            raise refuse("noise.nu", self.nu, "a whole number > 2: a Student-t with nu <= 2 has no finite variance")
+        _check_variance(self.nu)
         super().__post_init__()
 
     def draw(self, keys: Keys, x_0: Tensor) -> Tensor:
         chi_square = sum_samples(gaussian(keys, (self.nu,), Purpose.CHI_SQUARE).square())
         epsilon = gaussian(keys, tuple(x_0.shape[1:]))
         return epsilon * per_sample(torch.sqrt((self.nu - 2) / chi_square), epsilon)
+
+
+def _check_variance(nu: object) -> None:
+    if isinstance(nu, (int, float)) and nu <= 2:
+        raise refuse("noise.nu", nu, "a whole number > 2: a Student-t with nu <= 2 has no finite variance")
 
 
 @dataclass(frozen=True)
@@ -180,8 +184,7 @@ class InputPerturbation(Noise):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.base, Noise):
-            raise refuse("noise.base", self.base, "a Noise object")
+        instance("noise.base", self.base, Noise, "a Noise object")
         if isinstance(self.base, InputPerturbation):
             raise ValueError(
                 f"noise.base is {self.base!r}: perturbing twice with the same xi only adds the two strengths. Set one "

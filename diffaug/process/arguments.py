@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffaug.checks import number, refuse
+from diffaug.checks import instance, number, refuse
 from diffaug.noise import Noise
 from diffaug.randomness.philox import ELEMENTS_MAX
 from diffaug.schedules import Schedule
@@ -27,28 +27,31 @@ class Parts(Protocol):
     fields: tuple[str, ...]
 
 
-def check_names(fields: Sequence[str]) -> tuple[str, ...]:
+def check_names(fields: Sequence[object]) -> tuple[str, ...]:
     """Check that the fields are different names, and return them as a tuple."""
     if isinstance(fields, str) or not fields or len(set(fields)) != len(fields):
         raise refuse("process.fields", fields, "a list of different names")
-    if not all(isinstance(name, str) and name.isidentifier() for name in fields):
+    names = tuple(name for name in fields if isinstance(name, str) and name.isidentifier())
+    if len(names) != len(fields):
         raise refuse("process.fields", fields, "a list of names")
-    return tuple(fields)
+    return names
 
 
 def check_value_range(value_range: Sequence[float] | None) -> tuple[float, float] | None:
     """Check that the range is a pair, and return it; None for latents."""
-    if value_range is None:
-        return None
-    if isinstance(value_range, str) or not isinstance(value_range, Sequence) or len(value_range) != 2:
-        raise refuse("process.value_range", value_range, "a pair [low, high], or null for latents")
-    low, high = (number("process.value_range", v) for v in value_range)
+    match value_range:
+        case None:
+            return None
+        case [first, second]:
+            low, high = number("process.value_range", first), number("process.value_range", second)
+        case _:
+            raise refuse("process.value_range", value_range, "a pair [low, high], or null for latents")
     if low >= high:
         raise refuse("process.value_range", value_range, "a pair [low, high] with low < high")
     return low, high
 
 
-def check_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
+def check_dtype(dtype: object) -> torch.dtype | None:
     """Check that images can have the dtype, and return it."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise refuse("process.dtype", dtype, "a floating point torch.dtype or None")
@@ -58,11 +61,10 @@ def check_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
 def check_parts(process: Parts) -> None:
     """Refuse parts that are not what they should be, or make no sense together."""
     for name, kind in (("schedule", Schedule), ("times", Times), ("noise", Noise), ("weight", Weight)):
-        if not isinstance(getattr(process, name), kind):
-            raise refuse(f"process.{name}", getattr(process, name), f"a {kind.__name__} object")
+        instance(f"process.{name}", getattr(process, name), kind, f"a {kind.__name__} object")
     pair, noise = process.pair, process.noise
-    if pair is not None and not isinstance(pair, Pair):
-        raise refuse("process.pair", pair, "a Pair object or None")
+    if pair is not None:
+        instance("process.pair", pair, Pair, "a Pair object or None")
     process.times.check(process.schedule)
     asked = [name for name in process.fields if name in TARGETS]
     if "weight" in process.fields and process.weight.stated_on and asked and process.target not in asked:
@@ -122,11 +124,11 @@ def number_images(x_0: Tensor, generator: torch.Generator | None) -> tuple[int, 
             "(then the noise of each is the same on every machine and repeats on a resume), or generator=, a "
             "torch.Generator, where there is no such number."
         )
-    if not isinstance(generator, torch.Generator):
-        raise refuse("generator", generator, "a torch.Generator, such as torch.Generator().manual_seed(0)")
+    instance("generator", generator, torch.Generator, "a torch.Generator, such as torch.Generator().manual_seed(0)")
     check_images("x_0", x_0)
-    words = torch.randint(2**32, (2,), generator=generator, device=generator.device, dtype=torch.int64).tolist()
-    return words[0] | words[1] << 32, torch.arange(len(x_0), device="cpu")
+    words = torch.randint(2**32, (2,), generator=generator, device=generator.device, dtype=torch.int64)
+    low, high = map(int, words)
+    return low | high << 32, torch.arange(len(x_0), device="cpu")
 
 
 def check_call(fields: tuple[str, ...], x_0: Tensor, extra: Mapping[str, Any]) -> None:

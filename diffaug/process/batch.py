@@ -2,10 +2,12 @@
 
 import functools
 from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 from torch import Tensor
+
+_named_tuple: Callable[[str, Sequence[str]], Any] = namedtuple  # noqa: PYI024 - of fields that are known only later
 
 
 class NoisyBatch(NamedTuple):
@@ -39,9 +41,12 @@ def batch_type(fields: tuple[str, ...]) -> Callable[..., Fields]:
     """Make the named tuple of a batch with these fields: `NoisyBatch` itself for its own three."""
     if fields == NoisyBatch._fields:
         return cast("Callable[..., Fields]", NoisyBatch)
-    made: Any = namedtuple("NoisyBatch", fields)  # noqa: PYI024 - its fields are known only now
-    made.__module__ = __name__
-    made.__reduce__ = lambda self: (_rebuild, (self._fields, tuple(self)))  # a class made on the fly, yet picklable
+    made = _named_tuple("NoisyBatch", fields)
+
+    def reduce(batch: Fields) -> tuple[Any, ...]:  # a class made on the fly, yet picklable
+        return _rebuild, (fields, tuple(batch))
+
+    made.__module__, made.__reduce__ = __name__, reduce
     return made
 
 

@@ -49,7 +49,8 @@ class Gap(NamedTuple):
 def gap(schedule: Schedule, s: Tensor, t: Tensor) -> Gap:
     """Return what lies between s and t; a discrete s of -1 or a continuous one of 0 is the clean image."""
     if t.device.type == "cpu" and not bool((s < t).all()):
-        raise ValueError(f"s must be less than t (noise grows with t), but got s={s.tolist()} and t={t.tolist()}.")
+        at_s, at_t = ([time.item() for time in times] for times in (s, t))
+        raise ValueError(f"s must be less than t (noise grows with t), but got s={at_s} and t={at_t}.")
     alpha_s, sigma_s, log_snr_s = _level(schedule, s)
     alpha_t, sigma_t, log_snr_t = _level(schedule, t)
     # Where all signal is gone at s already, the step adds fresh noise: the share that is new is all of it.
@@ -72,13 +73,13 @@ def step(schedule: Schedule, x_s: Tensor, s: Tensor, t: Tensor, epsilon: Tensor)
     return _times(between.ratio, x_s) + _times(between.sigma_t * between.fresh.sqrt(), epsilon)
 
 
-def path(schedule: Schedule, x_0: Tensor, times: Tensor, key: Keys) -> Tensor:
+def path(schedule: Schedule, x_0: Tensor, times: object, key: Keys) -> Tensor:
     """Draw one joint path through times that rise; see `ForwardProcess.trajectory`."""
     if not isinstance(times, Tensor) or times.ndim != 1:
         raise refuse("times", times, "a tensor of shape (K,), of times that rise")
     elements = (x_0[0].numel() + 3) // 4 * 4
     x, s = x_0, torch.full((len(x_0),), -1 if schedule.discrete else 0.0, dtype=times.dtype, device=x_0.device)
-    states = []
+    states: list[Tensor] = []
     for k, time in enumerate(move([times], x.device)[0].unbind()):
         t = time.expand(len(x))
         x = step(schedule, x, s, t, gaussian(key, tuple(x.shape[1:]), Purpose.TRAJECTORY, k * elements))

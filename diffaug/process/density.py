@@ -60,9 +60,12 @@ def _cells(process: ForwardProcess, loss: str, resolution: int) -> tuple[Tensor,
     ends = torch.linspace(-34.0, 34.0, resolution + 1, dtype=torch.float64).sigmoid()
     middles = torch.linspace(-34.0, 34.0, 2 * resolution + 1, dtype=torch.float64).sigmoid()[1::2]
     if schedule.discrete:  # the ends of a cell of the inverse CDF must not fall between two of these
-        ends = torch.cat([ends, torch.linspace(0, 1, 16 * resolution + 1, dtype=torch.float64)]).unique()
+        ends = torch.cat([ends, torch.linspace(0, 1, 16 * resolution + 1, dtype=torch.float64)]).sort().values
+        ends = ends[_rises(ends)]
         middles = (ends[1:] + ends[:-1]) / 2
-    t, place = process.times.quantile(middles, schedule).unique(return_inverse=True)
+    t = process.times.quantile(middles, schedule)
+    new = _rises(t)
+    t, place = t[new], new.cumsum(0) - 1
     draws = torch.zeros(len(t), dtype=torch.float64).index_add_(0, place, ends.diff())
     levels = schedule.log_snr(t, torch.float64)
     kept = levels.isfinite()
@@ -77,6 +80,11 @@ def _cells(process: ForwardProcess, loss: str, resolution: int) -> tuple[Tensor,
     half = levels.diff() / 2 if len(levels) > 1 else levels.new_full((1,), 0.05)
     cells = torch.cat([levels[:1] - half[:1], (levels[1:] + levels[:-1]) / 2, levels[-1:] + half[-1:]])
     return cells, draws, load / load.sum()
+
+
+def _rises(numbers: Tensor) -> Tensor:
+    """Return which of the numbers, which never fall, are greater than the one before; the first is."""
+    return torch.cat([torch.ones(1, dtype=torch.bool), numbers.diff() > 0])
 
 
 def _in_bins(cells: Tensor, shares: Tensor, edges: Tensor) -> Tensor:

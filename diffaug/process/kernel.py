@@ -154,14 +154,15 @@ class CompileError(RuntimeError):
 
 
 def _call_compiled(function: Callable[..., list[Tensor]], *args: Any) -> list[Tensor]:
-    from torch._dynamo.exc import TorchDynamoException  # here, as importing it takes a second
+    from torch._dynamo import mark_static  # here, as importing it takes a second
+    from torch._dynamo.exc import TorchDynamoException
 
     x, _, coefficients, *_ = args
     if x.device.type == "cuda":
         # There a sample's size is a constant of the compiled code, the batch's is not: one compile for each size of
         # sample. With the size a variable every address costs a 64-bit division, and no access is of 128 bits.
-        torch._dynamo.mark_static(x, 1)
-        torch._dynamo.mark_static(coefficients, [1, 2])
+        mark_static(x, 1)
+        mark_static(coefficients, [1, 2])
     try:
         return _compiled(function, x.device.type)(*args)
     except TorchDynamoException as error:
@@ -171,11 +172,12 @@ def _call_compiled(function: Callable[..., list[Tensor]], *args: Any) -> list[Te
 
 @functools.cache
 def _compiled(function: Callable[..., list[Tensor]], device_type: str) -> Callable[..., list[Tensor]]:
-    from torch._inductor import config  # here, as it is slow to import
+    from torch._dynamo import config as dynamo  # here, as both are slow to import
+    from torch._inductor import config
 
     # One graph for every batch size but 1. Each number of fields, dtype, parity and, on CUDA, size of sample makes its
     # own, hence the larger limit.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 256)
     # The four runs of a sample must be written where they lie. Inductor's other way of joining them, its choice on
     # GPUs, works out all four for every element and keeps one.
     names = ("max_pointwise_cat_inputs", "max_complex_pointwise_cat_inputs")
@@ -193,7 +195,7 @@ def compiler_for(device_type: str) -> bool:
     if device_type == "cpu":
         from torch._inductor import config  # here, as it is slow to import and needed only where compiling is asked
 
-        names = config.cpp.cxx if isinstance(config.cpp.cxx, tuple) else (config.cpp.cxx,)
+        names = (config.cpp.cxx,) if isinstance(config.cpp.cxx, str) else config.cpp.cxx
         return any(shutil.which(name) for name in names if name)
     if device_type == "cuda":
         from torch.utils._triton import has_triton

@@ -2,7 +2,7 @@
 left as they were found."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -42,7 +42,7 @@ def _seed_all(seed: int) -> None:
 
 
 @contextmanager
-def untouched_random_state() -> Iterator[None]:
+def untouched_random_state() -> Generator[None]:
     """Run the user's code, which may draw from torch's, numpy's or Python's global state, and put the states back."""
     states = _states()
     try:
@@ -52,7 +52,7 @@ def untouched_random_state() -> Iterator[None]:
 
 
 @contextmanager
-def keyed_random_state(device: torch.device, *key: int) -> Iterator[None]:
+def keyed_random_state(device: torch.device, *key: int) -> Generator[None]:
     """Run the user's code on a device under random states of this key, and put the states back.
 
     All three global states are keyed, and the device's own. Reading and setting an accelerator's state touches two
@@ -103,7 +103,7 @@ def call_keyed(function: Callable[[Any], _Result], items: Sequence[Any], seeds: 
 
 
 def _call_seeded(function: Callable[[Any], _Result], items: Sequence[Any], seeds: Sequence[int]) -> list[_Result]:
-    results = []
+    results: list[_Result] = []
     for item, seed in zip(items, seeds, strict=True):
         _seed_all(seed)
         results.append(function(item))

@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diffaug.checks import refuse
@@ -88,12 +89,12 @@ def read_numbers(where: str, path: str | Path, names: Sequence[str] = ()) -> lis
     return values
 
 
-def _read_arrays(path: Path) -> dict[str, Any]:
+def _read_arrays(path: Path) -> dict[str, NDArray[Any] | list[float | str]]:
     loaded = np.load(path, allow_pickle=False)
     return {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
 
 
-def _read_csv(path: Path) -> dict[str, Any]:
+def _read_csv(path: Path) -> dict[str, NDArray[Any] | list[float | str]]:
     with path.open(newline="") as file:
         rows = [[_parse(cell.strip()) for cell in row] for row in csv.reader(file) if any(map(str.strip, row))]
     if len(rows) == 1 and not any(isinstance(cell, str) for cell in rows[0]):

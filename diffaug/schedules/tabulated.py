@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from diffaug.checks import one_of, refuse
+from diffaug.checks import instance, one_of, refuse
 from diffaug.schedules.base import Schedule, betas_of
 from diffaug.schedules.numbers import read_numbers
 
@@ -38,13 +38,7 @@ class Tabulated(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        values = self.values
-        if isinstance(values, (str, Path)):
-            values = read_numbers("schedule.values", values, (self.key, *KEYS))
-        if not isinstance(values, Iterable):
-            raise refuse("schedule.values", values, "a list of numbers in [0, 1], or the path of a file")
-        values = values.tolist() if isinstance(values, (np.ndarray, Tensor)) else list(values)
-        object.__setattr__(self, "values", _check_values(values, self.key))
+        object.__setattr__(self, "values", _check_values(_list_values(self.values, self.key), self.key))
 
     @property
     def timesteps(self) -> int:
@@ -67,6 +61,14 @@ class Tabulated(Schedule):
     def compute_betas(self) -> Tensor:
         values = torch.tensor(self.values, dtype=torch.float64)
         return values if self.key == "betas" else betas_of(torch.logit(values))
+
+
+def _list_values(values: Any, key: str) -> list[object]:
+    if isinstance(values, (str, Path)):
+        return read_numbers("schedule.values", values, (key, *KEYS))
+    values = values.tolist() if hasattr(values, "tolist") else values  # of a tensor or an array
+    instance("schedule.values", values, Iterable, "a list of numbers in [0, 1], or the path of a file")
+    return list(values)
 
 
 def _check_values(values: list[object], key: str) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffaug.checks import bounded, refuse
+from diffaug.checks import bounded, instance, refuse
 from diffaug.schedules.base import VARIANCE_PRESERVING, Scaling, Schedule, table
 
 MAKE_DISCRETE = (
@@ -30,8 +30,7 @@ class Wrapper(Schedule):
     base: Schedule
 
     def __post_init__(self) -> None:
-        if not isinstance(self.base, Schedule):
-            raise refuse("schedule.base", self.base, "a schedule")
+        instance("schedule.base", self.base, Schedule, "a schedule")
         super().__post_init__()
 
     @property

@@ -56,7 +56,7 @@ def convert(
     dtype = torch.promote_types(torch.promote_types(x_t.dtype, prediction.dtype), torch.float32)
     possible = _possible(a, b, dtype)
     if t.device.type == "cpu" and not bool(possible.all()):
-        at = t[~possible].unique().tolist()[:5]
+        at = sorted({time.item() for time in t[~possible]})[:5]
         raise ValueError(
             f"{target} cannot be had from {source} at t in {at} of {schedule!r}: alpha or sigma is 0 there, or too "
             f"small for {str(dtype).removeprefix('torch.')}, so that x_t and {source} say the same thing. Predict v, "

@@ -14,13 +14,14 @@ noise level  `LevelTimes` (`diffaug.times.levels`)    the same distribution of l
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from diffaug.checks import check_fields, integer, refuse
+from diffaug.checks import check_fields, instance, integer, refuse
 from diffaug.randomness.philox import Keys, indices, uniforms
 from diffaug.randomness.transfer import move
 from diffaug.schedules import Schedule
@@ -30,6 +31,8 @@ from diffaug.times.coverage import Coverage, Independent
 _log = logging.getLogger("diffaug")
 _SELDOM = 1e-3
 """A timestep that has less than this share of a uniform density's draws counts as never drawn."""
+ndtri: Callable[[Tensor], Tensor] = torch.special.ndtri  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+"""The standard normal's inverse CDF, with the type that torch does not give it."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,7 @@ class Times(ABC):
     """Whether it goes by losses, which are where the images are."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.coverage, Coverage):
-            raise refuse("times.coverage", self.coverage, "a Coverage object")
+        instance("times.coverage", self.coverage, Coverage, "a Coverage object")
         check_fields(self, "times")
 
     @abstractmethod
@@ -132,7 +134,7 @@ class Times(ABC):
         integer("resolution", resolution, 1)
         edges = edges.double().cpu()
         if edges.ndim != 1 or len(edges) < 2 or not bool((edges.diff() > 0).all()):
-            raise refuse("edges", edges.tolist(), "log-SNRs that rise, at least two")
+            raise refuse("edges", edges.numpy(force=True).tolist(), "log-SNRs that rise, at least two")
         q = (torch.arange(resolution, dtype=torch.float64, device="cpu") + 0.5) / resolution
         log_snr = schedule.log_snr(self.quantile(q, schedule), torch.float64)
         place = torch.searchsorted(edges, log_snr, right=True)
@@ -191,15 +193,15 @@ class Uniform(UnitTimes):
 def _inside(low: float, high: float) -> tuple[float, float]:
     """Return the least and greatest float32 strictly between two numbers, no denormal (a GPU may take it for 0)."""
     ends = torch.tensor([low, high], dtype=torch.float32)
-    first, last = torch.nextafter(ends, ends.flip(0)).tolist()
+    first, last = map(float, torch.nextafter(ends, ends.flip(0)))
     return (max(first, torch.finfo(torch.float32).tiny) if low == 0 else first), last
 
 
 @keep
 def _check_overlap(times: LevelTimes, schedule: Schedule) -> None:
     ends = torch.tensor(schedule.range, dtype=torch.int64 if schedule.discrete else torch.float64)
-    most, least = schedule.log_snr(ends, torch.float64).tolist()
-    high, low = times.log_snr(torch.tensor([0.001, 0.999], dtype=torch.float64)).tolist()
+    most, least = map(float, schedule.log_snr(ends, torch.float64))
+    high, low = map(float, times.log_snr(torch.tensor([0.001, 0.999], dtype=torch.float64)))
     if low >= most or high <= least:
         raise ValueError(
             f"times: {times!r} is a density over noise levels, of log-SNR {low:.3g} to {high:.3g}, but "

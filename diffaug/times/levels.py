@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import bounded
-from diffaug.times.densities import LevelTimes
+from diffaug.times.densities import LevelTimes, ndtri
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LogNormal(LevelTimes):
     std: float = bounded(1.2, above=0)
 
     def log_snr(self, q: Tensor) -> Tensor:
-        return -2 * (self.mean + self.std * torch.special.ndtri(q))
+        return -2 * (self.mean + self.std * ndtri(q))
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class SplitLogNormal(LevelTimes):
         # Each half is half of a whole normal: the share below the mode, or above it, is at most 1/2 of that.
         below = (q * (total / self.std_low / 2)).clamp_max(0.5)
         above = ((1 - q) * (total / self.std_high / 2)).clamp_max(0.5)
-        return -2 * (self.mode + self.std_low * torch.special.ndtri(below) - self.std_high * torch.special.ndtri(above))
+        return -2 * (self.mode + self.std_low * ndtri(below) - self.std_high * ndtri(above))
 
 
 @dataclass(frozen=True)

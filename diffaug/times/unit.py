@@ -10,7 +10,7 @@ from torch import Tensor
 from diffaug.checks import bounded, number, refuse
 from diffaug.schedules import Schedule
 from diffaug.schedules.numbers import keep, read_numbers
-from diffaug.times.densities import UnitTimes
+from diffaug.times.densities import UnitTimes, ndtri
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LogitNormal(UnitTimes):
     std: float = bounded(1.0, above=0)
 
     def unit(self, q: Tensor) -> Tensor:
-        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(q))
+        return torch.sigmoid(self.mean + self.std * ndtri(q))
 
 
 @dataclass(frozen=True)
