@@ -127,12 +127,12 @@ _ISSUE = 128
 
 def picoseconds(code: Code, multiprocessors: int, gigahertz: float) -> float:
     """The least time of one element's arithmetic, over the whole GPU: the busiest pipe's, issuing included."""
-    lanes: collections.Counter[str] = collections.Counter()
+    lanes: dict[str, float] = collections.defaultdict(float)
     for operation in code.operations:
-        lanes["issue"] += 1 / _ISSUE  # pyright: ignore[reportArgumentType]
+        lanes["issue"] += 1 / _ISSUE
         for pattern, pipe, rate in _PIPES:
             if re.match(pattern, operation):
-                lanes[pipe] += 1 / rate  # pyright: ignore[reportArgumentType]
+                lanes[pipe] += 1 / rate
                 break
     return 1000 * max(lanes.values()) / code.elements / multiprocessors / gigahertz
 

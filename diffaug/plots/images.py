@@ -114,7 +114,7 @@ def _grid(rows: Any, titles: Sequence[str] = (), labels: Sequence[str] = (), cap
     figure = new_figure(
         1.05 * len(rows[0]) + (1.35 if labels else 0), (1.05 * height / width + below) * len(rows) + 0.5
     )
-    figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)  # pyright: ignore
+    figure.set_layout_engine("constrained", w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)
     _fill(figure, rows, titles, labels, captions)
     return figure
 

@@ -168,7 +168,7 @@ def test_what_a_device_transform_may_not_do(options, message):
 
 def test_device_transform_must_be_a_function():
     with pytest.raises(ValueError, match=r"data\.encoder must be a function or a torch\.nn\.Module.*got 'vae'"):
-        DiffusionDataModule(pictures(), process=PROCESS, encoder="vae")  # pyright: ignore[reportArgumentType]
+        DiffusionDataModule(pictures(), process=PROCESS, encoder="vae")
 
 
 def test_subset_and_concat_are_numbered_as_they_are():

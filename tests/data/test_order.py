@@ -139,8 +139,8 @@ def test_occurrences():
     "sampler",
     [
         WeightedRandomSampler([1.0, 1.0, 8.0], 30),
-        RandomSampler(range(3), replacement=True, num_samples=30),  # pyright: ignore[reportArgumentType]
-        RandomSampler(range(3), replacement=True, num_samples=30, generator=torch.Generator()),  # pyright: ignore[reportArgumentType]
+        RandomSampler(range(3), replacement=True, num_samples=30),
+        RandomSampler(range(3), replacement=True, num_samples=30, generator=torch.Generator()),
     ],
 )
 def test_samplers_that_repeat_get_new_views(sampler, same_random_state):
@@ -167,7 +167,7 @@ def test_a_sampler_that_lies_about_its_length():
             return iter([0, 1])
 
     with pytest.raises(ValueError, match=r"data\.sampler says its length is 5, but it yielded 2"):
-        list(EpochSampler(3, sampler=Liar()))  # pyright: ignore[reportArgumentType]
+        list(EpochSampler(3, sampler=Liar()))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])

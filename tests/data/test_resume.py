@@ -135,7 +135,7 @@ class Saver(Callback):
     def _saving(self, hook: str) -> Callable[..., None]:
         def save(trainer: pl.Trainer, *_: Any, **__: Any) -> None:
             memory = trainer.strategy.checkpoint_io
-            trainer.save_checkpoint(f"{len(memory.files):04}-{hook}")  # pyright: ignore[reportAttributeAccessIssue]
+            trainer.save_checkpoint(f"{len(memory.files):04}-{hook}")
 
         return save
 
@@ -433,9 +433,7 @@ class Learns(Model):
     """Lets the process learn from losses that depend on the sample and on the epoch."""
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        self.trainer.datamodule.process.times.update(  # pyright: ignore
-            batch.t, 1.0 + batch.index.float() ** 2 * (1 + self.current_epoch)
-        )
+        self.trainer.datamodule.process.times.update(batch.t, 1.0 + batch.index.float() ** 2 * (1 + self.current_epoch))
         return super().training_step(batch, batch_idx)
 
 
@@ -971,7 +969,7 @@ class TwoOptimizers(Model):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         loss = super().training_step(batch, batch_idx)
         self.manual_backward(loss)
-        for optimizer in self.optimizers():  # pyright: ignore
+        for optimizer in self.optimizers():
             optimizer.step()
 
     def configure_optimizers(self) -> Any:
