@@ -88,7 +88,7 @@ def _check_field(where: str, value: Any, declared: Field[Any]) -> Any:
     return flag(where, value) if kind == "bool" else value
 
 
-def refuse(where: str, value: Any, wanted: str) -> ValueError:
+def refuse(where: str, value: object, wanted: str) -> ValueError:
     """Return the error for a bad value.
 
     Arguments:
@@ -96,14 +96,14 @@ def refuse(where: str, value: Any, wanted: str) -> ValueError:
         value: what came; of tensors and arrays their dtype and shape are said.
         wanted: what was wanted, as the end of the sentence "... must be".
     """
-    array = hasattr(value, "dtype") and hasattr(value, "shape")
-    came = f"{value.dtype} of shape {tuple(value.shape)}" if array else repr(value)
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    came = repr(value) if dtype is None or shape is None else f"{dtype} of shape {tuple(shape)}"
     return ValueError(f"{where} must be {wanted}, but got {came} ({type(value).__name__}).")
 
 
 def number(
     where: str,
-    value: Any,
+    value: object,
     *,
     above: float = -math.inf,
     at_least: float = -math.inf,
@@ -125,7 +125,7 @@ def number(
     return float(value)
 
 
-def integer(where: str, value: Any, at_least: int | None = None, at_most: int | None = None) -> int:
+def integer(where: str, value: object, at_least: int | None = None, at_most: int | None = None) -> int:
     """Return ``value``, or raise `ValueError` if it is no whole number within the bounds, both included."""
     wanted = "a whole number"
     if at_least is not None:
@@ -136,7 +136,7 @@ def integer(where: str, value: Any, at_least: int | None = None, at_most: int | 
     return value
 
 
-def flag(where: str, value: Any) -> bool:
+def flag(where: str, value: object) -> bool:
     """Return ``value``, or raise `ValueError` if it is not True or False.
 
     Hydra hands on the words no, off and yes of a command line as strings, all of which Python takes for true.
@@ -153,7 +153,7 @@ def instance(where: str, value: object, kind: type[_Object], wanted: str) -> _Ob
     return value
 
 
-def choice(where: str, value: Any, choices: Collection[Any]) -> Any:
+def choice(where: str, value: _Object, choices: Collection[object]) -> _Object:
     """Return ``value``, or raise `ValueError` if it is not one of ``choices``."""
     if value not in choices:
         raise refuse(where, value, f"one of {', '.join(map(repr, choices))}")

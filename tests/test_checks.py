@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 import diffaug
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Offset
-from diffaug.checks import bounded, check_fields, flag, integer, number, one_of
+from diffaug.checks import bounded, check_fields, flag, instance, integer, number, one_of
 from diffaug.data.order import EpochSampler
 from diffaug.pytorch_lightning import Denoiser, image_folder, torchvision
 
@@ -73,6 +73,13 @@ def test_flags_are_taken():
     assert flag("x", True) is True
     assert flag("x", False) is False
     assert module(pin_memory=None, in_order=None).loader_options == {}  # DataLoader's own default
+
+
+def test_objects_are_told_by_their_class():
+    with pytest.raises(ValueError, match=r"^model\.network must be a Module, but got 'unet' \(str\)\.$"):
+        instance("model.network", "unet", nn.Module, "a Module")
+    network = nn.Linear(1, 1)
+    assert instance("model.network", network, nn.Module, "a Module") is network
 
 
 def test_every_flag_of_the_public_interface_is_checked():

@@ -17,7 +17,7 @@ it labels; a network with ``condition`` is exported under it, too. Nothing of it
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,6 +27,9 @@ from diffaug.schedules import EDM, VE, Rectified
 from diffaug.schedules.base import STRAIGHT
 from diffaug.training.checkpoint_io import find_damage
 from diffaug.training.denoiser import DenoiserBase
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 EMBEDDED = 1000
 """The range of ``t_embed``: diffusers' t has it too where there are so many timesteps."""
@@ -71,7 +74,7 @@ def load_weights(model: DenoiserBase, file: Path) -> None:
         raise ValueError(f"{file} does not fit the network that its run's config describes: {error}") from error
 
 
-def export(model: DenoiserBase, out: str | Path, image_shape: tuple[int, ...]) -> Any:
+def export(model: DenoiserBase, out: str | Path, image_shape: tuple[int, ...]) -> "DiffusionPipeline":
     """Write a Denoiser as a diffusers pipeline folder.
 
     Arguments:

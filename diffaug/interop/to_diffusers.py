@@ -110,7 +110,7 @@ def _named(schedule: Schedule, scheduler: str, points: int) -> dict[str, Any]:
         if "trained_betas" not in inner:
             return {**inner, "rescale_betas_zero_snr": True}
     if isinstance(schedule, LinearBeta):
-        scale = schedule._scale
+        scale = schedule.scale
         return {
             "beta_schedule": "linear",
             "beta_start": scale * schedule.beta_start,

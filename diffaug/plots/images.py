@@ -10,7 +10,8 @@ from torch import Tensor
 
 from diffaug.noise import gaussian
 from diffaug.plots.picture import Picture, new_figure, show, tidy
-from diffaug.process import ForwardProcess
+from diffaug.process import ForwardProcess, NoisyBatch
+from diffaug.process.batch import Fields
 from diffaug.randomness.philox import Purpose, keys
 from diffaug.schedules import Schedule
 from diffaug.targets import convert
@@ -180,7 +181,7 @@ def progress(taken: Sequence[tuple[int, Tensor]], *, rows: int = 8) -> Picture:
     return Picture(_grid([list(images) for _, images in shown], labels=[f"step {step}" for step, _ in shown]))
 
 
-def batch(process: ForwardProcess, batch: Any, *, count: int = 8) -> Picture:
+def batch(process: ForwardProcess, batch: Fields | NoisyBatch, *, count: int = 8) -> Picture:
     """Draw what a batch holds: x_t as the network gets it, and x_0, recovered from x_t and the batch's target.
 
     Arguments:

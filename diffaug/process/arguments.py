@@ -92,21 +92,24 @@ def check_parts(process: Parts) -> None:
         )
 
 
-def check_images(where: str, images: Any, *, bytes_too: bool = True) -> None:
+def check_images(where: str, images: object, *, bytes_too: bool = True) -> None:
     """Refuse what is no batch of images."""
     kinds = "uint8 or float" if bytes_too else "float"
-    fits = isinstance(images, Tensor) and images.ndim >= 2
-    if not fits or not (images.is_floating_point() or (bytes_too and images.dtype == torch.uint8)):
+    if not (
+        isinstance(images, Tensor)
+        and images.ndim >= 2
+        and (images.is_floating_point() or (bytes_too and images.dtype == torch.uint8))
+    ):
         raise refuse(where, images, f"a tensor of {kinds} images, of shape (B, *)")
 
 
-def check_like(where: str, value: Any, shape: Sequence[int], what: str) -> None:
+def check_like(where: str, value: object, shape: Sequence[int], what: str) -> None:
     """Refuse what is no tensor of this shape."""
     if not isinstance(value, Tensor) or value.shape != tuple(shape):
         raise refuse(where, value, f"a tensor of shape {tuple(shape)}, {what}")
 
 
-def check_states(images: dict[str, Any], times: dict[str, Any]) -> None:
+def check_states(images: Mapping[str, Tensor], times: Mapping[str, Tensor]) -> None:
     """Refuse the states of a chain and their times, where they are no float images of one shape, one time for each."""
     (first, x), *others = images.items()
     check_images(first, x, bytes_too=False)

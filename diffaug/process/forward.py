@@ -8,7 +8,7 @@ it, whose thousand small steps have the same law, is in `diffaug.process.chain`;
 """
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -77,6 +77,8 @@ class ForwardProcess(ClosedForm):
         process = ForwardProcess(LinearBeta())
         x_t, epsilon, t = process(images, index, seed=7, epoch=3)
     """
+
+    __call__: Callable[..., Fields]  # of `forward`; to torch a module returns anything
 
     def __init__(
         self,
@@ -160,7 +162,7 @@ class ForwardProcess(ClosedForm):
         dataset: int = 0,
         position: Tensor | None = None,
         times: Times | None = None,
-        extra: dict[str, Any] | None = None,
+        extra: Mapping[str, Any] | None = None,
         dtype: torch.dtype | None = None,
     ) -> Fields:
         """Draw t and epsilon for each image and mix them.

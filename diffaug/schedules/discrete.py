@@ -31,19 +31,20 @@ class LinearBeta(BetaSchedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self._scale * self.beta_end >= 1:
+        if self.scale * self.beta_end >= 1:
             raise ValueError(
                 f"schedule.timesteps must be > {1000 * self.beta_end:g} where schedule.rescale is true and "
                 f"schedule.beta_end is {self.beta_end}, but got {self.timesteps}: beta_end * 1000 / timesteps would be "
-                f"{self._scale * self.beta_end:g}, and a beta must be in (0, 1). Take more steps or rescale=false."
+                f"{self.scale * self.beta_end:g}, and a beta must be in (0, 1). Take more steps or rescale=false."
             )
 
     @property
-    def _scale(self) -> float:
+    def scale(self) -> float:
+        """What both ends are multiplied by."""
         return 1000 / self.timesteps if self.rescale else 1.0
 
     def compute_betas(self) -> Tensor:
-        start, end = self._scale * self.beta_start, self._scale * self.beta_end
+        start, end = self.scale * self.beta_start, self.scale * self.beta_end
         return torch.linspace(start, end, self.timesteps, dtype=torch.float64)
 
 

@@ -51,7 +51,7 @@ def per_sample(number: Tensor, like: Tensor) -> Tensor:
     return number.view(-1, *(1,) * (like.ndim - 1))
 
 
-def read_numbers(where: str, path: str | Path, names: Sequence[str] = ()) -> list[Any]:
+def read_numbers(where: str, path: str | Path, names: Sequence[str] = ()) -> list[float | str]:
     """Read one row of numbers from a .npy, .npz or .csv file.
 
     Arguments:

@@ -1,7 +1,7 @@
 """A schedule by its own table of numbers, given as a list or read from a file."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class Tabulated(Schedule):
         return values if self.key == "betas" else betas_of(torch.logit(values))
 
 
-def _list_values(values: Any, key: str) -> list[object]:
+def _list_values(values: Any, key: str) -> Sequence[object]:
     if isinstance(values, (str, Path)):
         return read_numbers("schedule.values", values, (key, *KEYS))
     values = values.tolist() if hasattr(values, "tolist") else values  # of a tensor or an array
@@ -71,7 +71,7 @@ def _list_values(values: Any, key: str) -> list[object]:
     return list(values)
 
 
-def _check_values(values: list[object], key: str) -> tuple[float, ...]:
+def _check_values(values: Sequence[object], key: str) -> tuple[float, ...]:
     wanted = "a list of numbers in (0, 1)"
     if not values:
         raise refuse("schedule.values", values, f"{wanted}, at least one")

@@ -5,6 +5,7 @@ Statistical limits have a false-alarm chance of at most 10^-6; the draws are key
 
 import math
 import pickle
+import sys
 import warnings
 from collections.abc import Callable
 
@@ -534,6 +535,17 @@ def test_auto_compiles_by_device_and_sample_size_alone():
     assert process.compiles(cpu, 511) is False
     assert process.compiles(cpu, 512) is kernel.compiler_for("cpu")
     assert process.compiles(torch.device("meta"), 10**6) is False
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [("no-such", False), (sys.executable, True), (["no-such", sys.executable], True), ((None,), False)],
+)
+def test_a_compiler_is_named_alone_or_among_others(names, found):
+    from torch._inductor import config
+
+    with config.patch({"cpp.cxx": names}):
+        assert kernel.compiler_for.__wrapped__("cpu") is found
 
 
 @pytest.mark.gpu

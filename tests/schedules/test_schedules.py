@@ -365,6 +365,12 @@ def test_a_table_is_read_from_a_file(tmp_path, key, kind):
         ([0.9, 0.95], "alpha_bars", r"values\[1\] must be in \(0, 0\.9\], as alpha_bars never rise"),
         ([1.0, 0.5], "alpha_bars", r"values\[0\] must be in \(0, 1\)"),
         ([0.9, 0.0, 0.0], "alpha_bars", r"values\[1\].*only the last may be 0"),
+        (torch.tensor([[0.1, 0.5]]), "betas", r"values\[0\] must be a finite number in \(0, 1\), but got \[0\.1"),
+        (
+            torch.tensor(0.5),
+            "betas",
+            r"schedule\.values must be a list of numbers .* but got 0\.5 \(float\)",
+        ),
     ],
 )
 def test_tables_that_are_no_schedule_are_refused(values, key, message):
