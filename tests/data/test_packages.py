@@ -31,7 +31,7 @@ def process() -> ForwardProcess:
 def model_of(package: str) -> Any:
     """A LightningModule of a package that keeps its batches and its losses."""
 
-    class Listener(PACKAGES[package][0].LightningModule):  # type: ignore[misc]
+    class Listener(PACKAGES[package][0].LightningModule):
         def __init__(self) -> None:
             super().__init__()
             self.weight = torch.nn.Parameter(torch.ones(1))
@@ -55,7 +55,7 @@ def data_of(package: str, **options: Any) -> Any:
 
 
 def inner_of(package: str) -> Any:
-    class Pictures(PACKAGES[package][0].LightningDataModule):  # type: ignore[misc]
+    class Pictures(PACKAGES[package][0].LightningDataModule):
         def train_dataloader(self) -> Any:
             return DataLoader(pictures(20), batch_size=4, shuffle=True)
 
