@@ -35,7 +35,7 @@ ALLOWED = {
         "_gather": "between ranks, and MPS has one",
     },
     "process/density.py": dict.fromkeys(("trained_on", "_cells", "_in_bins"), "on the CPU, for plots"),
-    "training/denoiser.py": {"Denoiser.sample": "a grid of times on the CPU"},
+    "training/denoiser.py": {"DenoiserBase.sample": "a grid of times on the CPU"},
     "training/loss_by_level.py": {"sum_bins": "asks for the device"},
 }
 
