@@ -44,8 +44,8 @@ def split(item: Any, image_key: str | int | None, where: str, *, batch: bool = F
         return item[0], {"label": item[1]}  # an image and its class, by far the commonest item: spared the search
     if isinstance(item, Mapping):
         parts: dict[Any, Any] = dict(item)
-    elif isinstance(item, tuple) and hasattr(item, "_asdict"):
-        parts = item._asdict()  # pyright: ignore[reportAttributeAccessIssue]
+    elif isinstance(item, tuple) and (named := getattr(item, "_asdict", None)) is not None:
+        parts = named()
     elif isinstance(item, (tuple, list)):
         parts = {("label" if i == 1 else f"item_{i}"): value for i, value in enumerate(item)}
     else:

@@ -166,8 +166,9 @@ def run_sampler(sampler: Sampler[int], key: tuple[int, ...], lap: int, length: i
         own = getattr(sampler, "generator", None)
         if isinstance(own, torch.Generator):
             own.manual_seed(torch.initial_seed())
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(key[-1])  # pyright: ignore[reportAttributeAccessIssue]
+        set_epoch = getattr(sampler, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(key[-1])
         try:
             order = np.fromiter(sampler, dtype=np.int64)
         except (TypeError, ValueError) as error:

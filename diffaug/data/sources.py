@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from PIL.Image import Image
@@ -21,7 +21,7 @@ _LOOKED_AT = 32  # images of a dataset, before training
 Source = Dataset[Any] | Callable[[], Dataset[Any]]
 
 
-def are_datasets(source: Any) -> bool:
+def are_datasets(source: object) -> TypeGuard[Sequence[Any]]:
     """Return whether a list is one of several datasets, and not itself a dataset: a list of items."""
     items = (Tensor, np.ndarray, tuple, list, Mapping, int, float, Image)
     return isinstance(source, (list, tuple)) and not any(isinstance(part, items) for part in source)
@@ -31,7 +31,7 @@ def as_list(source: Source | Sequence[Source] | None) -> list[Any]:
     """List a stage's datasets, or functions that make them: none, one or several."""
     if source is None:
         return []
-    return list(source) if are_datasets(source) else [source]  # pyright: ignore[reportArgumentType]
+    return list(source) if are_datasets(source) else [source]
 
 
 def check_sources(**given: Any) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def check_sources(**given: Any) -> dict[str, Any]:
     return given
 
 
-def is_function(source: Any) -> bool:
+def is_function(source: object) -> TypeGuard[Callable[[], Any]]:
     """Return whether a source is a function that makes a dataset."""
     return not isinstance(source, Dataset) and callable(source)
 
@@ -86,7 +86,7 @@ def build_images(
         look: whether some of its images are looked at.
         options: of `Images`.
     """
-    dataset: Any = source() if is_function(source) else source  # pyright: ignore[reportCallIssue]
+    dataset: Any = source() if is_function(source) else source
     streams = isinstance(dataset, IterableDataset)
     if not streams and not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         wanted = "a map-style dataset, with a length and items by index, or a torch.utils.data.IterableDataset"
