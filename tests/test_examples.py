@@ -32,7 +32,7 @@ def ran(folder: Path, *command: str) -> str:
 
 def test_every_example_is_tested():
     names = {path.name for path in EXAMPLES.iterdir() if not path.name.startswith(("_", "."))}
-    assert names == {"plain_python.py", "own_datamodule.py", "lightning_cli.py", "own_hydra_app"}
+    assert names == {"plain_python.py", "own_datamodule.py", "with_lightning.py", "lightning_cli.py", "own_hydra_app"}
 
 
 def test_plain_python_learns():
@@ -43,11 +43,12 @@ def test_plain_python_learns():
 
 
 @pytest.mark.slow
-def test_own_datamodule_learns(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["own_datamodule", "with_lightning"])
+def test_a_datamodule_learns(name, tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
-    assert loaded("own_datamodule").main(60) < 0.75
+    assert loaded(name).main(60) < 0.75
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
 
 
