@@ -11,9 +11,9 @@ word       bits
 =========  ====================================================================================
 key 0      seed, low 32
 key 1      seed, high 32
-counter 0  block: which four numbers of the sample, < 2^30
+counter 0  block: which four numbers of the sample, 30 bits | purpose, high 2 bits, << 30
 counter 1  sample index, low 32
-counter 2  sample index, high 8 | view, 20 bits, << 8 | purpose, 4 bits, << 28
+counter 2  sample index, high 8 | view, 20 bits, << 8 | purpose, low 4 bits, << 28
 counter 3  epoch, 20 bits | stage, 2 bits, << 20 | dataset number, 10 bits, << 22
 =========  ====================================================================================
 
@@ -43,7 +43,7 @@ _COSINE = (-0.024416031315922737, 0.23495057225227356, -1.3352152109146118, 4.05
 _SINE = (0.07722116261720657, -0.5980457663536072, 2.5500314235687256, -5.1677069664001465, 3.141592502593994)
 
 STAGES = {"train": 0, "val": 1, "test": 2, "predict": 3}
-INDEX_BITS, VIEW_BITS, EPOCH_BITS, DATASET_BITS, PURPOSE_BITS = 40, 20, 20, 10, 4
+INDEX_BITS, VIEW_BITS, EPOCH_BITS, DATASET_BITS, PURPOSE_BITS = 40, 20, 20, 10, 6
 ELEMENTS_MAX = 2**32
 
 
@@ -189,10 +189,12 @@ def words(keys: Keys, purpose: int, block: Tensor) -> tuple[Tensor, Tensor, Tens
     Returns:
         Four int64 tensors of shape (B, N), values in [0, 2^32).
     """
+    if purpose >> 4:
+        block = block + (purpose >> 4 << 30)
     counter = (
         block[None, :],
         keys.low[:, None],
-        keys.high[:, None] + (purpose << 28),
+        keys.high[:, None] + ((purpose & 15) << 28),
         keys.domain[:, None],
     )
     # The key is kept per sample, not per call: with it every intermediate value of a compiled kernel has the shape

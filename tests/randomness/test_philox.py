@@ -14,6 +14,7 @@ from scipy import stats
 
 from diffaug.noise import gaussian
 from diffaug.randomness.philox import (
+    PURPOSE_BITS,
     STAGES,
     Keys,
     Purpose,
@@ -62,6 +63,12 @@ def test_layout_of_the_counter():
     assert [w.item() for w in words(key, Purpose.EPSILON, torch.tensor([block]))] == [w.item() for w in expected]
     assert key.sample.item() == index
     assert key.view.item() == view
+    # A purpose beyond 15 has its two high bits above the block's thirty.
+    purpose = 0b10_0101
+    counter = each(block | 0b10 << 30, 0x89ABCDEF, 0xA7 | 0x54321 << 8 | 0b0101 << 28, 0xFEDCB | 0x2A5 << 22)
+    expected = philox(counter, each(0x89ABCDEF, 0x01234567))
+    assert [w.item() for w in words(key, purpose, torch.tensor([block]))] == [w.item() for w in expected]
+    assert max(Purpose) < 2**PURPOSE_BITS
 
 
 def test_layout_of_a_sample():
@@ -102,7 +109,7 @@ def test_no_two_draws_share_a_counter():
                 epoch=epoch,
                 view=view,
             )
-            for purpose in (Purpose.TIME, Purpose.EPSILON, Purpose.COVERAGE):
+            for purpose in (Purpose.TIME, Purpose.EPSILON, Purpose.COVERAGE, 16, 2**PURPOSE_BITS - 1):
                 draws = torch.stack(words(key, purpose, torch.tensor([0, 1])), -1).flatten(0, 1).tolist()
                 assert not seen & set(map(tuple, draws))
                 seen |= set(map(tuple, draws))
