@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import server
 import torch
 from shared import SCHEDULES, schedule_of
 
@@ -16,6 +17,11 @@ from diffaug.schedules import Schedule
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="the device that the device tests run on: cpu or cuda")
+    parser.addoption("--fresh", action="store_true", help="start each job as a fresh process: see tests/jobs/server.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    server.FRESH |= config.getoption("--fresh")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,12 +1,12 @@
 """Every example does what it says."""
 
 import importlib.util
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import server
 from shared import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -23,9 +23,7 @@ def loaded(name: str) -> ModuleType:
 
 def ran(folder: Path, *command: str) -> str:
     """What an example prints, run from an empty folder."""
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / command[0]), *command[1:]], capture_output=True, text=True, cwd=folder
-    )
+    done = server.run([sys.executable, str(EXAMPLES / command[0]), *command[1:]], folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
 
@@ -58,12 +56,8 @@ def test_lightning_cli(tmp_path):
     run = ("--trainer.max_steps=2", "--trainer.logger=false", "--trainer.enable_checkpointing=false")
     arguments = ("fit", "--data.schedule=diffaug.LinearBeta", "--data.schedule.timesteps=100", *run)
     assert "max_steps=2" in ran(tmp_path, "lightning_cli.py", *arguments)
-    config = subprocess.run(
-        [sys.executable, str(EXAMPLES / "lightning_cli.py"), *arguments, "--print_config"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    ).stdout
+    words = [sys.executable, str(EXAMPLES / "lightning_cli.py"), *arguments, "--print_config"]
+    config = server.run(words, tmp_path).stdout
     assert "class_path: diffaug.LinearBeta" in config
     assert "timesteps: 100" in config
     (tmp_path / "run.yaml").write_text(config)
@@ -78,12 +72,7 @@ def test_own_hydra_app(tmp_path):
     assert "trained 2 steps with Cosine(timesteps=50" in ran(
         tmp_path, "own_hydra_app/app.py", "schedule=mine", "steps=2"
     )
-    wrong = subprocess.run(
-        [sys.executable, str(EXAMPLES / "own_hydra_app" / "app.py"), "schedule=cosin"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+    wrong = server.run([sys.executable, str(EXAMPLES / "own_hydra_app" / "app.py"), "schedule=cosin"], tmp_path)
     assert wrong.returncode != 0
     assert all(name in wrong.stderr for name in ("mine", "cosine", "linear", "rectified"))
 

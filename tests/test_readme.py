@@ -5,10 +5,10 @@ GPU, no cluster, no download and no earlier run is run for two steps. (Sweeps an
 """
 
 import re
-import subprocess
 import sys
 
 import pytest
+import server
 from PIL import Image
 from shared import ROOT
 from tiny import OVERRIDES, environment
@@ -16,9 +16,13 @@ from tiny import OVERRIDES, environment
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"])
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_blocks_run(page, tmp_path, monkeypatch):
+def test_python_blocks_run(page, compiled, tmp_path, monkeypatch):
+    """As where there is no compiler, and as they are: each size of image takes seconds to compile."""
     monkeypatch.chdir(tmp_path)
+    if not compiled:
+        monkeypatch.setattr("diffaug.process.kernel.compiler_for", lambda _: False)
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     names: dict[str, object] = {"__name__": "__page__"}
     for block in blocks:
@@ -44,14 +48,8 @@ def test_commands_run_for_two_steps(command, tmp_path):
     for i in range(16):
         Image.new("L", (64, 64), 16 * i).save(photos / f"{i}.png")
     here = [f"data.root={photos}", "data.channels=1"] if "image_folder" in command else []
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *command.split(), *OVERRIDES, *here, f"hydra.run.dir={tmp_path}/run"],
-        cwd=tmp_path,
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    words = [*command.split(), *OVERRIDES, *here, f"hydra.run.dir={tmp_path}/run"]
+    done = server.run([sys.executable, str(ROOT / "train.py"), *words], tmp_path, environment(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "run/checkpoints/last.ckpt").exists()
     assert (tmp_path / "run/summary.json").exists()

@@ -442,7 +442,13 @@ def learning() -> DiffusionDataModule:
     return own(process=ForwardProcess(LinearBeta(timesteps=3), times, fields=FIELDS, compile=False))
 
 
-@pytest.mark.parametrize("fails", [None, "on_train_batch_start", "on_before_backward", "on_before_optimizer_step"])
+@pytest.mark.parametrize(
+    "fails",
+    [
+        pytest.param(None, marks=pytest.mark.slow),  # from every checkpoint that there can be
+        *("on_train_batch_start", "on_before_backward", "on_before_optimizer_step"),
+    ],
+)
 def test_a_batch_that_comes_again_is_learned_from_once(fails, tmp_path):
     """Importance draws by the losses so far: those of a batch that is not done are not in a checkpoint."""
     whole, _ = fit(learning(), memory := Memory(), model=Learns(), callbacks=(Saver(HOOKS),))

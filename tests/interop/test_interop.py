@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import server
 import torch
 from hydra.utils import instantiate
 from shared import ROOT
@@ -338,7 +339,7 @@ def plain(folder, *schedulers):
 def test_a_trained_run_is_sampled_by_plain_diffusers(overrides, pipeline, schedulers, tmp_path):
     quick = ("trainer.max_steps=3", "trainer.val_check_interval=3", "callbacks.pictures.samples=0")
     job = [sys.executable, str(ROOT / "train.py"), "hydra.run.dir=run", *quick, *overrides]
-    done = subprocess.run(job, capture_output=True, text=True, cwd=tmp_path)
+    done = server.run(job, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert main(["export", f"ckpt={tmp_path / 'run'}", f"out={tmp_path / 'out'}"]) == 0
     found = plain(tmp_path / "out", *schedulers)

@@ -101,7 +101,7 @@ def test_in_a_validation_it_takes_effect_after_that(options, tmp_path):
 
 @pytest.mark.slow
 def test_before_it_trains_it_is_an_ordinary_interrupt(tmp_path):
-    run = Run(tmp_path, *LONG)
+    run = Run(tmp_path, *LONG, fresh=True)
     run.until((run.run / ".hydra" / "config.yaml").is_file)
     os.killpg(run.process.pid, signal.SIGINT)
     assert run.end() != 0

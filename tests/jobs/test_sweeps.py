@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import server
 from omegaconf import OmegaConf
 from tiny import OVERRIDES, ROOT, TWO, environment, gone, start
 
@@ -19,7 +20,7 @@ from diffaug.training.sweeps import command, export_ranks, options, port_of, res
 
 def sweep(folder: Path, *overrides: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, str(ROOT / "train.py"), "-m", *OVERRIDES, "hydra.sweep.dir=sweep", *overrides]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=folder, env=environment(folder))
+    done = server.run(words, folder, environment(folder))
     assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-3000:]
     return done
 
@@ -117,7 +118,7 @@ def launched_locally(folder: Path, tasks: int, *overrides: str) -> subprocess.Po
     with (folder / "log").open("a") as log:
         env = environment(folder)
         env["PYTHONPATH"] += os.pathsep + str(ROOT)
-        return subprocess.Popen(words, cwd=folder, env=env, stdout=log, stderr=log)
+        return server.Popen(words, cwd=folder, env=env, stdout=log, stderr=log)
 
 
 def trained(run: Path) -> list[int]:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import server
 import torch
 from PIL import Image
 from shared import ROOT
@@ -24,10 +25,8 @@ def command(*overrides: str) -> list[str]:
     return [sys.executable, str(ROOT / "train.py"), *overrides]
 
 
-def train(cwd: Path, *overrides: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        command(*overrides), capture_output=True, text=True, timeout=400, cwd=cwd, env=environment(cwd)
-    )
+def train(cwd: Path, *overrides: str, expect: int = 0, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+    done = server.run(command(*overrides), cwd, environment(cwd), fresh=fresh)
     assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-3000:]
     return done
 
@@ -76,12 +75,9 @@ def test_a_run_without_validation_ends_with_a_summary(tmp_path):
 
 def test_a_killed_run_goes_on_in_its_folder(tmp_path):
     options = ("hydra.run.dir=run", *QUICK[1:], "callbacks.pictures.samples=0")
-    process = subprocess.Popen(
-        command(*options, "trainer.max_steps=100000"),
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with open(os.devnull, "w") as nothing:
+        words = command(*options, "trainer.max_steps=100000")
+        process = server.Popen(words, cwd=tmp_path, stdout=nothing, stderr=nothing)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     for _ in range(600):
         if last.is_file():
@@ -103,7 +99,8 @@ def test_a_killed_run_goes_on_in_its_folder(tmp_path):
 
 
 def test_two_processes(tmp_path):
-    train(tmp_path, "hydra.run.dir=run", *QUICK, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
+    ranks = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
+    train(tmp_path, "hydra.run.dir=run", *QUICK, *ranks, fresh=True)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 4
     assert not (tmp_path / "outputs").exists()
 

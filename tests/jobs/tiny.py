@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+import server
 import torch
 from torch import Tensor, nn
 
@@ -73,34 +74,29 @@ class Tiny(nn.Module):
         return self.convolution(x) + self.weight * t.reshape(-1, 1, 1, 1) / 1000
 
 
-def start(words: list[str], folder: Path, log: IO[str]) -> subprocess.Popen[bytes]:
+def start(words: list[str], folder: Path, log: IO[str], fresh: bool = False) -> subprocess.Popen[bytes]:
     """Start a command as a terminal would: in a group of its own, where Ctrl-C is heard.
 
     (What a shell starts in the background ignores it, and so does all that such a process starts.)
     """
-    process = subprocess.Popen(
-        words,
-        cwd=folder,
-        env=environment(folder),
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
+    own: dict[str, Any] = {}
+    if fresh or server.FRESH:  # what the server does for its jobs
+        own = {"start_new_session": True, "preexec_fn": partial(signal.signal, signal.SIGINT, signal.SIG_DFL)}
+    process = server.Popen(words, cwd=folder, env=environment(folder), stdout=log, stderr=log, **own)
     atexit.register(process.kill)  # an interrupt of the tests does not reach it
     return process
 
 
 class Run:
-    """A job in the background, in the folder ``run``."""
+    """A job in the background, in the folder ``run``; a ``fresh`` process, or one forked by `server`."""
 
-    def __init__(self, folder: Path, *overrides: str) -> None:
+    def __init__(self, folder: Path, *overrides: str, fresh: bool = False) -> None:
         self.folder, self.run = folder, folder / "run"
         self.last = self.run / "checkpoints" / "last.ckpt"
         self.log = folder / "log"
         words = [sys.executable, str(ROOT / "train.py"), *OVERRIDES, "hydra.run.dir=run", *overrides]
         with self.log.open("a") as log:
-            self.process = start(words, folder, log)
+            self.process = start(words, folder, log, fresh)
 
     def until(self, ready: Callable[[], object], seconds: float = 180) -> None:
         for _ in range(int(seconds * 20)):

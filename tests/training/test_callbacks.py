@@ -4,12 +4,12 @@ import csv
 import itertools
 import json
 import math
-import subprocess
 import sys
 import time
 
 import pytest
 import pytorch_lightning as pl
+import server
 import torch
 from pytorch_lightning.loggers import CSVLogger
 from shared import HERE
@@ -278,7 +278,7 @@ def test_two_ranks_report_what_one_does(tmp_path):
     def rows(ranks, strategy):
         job = tmp_path / f"ranks_{ranks}.py"
         job.write_text(RANKS.format(tests=str(HERE), ranks=ranks, strategy=strategy))
-        done = subprocess.run([sys.executable, str(job)], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+        done = server.run([sys.executable, str(job)], tmp_path)
         assert done.returncode == 0, done.stderr[-2000:]
         line = next(line for line in done.stdout.splitlines() if line.startswith("ROWS"))
         return eval(line.removeprefix("ROWS "), {"inf": math.inf})

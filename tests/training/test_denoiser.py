@@ -1,11 +1,11 @@
 """Denoiser: what it tells its network is finite, and a loss that is not ends the run."""
 
 import math
-import subprocess
 import sys
 
 import pytest
 import pytorch_lightning as pl
+import server
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from shared import HERE, schedule_of
@@ -170,7 +170,7 @@ own.trainer({folder!r}, **options).fit(own.Denoiser(Odd(), module.process), modu
 def test_all_ranks_end_where_one_has_no_finite_loss(tmp_path):
     job = tmp_path / "ranks.py"
     job.write_text(RANKS.format(tests=str(HERE), folder=str(tmp_path)))
-    done = subprocess.run([sys.executable, str(job)], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    done = server.run([sys.executable, str(job)], tmp_path)
     assert done.returncode != 0
     assert "train_loss is not finite on another rank" in done.stderr
     assert "train_loss is nan at step 2" in done.stderr

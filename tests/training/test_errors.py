@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import server
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -154,14 +155,8 @@ def test_alone_it_prints_its_help(capsys):
 
 
 def failed(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *OVERRIDES, "hydra.run.dir=run", *words],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=folder,
-        env={**environment(folder), **variables},
-    )
+    words = (sys.executable, str(ROOT / "train.py"), *OVERRIDES, "hydra.run.dir=run", *words)
+    done = server.run([*words], folder, {**environment(folder), **variables})
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-3000:]
     return done
 
@@ -205,7 +200,7 @@ def test_of_two_ranks_each_says_its_own(tmp_path):
 def test_a_sweep_repeats_the_sentence_in_its_table(tmp_path):
     words = [sys.executable, str(ROOT / "train.py"), "-m", *OVERRIDES, "hydra.sweep.dir=sweep"]
     words += ["schedule.beta_end=abc,0.02"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment(tmp_path))
+    done = server.run(words, tmp_path, environment(tmp_path))
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert re.search(
