@@ -142,8 +142,8 @@ def test_submitit_puts_a_job_of_two_ranks_back_into_the_queue_and_it_goes_on(tmp
         tmp_path,
         2,
         *TWO,
-        "trainer.max_steps=200",
-        "trainer.val_check_interval=200",
+        "trainer.max_steps=100",
+        "trainer.val_check_interval=100",
         "+model.network.seconds=0.05",
         "callbacks.last.every=5",
     )
@@ -163,11 +163,11 @@ def test_submitit_puts_a_job_of_two_ranks_back_into_the_queue_and_it_goes_on(tmp
     assert int((tmp_path / "-0-of-2").read_text()) != first, "the job did not end"
     logs = "".join(path.read_text() for path in (tmp_path / "sweep").glob(".submitit/*/*_log.*"))
     step = int(re.search(r"SIGUSR2: saved step (\d+)", logs + (run / "train.log").read_text()).group(1))
-    assert 0 < step < 200
+    assert 0 < step < 100
     assert step % 5 == 0
-    assert sorted(set(trained(run))) == list(range(200))
-    assert len(trained(run)) == 200, "steps were lost or done again"
-    assert json.loads((run / "summary.json").read_text())["steps"] == 200
+    assert sorted(set(trained(run))) == list(range(100))
+    assert len(trained(run)) == 100, "steps were lost or done again"
+    assert json.loads((run / "summary.json").read_text())["steps"] == 100
 
 
 def test_the_commands_of_the_page_compose():

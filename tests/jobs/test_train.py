@@ -41,6 +41,8 @@ QUICK = (
     "trainer.val_check_interval=2",
     "trainer.log_every_n_steps=1",
     "callbacks.pictures.steps=3",
+    "data.batch_size=16",
+    "trainer.limit_val_batches=2",
 )
 
 
