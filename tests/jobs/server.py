@@ -62,8 +62,11 @@ class Forked:
         if self.poll() is None:
             os.kill(self.pid, number)
 
-    terminate = functools.partialmethod(send_signal, signal.SIGTERM)
-    kill = functools.partialmethod(send_signal, signal.SIGKILL)
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 class Popen(subprocess.Popen):
