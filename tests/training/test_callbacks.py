@@ -259,7 +259,7 @@ def test_numbers_that_would_fail_after_training_are_refused_before(callback, opt
 
 RANKS = """
 import sys
-sys.path[:0] = [{tests!r}, {tests!r} + "/training"]
+sys.path[:0] = [{tests!r}, {tests!r} + "/jobs", {tests!r} + "/training"]
 import pytorch_lightning as pl, test_callbacks as own
 data, callback = own.module(), own.LossByLevel(edges=own.EDGES)
 model = own.Denoiser(own.Net(), data.process)

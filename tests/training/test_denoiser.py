@@ -153,7 +153,7 @@ def test_no_step_waits_for_the_watch(tmp_path, monkeypatch):
 
 RANKS = """
 import sys
-sys.path[:0] = [{tests!r}, {tests!r} + "/training"]
+sys.path[:0] = [{tests!r}, {tests!r} + "/jobs", {tests!r} + "/training"]
 import torch, test_denoiser as own
 class Odd(own.Net):
     def forward(self, x, time):
