@@ -44,7 +44,9 @@ class DiffusionBase(NoisingBase):
             the others (there it may download), then on every rank. An iterable dataset, a stream, has no indices: its
             draws are keyed by the sample's place in it, which includes rank and worker, and repeat exactly only with
             the same numbers of both; after an interruption it is read again up to where it was.
-        val, test, predict: likewise, or a list of them.
+        val: likewise, or a list of them.
+        test: likewise.
+        predict: likewise.
         process: what is done to a batch.
         transform: applied to each training image in the workers, as the dataset yields it.
         eval_transform: likewise for the other stages; None applies none.
@@ -62,7 +64,7 @@ class DiffusionBase(NoisingBase):
             label_dropout, ...; and DataLoader's own: num_workers, pin_memory, prefetch_factor, persistent_workers, ...,
             of which None leaves DataLoader's default, for pin_memory whether there is a CUDA device.
 
-    Example::
+    For example, of CIFAR-10:
 
         data = DiffusionDataModule(train=CIFAR10("data"), process=ForwardProcess(Cosine()), batch_size=128)
         trainer.fit(model, data)  # in training_step: x_t, epsilon, t = batch

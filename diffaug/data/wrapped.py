@@ -39,7 +39,7 @@ class WrappedBase(NoisingBase):
         options: those of `diffaug.data.base.NoisingBase`. ``image_key`` is a place in, or a key of, the batch as
             the inner DataModule's hooks leave it.
 
-    Example::
+    For example, of a DataModule for MNIST:
 
         data = DiffusionDataModule.wrap(MNISTDataModule("data"), process=ForwardProcess(Cosine()))
         trainer.fit(model, data)  # in training_step: x_t, epsilon, t = batch

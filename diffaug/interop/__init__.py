@@ -1,17 +1,16 @@
 """To and from diffusers: its schedulers' forward process as a schedule, and a schedule as its schedulers.
 
-==================================  =======================================  ======================================
-schedule                            diffusers scheduler                      what its networks predict
-==================================  =======================================  ======================================
-discrete, variance preserving       DDIM, DDPM, DPMSolverMultistep, and      epsilon; v_prediction (v); sample (x_0)
-                                    every other one that is given by betas
-continuous, variance preserving     the same, with beta such that its t is   the same
-                                    ours times ``timesteps``
-Rectified, and Shifted on it        FlowMatchEulerDiscrete; DPMSolver-       flow; flow_prediction (flow)
-                                    Multistep with use_flow_sigmas
-EDM; VE                             EDMEuler, EDMDPMSolverMultistep, with    epsilon (F, not the noise: EDM's own
-                                    the grid karras; exponential             preconditioning is applied to it)
-==================================  =======================================  ======================================
+| schedule | diffusers scheduler | what its networks predict |
+|---|---|---|
+| discrete, variance preserving | DDIM, DDPM, DPMSolverMultistep | epsilon; v_prediction; sample |
+| discrete, variance preserving | every other one that is given by betas | the same |
+| continuous, variance preserving | the same, with betas such that its t is ours times ``timesteps`` | the same |
+| Rectified, and Shifted on it | FlowMatchEulerDiscrete | flow |
+| Rectified, and Shifted on it | DPMSolverMultistep with use_flow_sigmas | flow_prediction |
+| EDM; VE | EDMEuler, EDMDPMSolverMultistep, with the grid karras; exponential | epsilon |
+
+There v_prediction is v, sample is x_0 and flow_prediction is flow. The epsilon of an EDM scheduler is F, not the noise:
+EDM's own preconditioning is applied to it.
 
 diffusers keeps its tables in float32: its alpha_bar agrees with ours to 2e-5 of its value, and its 1 - alpha_bar to
 1e-6 absolutely: of a sigma below 0.01 few digits are left. A discrete t means the same on both sides: zero-based, least

@@ -42,7 +42,10 @@ def _loudness(alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _snr(log_snr: float) -> str:
-    return "clean" if log_snr == math.inf else f"SNR {math.exp(log_snr):.2g}"
+    if log_snr == math.inf:
+        return "clean"
+    snr = math.exp(log_snr)
+    return f"SNR {snr:.0f}" if 10 <= snr < 1e5 else f"SNR {snr:.2g}"  # 432, not 4.3e+02
 
 
 def strip(
@@ -243,8 +246,9 @@ def preview(process: ForwardProcess, images: Tensor, t: Tensor, pixels: Tensor, 
     of_times, _ = torch.histogram(unit, ends, density=True)
     right.stairs(of_times.numpy(), ends.numpy(), fill=True, color="0.6")
     right.axhline(1, color="black", linestyle="--", linewidth=0.8, label="uniform")
-    right.legend(frameon=False, fontsize=8)
-    tidy(right, xlabel="unit time of t, as training draws it", ylabel="density")
+    right.legend(frameon=False, fontsize=8, loc="upper right")
+    room = 1.2 * max(1.0, of_times.max().item())  # for the legend, above the bars
+    tidy(right, xlabel="unit time of t, as training draws it", ylabel="density", ylim=(0, room))
     counted = (("pixels", edges, of_pixels), ("unit_time", ends, of_times))
     table = [
         (what, *row)

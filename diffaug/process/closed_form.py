@@ -73,7 +73,8 @@ class ClosedForm(nn.Module):
         Arguments:
             x_0: clean images in [-1, 1], shape (B, *).
             x_t: noised images, shape (B, *).
-            t, s: native times, shape (B,). A discrete s is t - 1 unless given; -1 (discrete) or 0 is the clean image.
+            t: native times, shape (B,).
+            s: earlier native times, shape (B,), by default t - 1 if discrete; -1 (discrete) or 0 is the clean image.
         """
         return chain.posterior(self.schedule, x_0, x_t, t, s)
 
@@ -93,7 +94,11 @@ class ClosedForm(nn.Module):
         Arguments:
             x_0: images as `forward` takes them, shape (B, *).
             times: native times that rise, shape (K,).
-            index, seed, stage, epoch, view: the key of the path, as in `forward`.
+            index: the key of the path, with what follows, as in `forward`.
+            seed: likewise.
+            stage: likewise.
+            epoch: likewise.
+            view: likewise.
 
         Returns:
             float32, shape (B, K, *).

@@ -72,7 +72,7 @@ class ForwardProcess(ClosedForm):
 
     It has no parameters and no buffers; the work is done on the images' device.
 
-    Example::
+    For example, without Lightning:
 
         process = ForwardProcess(LinearBeta())
         x_t, epsilon, t = process(images, index, seed=7, epoch=3)
@@ -225,9 +225,12 @@ class ForwardProcess(ClosedForm):
         """Draw t and epsilon for each image by its key and mix them: `forward`, for who has packed the keys.
 
         Arguments:
-            x_0, position, extra, dtype: as `forward` takes them.
+            x_0: as `forward` takes it.
             key: of the B images, of `diffaug.randomness.philox.keys`; on the host, or where x_0 is.
             times: instead of the process's own, whatever the stage.
+            position: as `forward` takes it.
+            extra: likewise.
+            dtype: likewise.
             eager: whether the compiled pass is left aside, as where another rank cannot compile it.
 
         Returns:

@@ -4,13 +4,11 @@ A noised image is ``x_t = alpha(t) x_0 + sigma(t) epsilon`` with ``epsilon ~ N(0
 log signal-to-noise ratio ``log_snr(t) = ln(alpha(t)^2 / sigma(t)^2)`` (Kingma et al. 2021, "Variational Diffusion
 Models"), and one of three scalings that turn it into alpha and sigma; everything else is derived here.
 
-====================  ====================  ====================  =======================================
-scaling               alpha(log_snr)        sigma(log_snr)        identity
-====================  ====================  ====================  =======================================
-variance preserving   sqrt(sigmoid(l))      sqrt(sigmoid(-l))     alpha^2 + sigma^2 = 1
-variance exploding    1                     exp(-l / 2)           alpha = 1
-straight              sigmoid(l / 2)        sigmoid(-l / 2)       alpha + sigma = 1
-====================  ====================  ====================  =======================================
+| scaling             | alpha(log_snr)   | sigma(log_snr)    | identity              |
+|---------------------|------------------|-------------------|-----------------------|
+| variance preserving | sqrt(sigmoid(l)) | sqrt(sigmoid(-l)) | alpha^2 + sigma^2 = 1 |
+| variance exploding  | 1                | exp(-l / 2)       | alpha = 1             |
+| straight            | sigmoid(l / 2)   | sigmoid(-l / 2)   | alpha + sigma = 1     |
 
 The one constraint: log_snr never rises with t. Noise grows with t, always.
 
@@ -21,7 +19,7 @@ added. ``unit`` maps every kind of time to [0, 1].
 Schedules are frozen and hold plain numbers, no tensors: the device follows t. Coefficients are computed in float64
 and rounded once; in float32 they are within 2e-7 relative of the exact value at that t.
 
-To add a schedule, write one class, with the range of each number beside it, and one file in configs/schedule::
+To add a schedule, write one class, with the range of each number beside it, and one file in configs/schedule:
 
     @dataclass(frozen=True)
     class PowerLaw(Schedule):

@@ -23,8 +23,8 @@ class VPSDE(Schedule):
     Song et al. 2021, "Score-Based Generative Modeling through Stochastic Differential Equations", appendix C.
 
     Arguments:
-        beta_min, beta_max: the noise added per unit of time at u = 0 and at u = 1, 0 <= beta_min <= beta_max <= 1000,
-            beta_max > 0.
+        beta_min: the noise added per unit of time at u = 0, in [0, beta_max].
+        beta_max: likewise at u = 1, in (0, 1000].
     """
 
     beta_min: float = bounded(0.1, at_least=0, at_most="beta_max")
@@ -49,7 +49,8 @@ class LinearLogSNR(Schedule):
     CIFAR-10, gamma from -13.3 to 5.
 
     Arguments:
-        log_snr_max, log_snr_min: at u = 0 and at u = 1, in [-100, 100], log_snr_min < log_snr_max.
+        log_snr_max: at u = 0, in [-100, 100].
+        log_snr_min: at u = 1, in [-100, log_snr_max).
     """
 
     log_snr_max: float = bounded(13.3, at_least=-100, at_most=100)
@@ -70,7 +71,8 @@ class VE(Schedule):
     defaults are Karras et al. 2022's, table 1.
 
     Arguments:
-        sigma_min, sigma_max: the noise at u = 0 and at u = 1, in (0, 1e30], sigma_min < sigma_max.
+        sigma_min: the noise at u = 0, in (0, sigma_max).
+        sigma_max: the noise at u = 1, in (0, 1e30].
     """
 
     sigma_min: float = bounded(0.02, above=0, at_most=1e30, below="sigma_max")
@@ -99,7 +101,8 @@ class EDM(Schedule):
     gives 0 and 1 beyond the grid's ends.
 
     Arguments:
-        sigma_min, sigma_max: the ends of the grid, in (0, 1e30], sigma_min < sigma_max.
+        sigma_min: where the grid begins, in (0, sigma_max).
+        sigma_max: where it ends, in (0, 1e30].
         rho: how the grid is bent toward small sigma, in [1, 100]; 1 is even in sigma.
     """
 

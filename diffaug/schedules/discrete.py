@@ -19,7 +19,8 @@ class LinearBeta(BetaSchedule):
 
     Arguments:
         timesteps: T, at least 1.
-        beta_start, beta_end: in (0, 1), beta_start <= beta_end.
+        beta_start: in (0, beta_end].
+        beta_end: in (0, 1).
         rescale: whether both ends are stated for T = 1000 and multiplied by 1000 / T, so that the noise at the end
             hardly depends on T. The field disagrees: the code of Nichol and Dhariwal 2021 does it, diffusers does not.
             beta_end must stay below 1: with the default, T > 20.
@@ -56,7 +57,8 @@ class ScaledLinearBeta(BetaSchedule):
 
     Arguments:
         timesteps: T, at least 1.
-        beta_start, beta_end: in (0, 1), beta_start <= beta_end.
+        beta_start: in (0, beta_end].
+        beta_end: in (0, 1).
     """
 
     beta_start: float = bounded(0.00085, above=0, below=1, at_most="beta_end")
@@ -75,7 +77,8 @@ class SigmoidBeta(BetaSchedule):
 
     Arguments:
         timesteps: T, at least 1.
-        beta_start, beta_end: in (0, 1), beta_start <= beta_end; approached to within 0.25 % of their difference.
+        beta_start: in (0, beta_end]; approached to within 0.25 % of beta_end - beta_start.
+        beta_end: in (0, 1); likewise.
     """
 
     beta_start: float = bounded(1e-4, above=0, below=1, at_most="beta_end")
@@ -120,7 +123,8 @@ class SigmoidAlphaBar(BetaSchedule):
 
     Arguments:
         timesteps: T, at least 1.
-        start, end: in [-1000, 1000], start < end.
+        start: in [-1000, end).
+        end: in [-1000, 1000].
         tau: the temperature, in [1e-6, 1e6].
         max_beta: in (0, 1).
     """

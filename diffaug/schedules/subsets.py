@@ -104,8 +104,9 @@ class Truncated(Wrapper):
 
     Arguments:
         base: any schedule.
-        low, high: times of the base, whole numbers if it is discrete, low <= high (low < high if continuous). None is
-            the base's own end, at unit time 0 or 1.
+        low: a time of the base, a whole number if that is discrete, at most ``high`` (below it if continuous). None is
+            the base's own beginning, at unit time 0.
+        high: likewise. None is the base's own end, at unit time 1.
     """
 
     low: int | float | None = None

@@ -156,8 +156,8 @@ class InterpolatedShift(Wrapper):
     Arguments:
         base: any schedule whose log-SNR falls fast enough that it still falls, or stays, after the interpolation.
         image: the images' size in pixels, at least 1.
-        base_image_least_noise, base_image_most_noise: the size for which the base is right at u = 0, and at u = 1, at
-            least 1.
+        base_image_least_noise: the size for which the base is right at u = 0, at least 1.
+        base_image_most_noise: likewise at u = 1.
     """
 
     image: int = bounded(512, at_least=1)

@@ -41,7 +41,8 @@ def convert(
     Arguments:
         source: what ``prediction`` is, a name of `TARGETS`.
         target: what is wanted, a name of `IMAGE_FIELDS`.
-        prediction, x_t: float, shape (B, *).
+        prediction: float, shape (B, *).
+        x_t: the noised images, float, shape (B, *).
         t: native times, shape (B,).
         sigma_data: the standard deviation of the images, for F and x_in.
 

@@ -3,19 +3,17 @@
 A noised image is x_t = alpha x_0 + sigma epsilon. Everything image-shaped that a network is given or asked for is
 such a mix too: ``p(t) x_0 + q(t) epsilon``. The table `IMAGE_FIELDS` holds (p, q) for each; one kernel makes them all.
 
-=========  ==============================================  =========================================================
-field      what                                            source
-=========  ==============================================  =========================================================
-x_t        alpha x_0 + sigma epsilon                       Ho, Jain and Abbeel 2020, equation 4
-epsilon    the noise                                       Ho, Jain and Abbeel 2020, equation 14
-x_0        the clean image                                 Ho, Jain and Abbeel 2020, section 3.2
-v          alpha epsilon - sigma x_0                       Salimans and Ho 2022, section 4
-flow       epsilon - x_0                                   Liu, Gong and Liu 2023, equation 1; Lipman et al. 2023
-velocity   alpha' x_0 + sigma' epsilon                     Albergo, Boffi and Vanden-Eijnden 2023; Ma et al. 2024
-score      -epsilon / sigma                                Song et al. 2021, the gradient of ln q(x_t | x_0)
-F          (sigma / s x_0 - alpha s epsilon) / sqrt(D)     Karras et al. 2022, equation 8 and table 1
-x_in       x_t / sqrt(D)                                   Karras et al. 2022, equation 7: c_in x_t
-=========  ==============================================  =========================================================
+| field    | what                                        | source                                                 |
+|----------|---------------------------------------------|--------------------------------------------------------|
+| x_t      | alpha x_0 + sigma epsilon                   | Ho, Jain and Abbeel 2020, equation 4                   |
+| epsilon  | the noise                                   | Ho, Jain and Abbeel 2020, equation 14                  |
+| x_0      | the clean image                             | Ho, Jain and Abbeel 2020, section 3.2                  |
+| v        | alpha epsilon - sigma x_0                   | Salimans and Ho 2022, section 4                        |
+| flow     | epsilon - x_0                               | Liu, Gong and Liu 2023, equation 1; Lipman et al. 2023 |
+| velocity | alpha' x_0 + sigma' epsilon                 | Albergo, Boffi and Vanden-Eijnden 2023; Ma et al. 2024 |
+| score    | -epsilon / sigma                            | Song et al. 2021, the gradient of ln q(x_t given x_0)  |
+| F        | (sigma / s x_0 - alpha s epsilon) / sqrt(D) | Karras et al. 2022, equation 8 and table 1             |
+| x_in     | x_t / sqrt(D)                               | Karras et al. 2022, equation 7: c_in x_t               |
 
 Here s is sigma_data, the standard deviation of the images (0.5 in [-1, 1], Karras et al. 2022), and
 D = sigma^2 + alpha^2 s^2, the variance of x_t. F is EDM's target, (x_0 - c_skip x_t) / c_out at the noise level

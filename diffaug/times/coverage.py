@@ -4,16 +4,14 @@ A coverage gives each sample a point, an integer in [0, 2^53), uniform over that
 through its inverse CDF. Whatever the coverage, each sample's point is uniform, so every average over them is
 unbiased; what differs is how evenly several of them lie.
 
-===========  ==================  =============================================================================
-coverage     evenly covered by   how
-===========  ==================  =============================================================================
-independent  nothing             each sample draws for itself
-stratified   runs of the order   one sample in each stratum, anywhere in it: no two are tied more than that
-antithetic   runs of the order   equal steps from a random start, as VDM's (u_0 + i / n) mod 1, whatever n is
-sobol        runs of the order   aligned runs of 2^k are exactly equally spaced, and so are their shifts in turn
-per_image    an image's epochs   the times that one image gets, epoch after epoch
-by_index     the dataset         what evaluation uses
-===========  ==================  =============================================================================
+| coverage    | evenly covered by | how                                                                             |
+|-------------|-------------------|---------------------------------------------------------------------------------|
+| independent | nothing           | each sample draws for itself                                                    |
+| stratified  | runs of the order | one sample in each stratum, anywhere in it: no two are tied more than that      |
+| antithetic  | runs of the order | equal steps from a random start, as VDM's (u_0 + i / n) mod 1, whatever n is    |
+| sobol       | runs of the order | aligned runs of 2^k are exactly equally spaced, and so are their shifts in turn |
+| per_image   | an image's epochs | the times that one image gets, epoch after epoch                                |
+| by_index    | the dataset       | what evaluation uses                                                            |
 
 A run is any number of consecutive samples of the epoch's global order, from any place: a global batch of any size on
 any number of ranks is one. No coverage knows of batches or ranks. Three need to be told a sample's place in that

@@ -41,7 +41,8 @@ class SplitLogNormal(LevelTimes):
 
     Arguments:
         mode: of ln sigma.
-        std_low, std_high: below and above the mode, > 0.
+        std_low: below the mode, > 0.
+        std_high: above the mode, > 0.
     """
 
     mode: float = -1.2
@@ -61,7 +62,8 @@ class LogUniform(LevelTimes):
     """ln sigma uniform between its bounds, by default those of EDM's sampling grid (Karras et al. 2022, table 1).
 
     Arguments:
-        sigma_min, sigma_max: 0 < sigma_min < sigma_max.
+        sigma_min: in (0, sigma_max).
+        sigma_max: above sigma_min, finite.
     """
 
     sigma_min: float = bounded(0.002, above=0, below="sigma_max")
@@ -141,7 +143,8 @@ class VDiffusion(Truncatable):
     sigma_max=None), it draws a sigma above float16's 65,504 once in 200,000 times.
 
     Arguments:
-        sigma_min, sigma_max: where it begins and ends, as above.
+        sigma_min: where it begins, as above.
+        sigma_max: where it ends, as above.
         sigma_data: the median, > 0.
     """
 

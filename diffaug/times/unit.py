@@ -86,7 +86,8 @@ class Biased(UnitTimes):
     """Uniform, but for one range of u that is drawn more often, or less.
 
     Arguments:
-        begin, end: the range of u, 0 <= begin < end <= 1. On a discrete schedule, [begin T, end T).
+        begin: where the range of u begins, in [0, end). On a discrete schedule it is [begin T, end T).
+        end: where it ends, in (begin, 1].
         multiplier: how many times as often a t within the range is drawn as one outside it, > 0.
     """
 

@@ -14,6 +14,7 @@ from diffaug import (
     ForwardProcess,
     LinearBeta,
     LogNormal,
+    NoisyBatch,
     Rectified,
     ZeroTerminalSNR,
     plots,
@@ -164,6 +165,19 @@ def test_a_batch_shows_the_clean_images_it_was_made_of():
     torch.testing.assert_close(torch.stack(shown[2:]), (images[:, 0] + 1) / 2, rtol=0, atol=1e-4)
     with pytest.raises(ValueError, match=r"wants its fields x_t, t and a target, but it has \['x_t', 't'\]"):
         plots.batch(process, ForwardProcess(LinearBeta(), fields=("x_t", "t"))(images, torch.arange(2)))
+
+
+def test_a_signal_to_noise_ratio_is_written_without_a_power_of_ten():
+    process, images = ForwardProcess(LinearBeta()), IMAGE[None].expand(3, -1, -1, -1)
+    figure = plots.batch(process, NoisyBatch(images, images, torch.tensor([0, 258, 500]))).figure
+    titles = [axes.get_title() for axes in figure.axes[:3]]
+    assert titles == ["t = 0\nSNR 9999", "t = 258\nSNR 1", "t = 500\nSNR 0.084"]
+
+
+def test_a_preview_leaves_room_for_its_legend():
+    process, t = ForwardProcess(LinearBeta()), torch.arange(1000)  # as even as can be: bars of height 1
+    last = plots.preview(process, IMAGE[None], t, IMAGE).figure.axes[-1]
+    assert last.get_ylim() == (0, pytest.approx(1.2))
 
 
 def test_forward_and_progress_show_what_they_are_given():

@@ -414,7 +414,7 @@ def test_files_that_hold_no_table_are_refused(tmp_path):
 
 
 def test_the_schedule_that_the_docstring_adds_is_one():
-    lines = schedules.base.__doc__.split("configs/schedule::\n\n")[1].split("\nWhat is defined")[0]
+    lines = schedules.base.__doc__.split("configs/schedule:\n\n")[1].split("\nWhat is defined")[0]
     room = {
         **vars(schedules),
         "dataclass": dataclasses.dataclass,
