@@ -224,13 +224,11 @@ class ForwardProcess(ClosedForm):
     ) -> Fields:
         """Draw t and epsilon for each image by its key and mix them: `forward`, for who has packed the keys.
 
+        x_0, position, extra and dtype are as `forward` takes them.
+
         Arguments:
-            x_0: as `forward` takes it.
             key: of the B images, of `diffaug.randomness.philox.keys`; on the host, or where x_0 is.
             times: instead of the process's own, whatever the stage.
-            position: as `forward` takes it.
-            extra: likewise.
-            dtype: likewise.
             eager: whether the compiled pass is left aside, as where another rank cannot compile it.
 
         Returns:
