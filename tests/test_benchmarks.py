@@ -4,7 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from shared import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))
 
 
 @pytest.mark.slow
@@ -15,3 +18,47 @@ def test_forward_runs(tmp_path):
     text = out.read_text()
     for name in ("diffaug compiled", "diffaug eager", "by hand", "the bytes alone", "Growth"):
         assert name in text
+
+
+@pytest.mark.slow
+def test_gains_run(tmp_path):
+    tables, picture = tmp_path / "tables.md", tmp_path / "gains.png"
+    command = [sys.executable, str(ROOT / "benchmarks" / "gains.py"), "--seeds", "2", "--steps", "40", "--repeats", "4"]
+    command += ["--markdown", str(tables), "--picture", str(picture)]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    text = tables.read_text()
+    for name in ("one fresh draw", "stratified", "per_image", "8 ranks alike", "Steps after which"):
+        assert name in text
+    assert "nan" not in text
+    assert picture.stat().st_size > 10_000
+
+
+def test_ranks_alike_have_one_noise_for_different_images():
+    from gains import WAYS
+
+    images = torch.randint(0, 256, (16, 1, 4, 4), dtype=torch.uint8)
+    index, epoch = torch.randperm(16), torch.full((16,), 3)
+    drawn = {name: WAYS[name].draw(images, index, epoch, torch.arange(16), 0) for name in WAYS}
+    for name, ranks in (("2 ranks alike", 2), ("8 ranks alike", 8)):
+        t, epsilon = drawn[name].t.view(-1, ranks), drawn[name].epsilon.view(-1, ranks, 16)
+        assert (t == t[:, :1]).all()
+        assert (epsilon == epsilon[:, :1]).all()
+        assert len(epsilon[:, 0].unique(dim=0)) == 16 // ranks
+        assert torch.equal(epsilon[:, 0], drawn["independent"].epsilon.view(-1, ranks, 16)[:, 0])
+    assert len(drawn["independent"].epsilon.unique(dim=0)) == 16
+    for name in ("stratified", "antithetic", "sobol", "per_image"):  # they differ from independent in t alone
+        assert torch.equal(drawn[name].epsilon, drawn["independent"].epsilon)
+        assert not torch.equal(drawn[name].t, drawn["independent"].t)
+
+
+def test_the_trace_is_that_of_the_gradients_covariance():
+    from gains import WAYS, Denoiser, compute_gradient, measure
+
+    torch.manual_seed(0)
+    network, images = Denoiser(16, 4), torch.randint(0, 256, (60, 1, 4, 4), dtype=torch.uint8)
+    noisy = WAYS["sobol"].draw(images, torch.arange(60), torch.full((60,), 3), torch.arange(60), 0)
+    batches = [[field[10 * i : 10 * i + 10] for field in noisy] for i in range(6)]
+    gradients, losses = zip(*(compute_gradient(network, batch) for batch in batches), strict=True)
+    trace, variance = measure(network, noisy, 6)
+    assert trace == pytest.approx(torch.stack(gradients).double().var(0).sum().item(), rel=1e-6)
+    assert variance == pytest.approx(torch.tensor(losses).double().var().item(), rel=1e-5)
