@@ -64,9 +64,9 @@ PLAIN = ForwardProcess(LinearBeta(), compile=False)
 
 
 class Denoiser(nn.Module):
-    """Predict epsilon from x_t, shape (B, 1, H, W), and t: two hidden layers."""
+    """Predict epsilon from x_t, shape (B, 1, H, W), and t: two hidden layers, and x_t itself carried past them."""
 
-    def __init__(self, pixels: int, hidden: int = 256) -> None:
+    def __init__(self, pixels: int, hidden: int = 128) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(pixels + 16, hidden), nn.Linear(hidden, hidden)
         self.last = nn.Linear(hidden, pixels)
@@ -74,7 +74,7 @@ class Denoiser(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         waves = torch.cos(math.pi * (t[:, None] + 0.5) / 1000 * torch.arange(16))
         h = nn.functional.silu(self.first(torch.cat([x_t.flatten(1), waves], 1)))
-        return self.last(h + nn.functional.silu(self.second(h))).view_as(x_t)
+        return x_t + self.last(h + nn.functional.silu(self.second(h))).view_as(x_t)
 
 
 def compute_loss(network: nn.Module, x_t: Tensor, epsilon: Tensor, t: Tensor) -> Tensor:
@@ -92,14 +92,18 @@ def place(size: int, seed: int, epoch: int, places: Tensor) -> Tensor:
 
 
 def train(
-    way: Way, images: Tensor, validation: Any, seed: int, epochs: int, keep: Collection[int]
+    way: Way, images: Tensor, validation: Any, seed: int, epochs: int, keep: Collection[int] = (), falling: bool = False
 ) -> tuple[list[float], list[Denoiser]]:
-    """Train for so many epochs; return the validation loss after each, and the networks after those to keep."""
+    """Train for so many epochs; return the validation loss after each, and the networks after those to keep.
+
+    The learning rate stays as it is, or falls to 0, a step down each epoch.
+    """
     torch.manual_seed(seed)
     network, curve, kept = Denoiser(images[0].numel()), [], []
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     places = torch.arange(len(images) // BATCH * BATCH)
     for epoch in range(epochs):
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - epoch / epochs if falling else 1)
         index = place(len(images), seed, epoch, places)
         noisy = way.draw(images, index, torch.full_like(index, epoch), places, seed)
         for batch in zip(*(field.split(BATCH) for field in noisy), strict=True):
@@ -112,9 +116,9 @@ def train(
     return curve, kept
 
 
-def draw_fresh(images: Tensor, seed: int, epoch: int, view: int = 0) -> Any:
+def draw_fresh(images: Tensor, seed: int, epoch: int) -> Any:
     """Noise a validation set as randn and randint in validation_step do: anew each epoch."""
-    return PLAIN(images, torch.arange(len(images)), seed=seed, epoch=epoch, view=view, dataset=1)
+    return PLAIN(images, torch.arange(len(images)), seed=seed, epoch=epoch, dataset=1)
 
 
 def draw_fixed(images: Tensor, seed: int, view: int = 0) -> Any:
@@ -209,6 +213,8 @@ def run_seed(images: Tensor, validation: Tensor, seed: int, steps: int, repeats:
         curve, networks = train(way, images, fixed, seed, epochs, keep)
         kept = kept or networks  # those of the first, independent
         out["curve", name] = curve
+        if name == "independent" or name in RANKS:
+            out["falling", name] = train(way, images, fixed, seed, epochs, falling=True)[0]
     out |= compare_validation(kept[-LATE - 1 :], validation, seed, repeats)
     for when, network in (("early", kept[0]), ("late", kept[-1])):
         out["mean", when] = measure_mean(network, images, seed)
@@ -262,7 +268,7 @@ def main() -> None:
     if options.markdown:
         options.markdown.write_text("\n".join(lines) + "\n")
     if options.picture:
-        draw_picture(results, list(WAYS), list(RANKS)).save(options.picture)
+        draw_picture(results, list(WAYS), list(RANKS), options.picture)
 
 
 if __name__ == "__main__":

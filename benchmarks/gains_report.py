@@ -3,11 +3,13 @@
 import math
 import statistics
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from diffaug.plots.picture import Picture, line, new_figure, tidy
+from diffaug.plots.picture import line, new_figure, tidy
 
 Results = dict[str, list[dict[Any, Any]]]
 BATCHES = [(when, size) for when in ("early", "late") for size in (32, 128)]
@@ -18,13 +20,11 @@ def tell(results: Results, coverages: Collection[str], ranks: Collection[str]) -
     coverages = [name for name in coverages if name != "independent"]
     lines = tell_validation(results)
     for name, runs in results.items():
-        lines += tell_variance(runs, coverages, name) + tell_epochs(runs, coverages, name)
-    lines += tell_training(results, coverages, "Validation loss over independent's, %")
-    for name, runs in results.items():
-        lines += tell_variance(runs, ranks, f"ranks alike, {name}")
+        lines += tell_variance(runs, [*coverages, *ranks], name) + tell_epochs(runs, coverages, name)
     return [
         *lines,
-        *tell_training(results, ranks, "Validation loss over that of ranks that differ, %"),
+        *tell_training(results, [*coverages, *ranks], "Validation loss over independent's, %"),
+        *tell_training(results, ranks, "Likewise, with a learning rate that falls to 0", "falling"),
         *tell_steps(results, ranks),
     ]
 
@@ -83,7 +83,7 @@ def tell_variance(runs: list[Any], names: Collection[str], title: str) -> list[s
         rows = {label: [average(cell, ".1f") if which else f"{statistics.median(cell):.1f}" for cell in plain]}
         rows |= {name: [average(compare(runs, column, name, which)) for column in BATCHES] for name in names}
         head = [f"{when}, batch {size}" for when, size in BATCHES]
-        lines += tabulate(f"Variance of the {of} over independent's, {title}", head, rows)
+        lines += tabulate(f"{title}: variance of the {of}, over independent's", head, rows)
     return lines
 
 
@@ -91,22 +91,22 @@ def tell_epochs(runs: list[Any], names: Collection[str], title: str) -> list[str
     columns = [(which, when) for which in (0, 1) for when in ("early", "late")]
     rows = {name: [average(compare(runs, (when, "epochs"), name, which)) for which, when in columns] for name in names}
     head = [f"{('gradient', 'loss')[which]}, {when}" for which, when in columns]
-    return tabulate(f"Variance of sums over 8 epochs of the same 64 images, over independent's, {title}", head, rows)
+    return tabulate(f"{title}: variance of sums over 8 epochs of the same 64 images, over independent's", head, rows)
 
 
-def differ(run: Any, name: str) -> Any:
+def differ(run: Any, name: str, rate: str = "curve") -> Any:
     """By how many percent the validation losses lie over independent's, epoch by epoch."""
-    return 100 * (np.array(run["curve", name]) / np.array(run["curve", "independent"]) - 1)
+    return 100 * (np.array(run[rate, name]) / np.array(run[rate, "independent"]) - 1)
 
 
-def tell_training(results: Results, names: Collection[str], title: str) -> list[str]:
+def tell_training(results: Results, names: Collection[str], title: str, rate: str = "curve") -> list[str]:
     parts = {"first tenth": (0, 0.1), "around a quarter": (0.2, 0.3), "last tenth": (0.9, 1)}
     rows: dict[str, list[str]] = {name: [] for name in names}
     for name in names:
         for runs in results.values():
             for low, high in parts.values():
                 epochs = slice(math.floor(low * runs[0]["epochs"]), math.ceil(high * runs[0]["epochs"]))
-                rows[name].append(average([float(differ(run, name)[epochs].mean()) for run in runs]))
+                rows[name].append(average([float(differ(run, name, rate)[epochs].mean()) for run in runs]))
     return tabulate(title, [f"{name}, {part}" for name in results for part in parts], rows)
 
 
@@ -120,10 +120,10 @@ def tell_steps(results: Results, names: Collection[str]) -> list[str]:
     rows = {
         name: [average([count_steps(run, name) for run in runs], ".0f") for runs in results.values()] for name in names
     }
-    return tabulate("Steps after which ranks that differ are where these end, % of all", list(results), rows)
+    return tabulate("Steps after which independent noise is where these end, %", list(results), rows)
 
 
-def draw_picture(results: Results, names: Sequence[str], ranks: Sequence[str]) -> Picture:
+def draw_picture(results: Results, names: Sequence[str], ranks: Sequence[str], path: Path) -> None:
     """Draw for each dataset: one run's last validations, the variances of a late batch, what ranks alike cost."""
     figure = new_figure(12, 3.4 * len(results))
     labels = {"true": "16 draws of each image", "fresh": "one fresh draw of each", "fixed": "one fixed draw of each"}
@@ -131,6 +131,8 @@ def draw_picture(results: Results, names: Sequence[str], ranks: Sequence[str]) -
         for number, (kind, label) in enumerate(labels.items()):
             row[0].plot(runs[0]["validations"][kind], label=label, **line(number))
         tidy(row[0], title=f"{title}: one run's last epochs", xlabel="epoch, of these", ylabel="validation loss")
+        row[0].margins(y=0.3)  # room for the legend
+        row[1].axvline(1, color="0.5", linewidth=0.8)
         for number, of in enumerate(("gradient", "loss")):
             ratios = [compare(runs, BATCHES[-1], name, number) for name in names]
             means, places = [statistics.fmean(r) for r in ratios], [i + 0.24 * number - 0.12 for i in range(len(names))]
@@ -148,4 +150,5 @@ def draw_picture(results: Results, names: Sequence[str], ranks: Sequence[str]) -
         tidy(row[2], title=f"{title}: what ranks alike cost", xlabel="epoch", ylabel="validation loss, % more")
         for axes in row:
             axes.legend(fontsize=8, frameon=False)
-    return Picture(figure)
+    figure.savefig(path, dpi=130)
+    Image.open(path).convert("RGB").quantize(48).save(path, optimize=True)  # a third of the bytes
