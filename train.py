@@ -12,7 +12,7 @@ from diffaug.training.sweeps import job
 @hydra.main(config_path="configs", config_name="train", version_base="1.3")
 @job
 def main(config: DictConfig) -> None:
-    quieten(config.lightning.package)
+    quieten(config.lightning.diffaug)
     ckpt_path = checkpoint_path(config.ckpt_path, config.folder)
     check_words(config.trainer)
     seed_all(config.seed)

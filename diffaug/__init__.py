@@ -87,4 +87,8 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_WHEN_ASKED_FOR[name]), name)
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHEN_ASKED_FOR})
+
+
 __version__ = "0.2.0"

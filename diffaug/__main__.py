@@ -19,10 +19,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from hydra.errors import HydraException
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from diffaug import plots
@@ -100,10 +102,15 @@ def _plot(options: argparse.Namespace) -> None:
         if picture == "schedules":
             made_picture = plots.schedules(schedules)
         else:
-            data = instantiate(compose_config(common).data)
+            data = _data(compose_config(common))
             sizes = [int(size) for size in own["sizes"].strip("[]").split(",") if size]
             made_picture = plots.strip(schedules, first_image(data), sizes=sizes)
     print(made_picture.save(own["out"]))
+
+
+def _data(config: DictConfig) -> Any:
+    import_module(config.lightning.diffaug)  # what is missing is said in its own words
+    return instantiate(config.data)
 
 
 def _chosen(group: str, name: str) -> list[str]:
@@ -114,7 +121,7 @@ def _chosen(group: str, name: str) -> list[str]:
 def _preview(options: argparse.Namespace) -> None:
     own, rest = _own(options.overrides, out="preview.png")
     config = compose_config(rest)
-    seen = preview(instantiate(config.data))
+    seen = preview(_data(config))
     print(seen.text)
     print(f"\n{seen.picture.save(own['out'])}")
 
@@ -126,7 +133,7 @@ def _check(options: argparse.Namespace) -> int:
     config = compose_config(rest)
     if "on_error" in config.data:
         config.data.on_error = "raise"  # all files are wanted: the list is made here
-    found = check(instantiate(config.data), workers=int(own["workers"]) if own["workers"] else None)
+    found = check(_data(config), workers=int(own["workers"]) if own["workers"] else None)
     print(found.text)
     return 0 if found.fine else _BROKEN
 

@@ -167,7 +167,7 @@ def write_usage(pipeline: Any, out: str | Path) -> str:
         [
             f"from diffusers import {name}",
             "",
-            f'pipeline = {name}.from_pretrained("{Path(out).resolve().name}")  # {type(pipeline.scheduler).__name__}',
+            f'pipeline = {name}.from_pretrained("{out}")  # {type(pipeline.scheduler).__name__}',
             f"images = pipeline(batch_size=16, num_inference_steps=50{labels}).images",
         ]
     )

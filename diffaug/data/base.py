@@ -17,7 +17,7 @@ from torch import Tensor
 from diffaug.checks import flag, integer, refuse
 from diffaug.data.device import Noiser
 from diffaug.data.labels import LabelDropout
-from diffaug.data.packages import check_package, refuse_as_loader
+from diffaug.data.packages import check_trainer, refuse_as_loader
 from diffaug.data.progress import count_done, read_progress
 from diffaug.data.recipe import check_recipe, describe
 from diffaug.data.resume import Resume
@@ -97,7 +97,7 @@ class NoisingBase(ABC):
 
     @trainer.setter
     def trainer(self, trainer: Any) -> None:
-        check_package(self, trainer)
+        check_trainer(self, trainer)
         self._trainer = trainer
 
     def __iter__(self) -> Iterator[Any]:
@@ -236,7 +236,7 @@ class NoisingBase(ABC):
         if state_dict.get("progress"):
             self._resume.load(state_dict["progress"])
         earlier = state_dict.get("backend", self.backend)
-        if earlier != self.backend:
+        if earlier != self.backend != _UNSETTLED:  # without a Trainer nothing is
             _log.warning(
                 "this run was on %s and goes on on %s: its noise agrees with what it would have been to 1e-6 of its "
                 "scale, not bit for bit",

@@ -14,7 +14,7 @@ from diffaug.data.base import OPTIONS, NoisingBase
 from diffaug.data.batch import Batch, Place, Places, first_place
 from diffaug.data.items import describe_value, split
 from diffaug.data.nest import device_of, is_leaf, map_parts
-from diffaug.data.packages import OURS, check_package, is_data_module, package_of
+from diffaug.data.packages import OURS, check_package, check_trainer, is_data_module, package_of
 from diffaug.data.rebuild import rebuild
 from diffaug.data.recipe import check_ranks
 from diffaug.data.sources import spread_indices, warn_of_half_range
@@ -90,7 +90,7 @@ class WrappedBase(NoisingBase):
 
     @trainer.setter
     def trainer(self, trainer: Any) -> None:
-        check_package(self, trainer)
+        check_trainer(self, trainer)
         self.inner.trainer = trainer
 
     def _lightning(self, name: str) -> Any:

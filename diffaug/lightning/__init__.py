@@ -10,7 +10,10 @@ Each joins a base, which has all the code, with the class of the package that it
 
 from functools import partial
 
-import lightning.pytorch as pl
+try:
+    import lightning.pytorch as pl
+except ModuleNotFoundError as error:
+    raise ImportError('diffaug.lightning needs the lightning package: pip install "diffaug[lightning]"') from error
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -24,6 +27,22 @@ from diffaug.training.denoiser import DenoiserBase
 from diffaug.training.last_checkpoint import LastCheckpointBase
 from diffaug.training.loss_by_level import LossByLevelBase
 from diffaug.training.run_logger import RunLoggerBase
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "Denoiser",
+    "DiffusionDataModule",
+    "LastCheckpoint",
+    "LossByLevel",
+    "Pictures",
+    "Progress",
+    "RunLogger",
+    "Summary",
+    "WrappedDataModule",
+    "digits",
+    "image_folder",
+    "torchvision",
+]
 
 
 class DiffusionDataModule(DiffusionBase, pl.LightningDataModule):

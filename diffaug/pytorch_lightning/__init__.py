@@ -25,6 +25,22 @@ from diffaug.training.last_checkpoint import LastCheckpointBase
 from diffaug.training.loss_by_level import LossByLevelBase
 from diffaug.training.run_logger import RunLoggerBase
 
+__all__ = [
+    "AtomicCheckpointIO",
+    "Denoiser",
+    "DiffusionDataModule",
+    "LastCheckpoint",
+    "LossByLevel",
+    "Pictures",
+    "Progress",
+    "RunLogger",
+    "Summary",
+    "WrappedDataModule",
+    "digits",
+    "image_folder",
+    "torchvision",
+]
+
 
 class DiffusionDataModule(DiffusionBase, pl.LightningDataModule):
     __doc__ = DiffusionBase.__doc__

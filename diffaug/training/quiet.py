@@ -5,6 +5,8 @@ import re
 import warnings
 from importlib import import_module
 
+from lightning_utilities.core.rank_zero import rank_zero_only
+
 LOGGED = (
     "💡 Tip: For seamless cloud",  # litlogger, litmodels
     "TPU available: False",
@@ -27,14 +29,17 @@ def _is_worth_reading(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(LOGGED)
 
 
-def quieten(package: str) -> None:
-    """Silence these messages in this process's logs and warnings.
+def quieten(room: str) -> None:
+    """Silence these messages in this process's logs and warnings, and on other ranks what rank 0 says too.
 
     Arguments:
-        package: of Lightning, imported here: `lightning` prints every line once more by a handler of its own.
+        room: diffaug.pytorch_lightning or diffaug.lightning. It is imported here, and the package with it: `lightning`
+            prints every line once more by a handler of its own.
     """
-    import_module(package)
+    import_module(room)
     logging.getLogger("lightning").handlers.clear()
+    if getattr(rank_zero_only, "rank", 0):
+        logging.getLogger("diffaug").setLevel(logging.WARNING)
     for name in LOGGERS:
         logging.getLogger(name).addFilter(_is_worth_reading)
     for text in WARNED:

@@ -142,23 +142,48 @@ class TestMixes:
     def test_given_as_if_it_were_a_loader(self, package):
         """A Trainer of the other package does not know it for a DataModule."""
         remedy = MIXED[package].partition(". ")[2].format("DiffusionDataModule")
-        with pytest.raises(ValueError, match=r"is no loader: data\.train_dataloader\(\) is.*" + re.escape(remedy)):
+        other = PACKAGES[OTHER[package]][0].__name__
+        text = f"is no loader to go through: it was given to a Trainer of {other}, which does not know it. {remedy}"
+        with pytest.raises(ValueError, match=re.escape(text)):
             trainer_of(OTHER[package]).fit(model_of(OTHER[package]), data_of(package))
 
     def test_a_wrapped_one(self, package):
+        """What must change is what the DataModule that is wrapped is derived from."""
+        other = PACKAGES[OTHER[package]][0].__name__
         data = DiffusionDataModule.wrap(inner_of(package), process())
-        with pytest.raises(TypeError, match=re.escape(MIXED[package].format("Trainer", "WrappedDataModule"))):
+        text = f"import LightningDataModule from {other}, from which Pictures is derived, or everything else from"
+        with pytest.raises(TypeError, match=re.escape(text)):
             trainer_of(OTHER[package]).fit(model_of(OTHER[package]), datamodule=data)
-        with pytest.raises(TypeError, match=re.escape(MIXED[package].format("Pictures", "WrappedDataModule"))):
+        with pytest.raises(TypeError, match=r"WrappedDataModule \(.*does not work with Pictures \("):
             PACKAGES[package][1].WrappedDataModule(inner_of(OTHER[package]), process())
 
-    def test_a_callback(self, package, tmp_path):
-        ours = PACKAGES[package][1]
-        for callback in (ours.LossByLevel(), ours.LastCheckpoint(tmp_path), ours.Pictures(tmp_path)):
+    def test_one_derived_from_ours(self, package):
+        class Mine(PACKAGES[package][1].DiffusionDataModule):
+            pass
+
+        data = Mine(pictures(20), process=process())
+        text = f"import DiffusionDataModule from {PACKAGES[OTHER[package]][1].__name__}, from which Mine is derived, or"
+        with pytest.raises(TypeError, match=re.escape(text)):
+            trainer_of(OTHER[package]).fit(model_of(OTHER[package]), datamodule=data)
+
+    def test_callbacks_and_loggers(self, package, tmp_path):
+        """Before any data is read where the DataModule is one of ours; ours, with any DataModule."""
+        lightning, ours, other = *PACKAGES[package], OTHER[package]
+        for callback in (ours.LossByLevel(), ours.LastCheckpoint(tmp_path), lightning.callbacks.Timer("00:00:01:00")):
             name = type(callback).__name__
-            other = OTHER[package]
-            with pytest.raises(TypeError, match=re.escape(f"{name} {MIXED[package].format('Trainer', name)}")):
-                trainer_of(other, callbacks=[callback]).fit(model_of(other), data_of(other))
+            text = f"{name} {MIXED[package].format('Trainer', name)}"
+            if isinstance(callback, lightning.callbacks.Timer):
+                text = text.partition(" from ")[0] + f" from {PACKAGES[other][0].__name__}, or"
+            data = data_of(other)
+            with pytest.raises(TypeError, match=re.escape(text)):
+                trainer_of(other, callbacks=[callback]).fit(model_of(other), data)
+            assert data._datasets == {}
+        logger = ours.RunLogger(tmp_path)
+        with pytest.raises(TypeError, match=re.escape(f"RunLogger {MIXED[package].format('Trainer', 'RunLogger')}")):
+            trainer_of(other, logger=logger).fit(model_of(other), data_of(other))
+        loader = DataLoader(pictures(4))
+        with pytest.raises(TypeError, match=r"LossByLevel .* does not work with Trainer"):
+            trainer_of(other, callbacks=[ours.LossByLevel()]).fit(model_of(other), loader)
 
     def test_a_model(self, package):
         """Lightning itself refuses it."""
@@ -185,22 +210,31 @@ def test_one_key_turns_every_class(package, tmp_path):
     assert f"_target_: {other}." not in str(config)
 
 
+def run_train(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "train.py"), *OVERRIDES, *words, "hydra.run.dir=run"]
+    variables = {**environment(folder), **variables}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder, env=variables)
+
+
 @pytest.mark.slow
 def test_two_processes_under_each(tmp_path):
     """train.py on two ranks: equal rows of metrics."""
     rows = {}
     for package in PACKAGES:
         folder = tmp_path / package
-        words = [*OVERRIDES, f"lightning={package}", "trainer=ddp", "trainer.accelerator=cpu", "hydra.run.dir=run"]
         folder.mkdir()
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), *words],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            cwd=folder,
-            env=environment(folder),
-        )
+        done = run_train(folder, f"lightning={package}", "trainer=ddp", "trainer.accelerator=cpu")
         assert done.returncode == 0, done.stderr[-3000:]
+        assert (done.stdout + done.stderr).count("the forward process runs on") == 1, "rank 0 alone says it"
         rows[package] = Path(folder, "run", "metrics.csv").read_text()
     assert rows["lightning"] == rows["pytorch_lightning"]
+
+
+@pytest.mark.slow
+def test_without_the_lightning_package(tmp_path):
+    """A sentence that says what to install, wherever it is missed first."""
+    (tmp_path / "lightning.py").write_text("raise ModuleNotFoundError('no lightning here')\n")
+    done = run_train(tmp_path, "lightning=lightning", "trainer=cpu", PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert done.returncode != 0
+    assert 'diffaug.lightning needs the lightning package: pip install "diffaug[lightning]"' in done.stderr
+    assert "Traceback" not in done.stderr

@@ -21,7 +21,7 @@ def _quiet():
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [list(logger.filters) for logger in loggers]
     with warnings.catch_warnings():
-        quieten("pytorch_lightning")
+        quieten("diffaug.pytorch_lightning")
         yield
     for logger, filters in zip(loggers, before, strict=True):
         logger.filters[:] = filters
