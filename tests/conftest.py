@@ -3,6 +3,7 @@
 import which_lightning as which_lightning  # before anything imports either package
 
 # isort: split
+import os
 import random
 from collections.abc import Iterator
 
@@ -31,6 +32,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("gpu"):  # not a folder of that name on the way to the tests
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _environment_of_its_own() -> Iterator[None]:
+    """Put the environment back: Lightning writes the ranks' port and the seed into it, and later jobs would take them."""
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @pytest.fixture
