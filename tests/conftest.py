@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _environment_of_its_own() -> Iterator[None]:
-    """Put the environment back: Lightning writes the ranks' port and the seed into it, and later jobs would take them."""
+    """Put the environment back: Lightning writes the port of the ranks and the seed into it, which later jobs took."""
     before = dict(os.environ)
     yield
     if os.environ != before:
