@@ -236,7 +236,7 @@ class NoisingBase(ABC):
         if state_dict.get("progress"):
             self._resume.load(state_dict["progress"])
         earlier = state_dict.get("backend", self.backend)
-        if earlier != self.backend != _UNSETTLED:  # without a Trainer nothing is
+        if earlier != self.backend != _UNSETTLED:  # which it is where only the state is read, without a Trainer
             _log.warning(
                 "this run was on %s and goes on on %s: its noise agrees with what it would have been to 1e-6 of its "
                 "scale, not bit for bit",

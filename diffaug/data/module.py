@@ -70,7 +70,7 @@ class DiffusionBase(NoisingBase):
         trainer.fit(model, data)  # in training_step: x_t, epsilon, t = batch
     """
 
-    train_dataloader: Callable[[], Any]
+    train_dataloader: Callable[[], Any]  # there if, and only if, there is data to train on
 
     def __init__(
         self,

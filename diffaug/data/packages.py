@@ -63,8 +63,8 @@ def _name(thing: Any) -> str:
 
 def _remedy(ours: Any, mine: str, other: str) -> str:
     """Say what to import from where: the class itself, or that which the user's own is derived from."""
-    inner = vars(ours).get("inner")
-    made_of = type(ours if inner is None else inner)
+    inner = getattr(ours, "inner", None)  # of a DataModule that wraps another
+    made_of = type(inner if is_data_module(inner) else ours)
     whose = next(base for base in made_of.__mro__ if base.__module__ in OURS.values() or _package_of_class(base))
     place = OURS[other] if whose.__module__ in OURS.values() else other
     change = f"import {whose.__name__} from {place}"

@@ -193,6 +193,26 @@ class TestMixes:
             trainer_of(other).fit(denoiser, data_of(other))
 
 
+def test_a_callback_of_anothers_whose_inner_is_none_of_ours():
+    class Mine(pl.Callback):
+        def __init__(self) -> None:
+            self.inner = 3
+
+    with pytest.raises(
+        TypeError, match=r"^Mine \(.* import Callback from lightning\.pytorch, from which Mine is derived"
+    ):
+        trainer_of("lightning", callbacks=[Mine()]).fit(model_of("lightning"), data_of("lightning"))
+
+
+def test_a_state_that_is_read_without_a_trainer_warns_of_nothing(caplog):
+    """As DataModule.load_from_checkpoint does: no backend is settled, so none is another one."""
+    trained = data_of("pytorch_lightning")
+    trainer_of("pytorch_lightning").fit(model_of("pytorch_lightning"), trained)
+    caplog.clear()
+    data_of("pytorch_lightning").load_state_dict(trained.state_dict())
+    assert caplog.records == []
+
+
 def test_what_is_of_neither_is_refused():
     with pytest.raises(ValueError, match=r"data\.inner must be a LightningDataModule, of pytorch_lightning or of"):
         DiffusionDataModule.wrap(object(), process())
