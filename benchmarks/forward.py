@@ -4,6 +4,9 @@
 
 All contenders take the same uint8 images and return x_t, epsilon and t. They are timed in turn, again and again, so
 that whatever else the machine does falls on all alike; a table gives medians. What was timed is checked first.
+
+On a GPU three times tell: the device's alone, of calls that queue up behind a wait; the host's alone, of the same; and
+that of a call that is waited for, which no training loop does.
 """
 
 import argparse
@@ -12,7 +15,7 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +110,50 @@ def timed(
     return {name: (statistics.median(in_a_row[name]), statistics.median(first[name])) for name in contenders}
 
 
-def peak_memory(run: Contender, x: Tensor, index: Tensor) -> float | None:
+def queued(call: Callable[[], object], calls: int = 10, wait: float = 0.03) -> tuple[float, float]:
+    """Seconds a call takes the GPU, and seconds it takes the host to ask for it.
+
+    The calls queue up behind a kernel that does nothing for some 30 ms, so that neither side waits for the other.
+    """
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    torch.cuda._sleep(int(wait * 1.8e9))  # its unit is a cycle
+    begin.record()
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    host = time.perf_counter() - start
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1e3 / calls, host / calls
+
+
+def timed_on_gpu(
+    contenders: dict[str, Contender], x: Tensor, index: Tensor, seconds: float
+) -> dict[str, tuple[float, float, float]]:
+    """Median seconds of each contender's call: the device's, the host's, and those until a call has been waited for."""
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in contenders}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(found["the bytes alone"]) < 3:
+        for name, run in contenders.items():
+            device, host = queued(functools.partial(run, x, index))
+            start = time.perf_counter()
+            run(x, index)
+            torch.cuda.synchronize()
+            found[name].append((device, host, time.perf_counter() - start))
+    columns = {name: zip(*rows, strict=True) for name, rows in found.items()}
+    return {name: tuple(statistics.median(column) for column in some) for name, some in columns.items()}  # type: ignore[misc]
+
+
+def copy_speed(device: torch.device) -> float:
+    """Bytes a second, read and written, of a copy of 1 GB within the device: what nothing is faster than."""
+    there = torch.empty(2**30, dtype=torch.uint8, device=device)
+    here = torch.empty_like(there)
+    return 2 * there.numel() / statistics.median(queued(lambda: here.copy_(there))[0] for _ in range(5))
+
+
+def peak_memory(run: Contender, x: Tensor, index: Tensor) -> float:
     """Peak memory of a call over that of its input and output, on CUDA."""
-    if x.device.type != "cuda":
-        return None
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -131,6 +174,58 @@ def machine(device: torch.device) -> str:
             (line.split(": ")[1] for line in info.read_text().splitlines() if line.startswith("model name")), cpu
         )
     return f"{cpu}, {torch.get_num_threads()} threads"
+
+
+def baseline_of(contenders: dict[str, Contender]) -> str:
+    return "diffusers add_noise" if "diffusers add_noise" in contenders else "by hand"
+
+
+def cpu_table(
+    contenders: dict[str, Contender],
+    x: Tensor,
+    index: Tensor,
+    seconds: float,
+    first: dict[str, float],
+    dtype: torch.dtype,
+) -> Iterator[str]:
+    base = baseline_of(contenders)
+    median = timed(contenders, x, index, seconds)
+    yield f"| | ns an element | {base} / it | after other work: ns | {base} / it | first call, s |"
+    yield "|---|---|---|---|---|---|"
+    for name, (row, alone) in median.items():
+        cells = (
+            f"{row / x.numel() * 1e9:.2f} | {median[base][0] / row:.2f}",
+            f"{alone / x.numel() * 1e9:.2f} | {median[base][1] / alone:.2f}",
+            f"{first[name]:.2f}",
+        )
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def gpu_table(
+    contenders: dict[str, Contender],
+    x: Tensor,
+    index: Tensor,
+    seconds: float,
+    first: dict[str, float],
+    dtype: torch.dtype,
+) -> Iterator[str]:
+    base = baseline_of(contenders)
+    copy = copy_speed(x.device)
+    median = timed_on_gpu(contenders, x, index, seconds)
+    yield (
+        f"| | device, us | {base} / it | share of copy speed | host, us | {base} / it | waited for, us | first call, s "
+        "| peak memory / (in + out) |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for name, (device, host, waited) in median.items():
+        width = dtype.itemsize if name.startswith("diffaug") else 4
+        share = x.numel() * (1 + 2 * width) / device / copy
+        cells = (
+            f"{device * 1e6:.1f} | {median[base][0] / device:.2f} | {share:.0%}",
+            f"{host * 1e6:.0f} | {median[base][1] / host:.2f} | {waited * 1e6:.0f}",
+            f"{first[name]:.2f} | {peak_memory(contenders[name], x, index):.2f}",
+        )
+        yield f"| {name} | {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -157,7 +252,6 @@ def main() -> None:
         peer = diffusers_way()
         if peer is not None:
             contenders["diffusers add_noise"] = peer
-        baseline = "diffusers add_noise" if peer is not None else "by hand"
         for shape in shapes:
             x = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
             index = torch.arange(shape[0])  # on the host, where a loader's are
@@ -169,31 +263,23 @@ def main() -> None:
                 first[name] = time.perf_counter() - start
                 if name != "the bytes alone":
                     checked(run, x, index, dtype)
-            median = timed(contenders, x, index, options.seconds)
-            memory = {name: peak_memory(run, x, index) for name, run in contenders.items()}
             say(f"\n{shape} uint8 -> {str(dtype).removeprefix('torch.')}\n")
-            extra = " peak memory / (in + out) |" if memory["by hand"] else ""
-            say(
-                f"| | ns an element | {baseline} / it | after other work: ns | {baseline} / it | first call, s |{extra}"
-            )
-            say("|---|---|---|---|---|---|" + ("---|" if extra else ""))
-            for name, (row, alone) in median.items():
-                cells = (
-                    f"{row / x.numel() * 1e9:.2f} | {median[baseline][0] / row:.2f}",
-                    f"{alone / x.numel() * 1e9:.2f} | {median[baseline][1] / alone:.2f}",
-                    f"{first[name]:.2f}",
-                    *((f"{memory[name]:.2f}",) if memory[name] else ()),
-                )
-                say(f"| {name} | {' | '.join(cells)} |")
-    say("\nGrowth: diffaug compiled, ns an element\n")
+            table = gpu_table if device.type == "cuda" else cpu_table
+            for line in table(contenders, x, index, options.seconds, first, dtype):
+                say(line)
+    say(f"\nGrowth: diffaug compiled, {'us of the device a call' if device.type == 'cuda' else 'ns an element'}\n")
     say("| batch | 3x32x32 | 3x64x64 | 3x128x128 | 3x256x256 |\n|---|---|---|---|---|")
     process = ours(True, torch.float32)
     for batch in (1, 4, 16, 64, 256):
         cells = []
         for side in (32, 64, 128, 256):
             x = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=device)
-            median = timed({"ours": process, "the bytes alone": floor}, x, torch.arange(batch), 0.5)
-            cells.append(f"{median['ours'][0] / x.numel() * 1e9:.2f}")
+            some: dict[str, Contender] = {"ours": process, "the bytes alone": floor}
+            if device.type == "cuda":
+                process(x, torch.arange(batch))
+                cells.append(f"{timed_on_gpu(some, x, torch.arange(batch), 0.1)['ours'][0] * 1e6:.1f}")
+            else:
+                cells.append(f"{timed(some, x, torch.arange(batch), 0.5)['ours'][0] / x.numel() * 1e9:.2f}")
         say(f"| {batch} | {' | '.join(cells)} |")
     say(f"\npeak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
     if options.markdown:

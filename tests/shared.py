@@ -10,8 +10,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch.utils.data import TensorDataset
 
-from diffaug import DiffusionDataModule
+from diffaug import DiffusionDataModule, ForwardProcess
 from diffaug.schedules import Schedule
+from diffaug.times import Fixed, Grid
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -105,3 +106,21 @@ def fit(data: DiffusionDataModule, **options: Any) -> dict[str, list[Any]]:
 
 def together(batches: list[Any], name: str) -> torch.Tensor:
     return torch.cat([getattr(batch, name) for batch in batches])
+
+
+@functools.cache
+def part(group: str, name: str) -> Any:
+    """A choice of a config group; coverages of evaluation, which have no file, by the names of their classes."""
+    if name in ("Grid", "Fixed"):
+        return {"Grid": Grid(3), "Fixed": Fixed(0.3)}[name]
+    return instantiate(composed(f"+{group}={name}")[group])
+
+
+def recipe(schedule: Any, density: str = "uniform", **options: Any) -> ForwardProcess | None:
+    """A process, or None where diffaug refuses the combination."""
+    times = part("times", density)
+    times.clear()  # Importance's losses are those of one schedule's timesteps
+    try:
+        return ForwardProcess(schedule, times, **options)
+    except ValueError:
+        return None

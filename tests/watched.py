@@ -150,13 +150,15 @@ def _whole(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def _normals(keys: Any, shape: tuple[int, ...], *_: int) -> Tensor:
-    return torch.empty(len(keys.low), *shape, device=keys.low.device)
+    return torch.empty(keys.rows.shape[1], *shape, device=keys.rows.device)
 
 
-def _results(function: Callable[..., Any], x: Tensor, keys: Any, mix: Tensor, centre: float, dtype: torch.dtype) -> Any:
+def _results(
+    function: Callable[..., Any], x: Tensor, rows: Tensor, mix: Tensor, centre: float, dtype: torch.dtype
+) -> Any:
     """What the pass would give, but for its values."""
     fields = [torch.empty(x.shape, dtype=dtype, device=x.device) for _ in range(mix.shape[1])]
-    return [torch.empty_like(keys.low), *fields] if "times" in function.__name__ else fields
+    return [torch.empty_like(rows[0]), *fields] if "times" in function.__name__ else fields
 
 
 def _kinds(base: type) -> Iterator[type]:

@@ -24,8 +24,8 @@ def gaussian(keys: Keys, shape: tuple[int, ...], purpose: int = Purpose.EPSILON,
         first: how many elements of each sample to pass over, a multiple of 4.
     """
     elements = torch.Size(shape).numel()
-    runs = normals(keys, purpose, torch.arange(lanes(elements), device=keys.low.device) + first // 4)
-    return torch.cat(runs, 1)[:, :elements].view(len(keys.low), *shape)
+    runs = normals(keys, purpose, torch.arange(lanes(elements), device=keys.rows.device) + first // 4)
+    return torch.cat(runs, 1)[:, :elements].view(keys.rows.shape[1], *shape)
 
 
 def sum_samples(x: Tensor) -> Tensor:

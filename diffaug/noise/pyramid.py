@@ -67,7 +67,7 @@ class Pyramid(Noise):
 
     def sizes(self, keys: Keys, sides: list[int]) -> Tensor:
         """Draw the sides of each sample's levels, int64, shape (B, levels, len(sides)); of level 0 the image's."""
-        word = words(keys, Purpose.PYRAMID, torch.arange(self.levels, device=keys.low.device))[0]
+        word = words(keys, Purpose.PYRAMID, torch.arange(self.levels, device=keys.rows.device))[0]
 
         def shrink(word: Tensor) -> Tensor:
             factor = 2 + (word + 0.5) * 2.0**-31  # in [2, 4)

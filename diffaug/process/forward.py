@@ -50,6 +50,7 @@ from diffaug.times import ByIndex, Times, Uniform
 
 EVALUATION_TIMES = Uniform(coverage=ByIndex())
 """The times of validation, test and predict: even over unit time, and each image's own, whatever training draws."""
+_UNIFORM = Uniform()
 
 
 class ForwardProcess(ClosedForm):
@@ -137,11 +138,11 @@ class ForwardProcess(ClosedForm):
         had_compiled = self._has_compiled
         sizes: dict[bool, set[int]] = {}
         for stage, some in ({"train": ()} if batches is None else batches).items():
-            sizes.setdefault(stage == "train" and self.times == Uniform(), {1, 2}).update(some)
+            sizes.setdefault(stage == "train" and self.times == _UNIFORM, {1, 2}).update(some)
         for with_times, size in ((form, size) for form in sizes for size in sorted(sizes[form])):
             # Not expanded: the compiled form is for images that lie in memory one after another.
             some, index = x_0[:1].repeat(size, *(1,) * (x_0.ndim - 1)), torch.arange(size, device="cpu")
-            times = Uniform() if with_times else EVALUATION_TIMES
+            times = _UNIFORM if with_times else EVALUATION_TIMES
             self._has_compiled = had_compiled  # nothing that is tried here has been handed out
             with torch.inference_mode(False), torch.no_grad():
                 self._draw(some, keys(index), times, None, dtype or self.dtype or torch.float32)
@@ -236,8 +237,8 @@ class ForwardProcess(ClosedForm):
         """
         extra = {} if extra is None else extra
         check_call(self.fields, x_0, extra)
-        check_like("key", key.low, x_0.shape[:1], "one key for each image")
-        times, key = times or self.times, Keys(*map(where_float64_is, key))
+        check_like("key", key.rows, (5, len(x_0)), "one key for each image")
+        times, key = times or self.times, Keys(where_float64_is(key.rows))
         position = None if position is None else where_float64_is(position)
         # Out of inference mode and gradients: what comes out are data, and one compiled form serves every stage.
         with torch.inference_mode(False), torch.no_grad():
@@ -282,7 +283,7 @@ class ForwardProcess(ClosedForm):
         names, flat = self._images, x_0.reshape(len(x_0), -1)
         compiled = not eager and self.compiles(x_0.device, flat.shape[1])
         scale, centre = self._scale_and_centre(x_0)
-        if names and compiled and self.schedule.discrete and times == Uniform():
+        if names and compiled and self.schedule.discrete and times == _UNIFORM:
             table = mix_table(self.schedule, names, scale, x_0.device, self.sigma_data)
             t, fields = kernel.draw_times_and_mix(flat, key.to(x_0.device), table, centre, dtype)
             self._has_compiled = True
@@ -292,7 +293,7 @@ class ForwardProcess(ClosedForm):
             return t, mix_whole(self, self.scale(x_0), key, t, dtype) if names or self._pairs else {}
         if not names:
             return t, {}
-        (mix,) = move([mixes(self.schedule, names, t, scale, self.sigma_data)], x_0.device)
-        fields = kernel.draw_and_mix(flat, key.to(x_0.device), mix, centre, dtype, compiled=compiled)
+        rows, mix = move([key.rows, mixes(self.schedule, names, t, scale, self.sigma_data)], x_0.device)
+        fields = kernel.draw_and_mix(flat, Keys(rows), mix, centre, dtype, compiled=compiled)
         self._has_compiled |= compiled
         return t, name_fields(names, fields, x_0)

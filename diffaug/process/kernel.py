@@ -29,8 +29,9 @@ def _blend(x: Tensor, epsilon: Tensor, mix: Tensor, centre: float, field: int, d
     return (mix[:, field, 0:1] * centred + mix[:, field, 1:2] * epsilon).to(dtype)
 
 
-def _whole(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtype) -> list[Tensor]:
-    """Draw and mix all fields of all samples at once: what is compiled."""
+def _whole(x: Tensor, rows: Tensor, mix: Tensor, centre: float, dtype: torch.dtype) -> list[Tensor]:
+    """Draw and mix all fields of all samples at once: what is compiled. The keys come as their rows, one argument."""
+    keys = Keys(rows)
     elements, fields = x.shape[1], range(mix.shape[1])
     blocks = lanes(elements)
     if elements % 4 and x.device.type == "cuda":
@@ -80,7 +81,7 @@ def _pieces(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtyp
     rows, columns = max(1, _PIECE // max(blocks, 1)), min(blocks, _PIECE)
     for row in range(0, samples, rows):
         part = slice(row, row + rows)
-        some = Keys(*(k[part] for k in keys))
+        some = keys.part(part)
         for start in range(0, blocks, columns):
             stop = min(start + columns, blocks)
             runs = normals(some, Purpose.EPSILON, torch.arange(start, stop, device=x.device))
@@ -119,8 +120,10 @@ def draw_and_mix(
         CompileError: it does not compile.
     """
     if compiled:
-        return _call_compiled(_whole, x, keys, mix, centre, dtype)
-    return (_pieces if x.device.type == "cpu" else _whole)(x, keys, mix, centre, dtype)
+        return _call_compiled(_whole, x, keys.rows, mix, centre, dtype)
+    if x.device.type == "cpu":
+        return _pieces(x, keys, mix, centre, dtype)
+    return _whole(x, keys.rows, mix, centre, dtype)
 
 
 def draw_times_and_mix(
@@ -140,13 +143,15 @@ def draw_times_and_mix(
     Raises:
         CompileError: it does not compile.
     """
-    t, *fields = _call_compiled(_whole_with_uniform_times, x, keys, table, centre, dtype)
+    t, *fields = _call_compiled(_whole_with_uniform_times, x, keys.rows, table, centre, dtype)
     return t, fields
 
 
-def _whole_with_uniform_times(x: Tensor, keys: Keys, table: Tensor, centre: float, dtype: torch.dtype) -> list[Tensor]:
-    t = indices(points(keys, Purpose.TIME), table.shape[0])
-    return [t, *_whole(x, keys, table[t], centre, dtype)]
+def _whole_with_uniform_times(
+    x: Tensor, rows: Tensor, table: Tensor, centre: float, dtype: torch.dtype
+) -> list[Tensor]:
+    t = indices(points(Keys(rows), Purpose.TIME), table.shape[0])
+    return [t, *_whole(x, rows, table[t], centre, dtype)]
 
 
 class CompileError(RuntimeError):
@@ -182,6 +187,8 @@ def _compiled(function: Callable[..., list[Tensor]], device_type: str) -> Callab
     # GPUs, works out all four for every element and keeps one.
     names = ("max_pointwise_cat_inputs", "max_complex_pointwise_cat_inputs")
     options: dict[str, Any] = {name: 0 for name in names if hasattr(config, name)}
+    # No global that the pass reads ever changes: to look at them again at each call would only take time.
+    options["guard_filter_fn"] = torch.compiler.skip_guard_on_globals_unsafe  # pyright: ignore[reportUnknownMemberType]
     if device_type == "cuda" and hasattr(config, "constant_and_index_propagation"):
         # It types the blocks' numbers, and what is multiplied with them, as 32 bits where sizes are constants: Philox's
         # multipliers are larger, and Triton refuses them (pytorch/pytorch 175966). C++ loops need it to be vectorised.

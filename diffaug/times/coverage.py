@@ -147,7 +147,7 @@ class PerImage(Coverage):
     def points(self, keys: Keys, position: Tensor | None) -> Tensor:
         epoch = keys.domain & (2**EPOCH_BITS - 1)
         # The image's own number: not of its view (the low 8 bits of `high` are the index's) nor of the epoch.
-        own = keys._replace(high=keys.high & 255, domain=keys.domain - epoch)
+        own = keys.replace(keys.low, keys.high & 255, keys.domain - epoch)
         return golden(epoch, keys.view * _SILVER + (points(own, Purpose.COVERAGE) << 11))
 
 
@@ -228,4 +228,4 @@ def _reverse_bits(x: Tensor) -> Tensor:
 def keyed_offset(keys: Keys) -> Tensor:
     """Draw 53 random bits at the top of an int64, shape (B,): of seed, stage, dataset number and epoch alone."""
     zero = torch.zeros_like(keys.low)
-    return points(keys._replace(low=zero, high=zero), Purpose.COVERAGE) << 11
+    return points(keys.replace(zero, zero, keys.domain), Purpose.COVERAGE) << 11

@@ -40,7 +40,7 @@ def gpu(capability: int = 90) -> Iterator[None]:
 
 def arguments(batch: int, elements: int, fields: int, dtype: torch.dtype) -> tuple[object, ...]:
     x = torch.empty(batch, elements, dtype=torch.uint8, device=fake_gpu.DEVICE)
-    keys = Keys(*(torch.empty(batch, dtype=torch.int64, device=fake_gpu.DEVICE) for _ in range(5)))
+    keys = Keys(torch.empty(5, batch, dtype=torch.int64, device=fake_gpu.DEVICE))
     return x, keys, torch.empty(1000, fields, 2, device=fake_gpu.DEVICE), 255.0, dtype
 
 
@@ -55,7 +55,7 @@ def test_these_tests_are_not_all_skipped():
 def test_blocks_made_apart_are_the_same_noise(elements):
     key, x = keys(torch.arange(3)), torch.randint(0, 256, (3, elements), dtype=torch.uint8)
     mix = torch.rand(3, 2, 2)
-    whole = kernel._whole(x, key, mix, 255.0, torch.float32)
+    whole = kernel._whole(x, key.rows, mix, 255.0, torch.float32)
     assert all(
         torch.equal(a, b) for a, b in zip(kernel._whole_in_two(x, key, mix, 255.0, torch.float32), whole, strict=True)
     )
@@ -147,11 +147,11 @@ for batch, elements in ((3, 3072), (2, 1027), (1, 3072)):
     table = (torch.rand(1000, 2, 2) * 2 - 1) / torch.tensor([255.0, 1.0])
     table[:, 1] = torch.tensor([0.0, 1.0])
     real = (x, key, table)
-    expected = kernel._whole_with_uniform_times(*real, 255.0, torch.float32)
+    expected = kernel._whole_with_uniform_times(x, key.rows, table, 255.0, torch.float32)
     try:
         with fake_gpu.fake_gpu():
             there = lambda a: torch.empty(a.shape, dtype=a.dtype, device=fake_gpu.DEVICE)
-            fake = (there(x), Keys(*map(there, key)), there(table))
+            fake = (there(x), Keys(there(key.rows)), there(table))
             made = fake_gpu.interpret(lambda *a: kernel.draw_times_and_mix(*a, 255.0, torch.float32), fake, real)
     except fake_gpu.Moved as error:
         raise SystemExit(f"moved: {error}")

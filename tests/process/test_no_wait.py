@@ -4,19 +4,17 @@ Every call is made twice, as a table may cross to the device once; the second ca
 """
 
 import contextlib
-import functools
 from typing import Any
 
 import pytest
 import torch
-from hydra.utils import instantiate
-from shared import SCHEDULES, composed, names, schedule_of
+from shared import SCHEDULES, names, part, recipe, schedule_of
 
 watched = pytest.importorskip("watched", reason="needs torch's private names where they were", exc_type=ImportError)
 
 from diffaug import ForwardProcess, LinearBeta, Rectified, ZeroTerminalSNR  # noqa: E402
 from diffaug.targets import FIELDS, PAIR_FIELDS, TARGETS, Pair, as_input, convert, convertible  # noqa: E402
-from diffaug.times import Fixed, Grid, Importance, Uniform  # noqa: E402
+from diffaug.times import Importance, Uniform  # noqa: E402
 
 MOST = 20
 """So many operations beside the pass, at most."""
@@ -25,14 +23,6 @@ MORE = {"importance": (64, "it draws from the losses, which are on the device, a
 WAITS = {"prior_kl": "one number of the whole data set, asked for on the host"}
 """Helpers that wait, and why."""
 EVERY = tuple(name for name in FIELDS if name not in PAIR_FIELDS)
-
-
-@functools.cache
-def part(group: str, name: str) -> Any:
-    """A choice of a config group; coverages of evaluation, which have no file, by the names of their classes."""
-    if name in ("Grid", "Fixed"):
-        return {"Grid": Grid(3), "Fixed": Fixed(0.3)}[name]
-    return instantiate(composed(f"+{group}={name}")[group])
 
 
 def check(process: ForwardProcess, most: int = MOST) -> None:
@@ -46,16 +36,6 @@ def check(process: ForwardProcess, most: int = MOST) -> None:
             assert all(value.device == watched.DEVICE for value in batch)
             assert watch.waits == []
             assert watch.operations <= most, stage
-
-
-def recipe(schedule: Any, density: str = "uniform", **options: Any) -> ForwardProcess | None:
-    """A process, or None where diffaug refuses the combination."""
-    times = part("times", density)
-    times.clear()  # Importance's losses are those of one schedule's timesteps
-    try:
-        return ForwardProcess(schedule, times, **options)
-    except ValueError:
-        return None
 
 
 def test_the_watch_sees_what_waits():

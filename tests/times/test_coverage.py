@@ -130,7 +130,7 @@ def test_each_samples_point_is_uniform(coverage: Coverage, index: int, position:
     many = 20_000
     key = keys(torch.full((many,), index), epoch=epoch, view=view)
     place = torch.full((many,), position)
-    over_seeds = coverage.points(key._replace(key_0=torch.arange(many)), place)
+    over_seeds = coverage.points(Keys(torch.cat((torch.arange(many)[None], key.rows[1:]))), place)
     assert over_seeds.dtype == torch.int64
     assert 0 <= over_seeds.min() <= over_seeds.max() < 2**53
     samples = [over_seeds]
@@ -149,11 +149,11 @@ def test_the_points_do_not_depend_on_the_batch(coverage: Coverage) -> None:
     whole = coverage.points(key, position)
     for pieces in (1, 7, 64):
         split = [torch.arange(i, min(i + pieces, 512)) for i in range(0, 512, pieces)]
-        parts = [coverage.points(Keys(*(k[s] for k in key)), position[s]) for s in split]
+        parts = [coverage.points(key.part(s), position[s]) for s in split]
         assert torch.equal(torch.cat(parts), whole)
     for ranks in (2, 4):  # place p goes to rank p mod ranks
         for rank in range(ranks):
-            own = coverage.points(Keys(*(k[rank::ranks] for k in key)), position[rank::ranks])
+            own = coverage.points(key.part(slice(rank, None, ranks)), position[rank::ranks])
             assert torch.equal(own, whole[rank::ranks])
     assert len(whole.unique()) > 490 if isinstance(coverage, (ByIndex, PerImage)) else len(whole.unique()) == 512
 
