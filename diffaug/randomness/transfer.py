@@ -16,10 +16,14 @@ def move(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     crossing = [tensor for tensor in tensors if tensor.device != device]
     if not crossing:
         return list(tensors)
-    # Each begins at a multiple of 64 bytes, as if it had been allocated by itself: compiled kernels count on it.
-    starts = [0, *accumulate((tensor.nbytes + 63) // 64 * 64 for tensor in crossing)]
     # Pinned, as else the driver copies it into pinned memory of its own first, for which it may wait.
     pin = device.type == "cuda" and torch.cuda.is_initialized()
+    if len(crossing) == 1:
+        (one,) = crossing
+        there = (one.pin_memory() if pin else one).to(device, non_blocking=overlaps_copies(device))
+        return [there if tensor is one else tensor for tensor in tensors]
+    # Each begins at a multiple of 64 bytes, as if it had been allocated by itself: compiled kernels count on it.
+    starts = [0, *accumulate((tensor.nbytes + 63) // 64 * 64 for tensor in crossing)]
     packed = torch.empty(starts[-1], dtype=torch.uint8, device="cpu", pin_memory=pin)
 
     def part(whole: Tensor, start: int, like: Tensor) -> Tensor:
