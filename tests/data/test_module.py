@@ -177,6 +177,7 @@ def test_no_warnings_in_a_plain_run():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*number of training batches.*")
+        warnings.filterwarnings("ignore", message="GPU available but not used.*")
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
         fit(DiffusionDataModule(pictures(), pictures(), process=PROCESS))

@@ -75,7 +75,7 @@ class Popen(subprocess.Popen):
     def __new__(cls, *arguments: Any, **options: Any) -> Any:
         words = [str(word) for word in arguments[0]] if arguments and isinstance(arguments[0], list) else []
         known = words[:1] == [sys.executable] and (words[1] == "-m" or words[1][0] != "-") and len(arguments) == 1
-        if FRESH or not known or options.keys() - {"cwd", "env", "stdout", "stderr"}:
+        if FRESH or not known or options.keys() - {"cwd", "env", "stdout", "stderr"} or not address():
             return super().__new__(cls)
         streams = [options.get(name) or default for name, default in (("stdout", 1), ("stderr", 2))]
         streams = [stream if isinstance(stream, int) else stream.fileno() for stream in streams]
@@ -106,14 +106,19 @@ _address = ""  # in the server and its jobs
 
 @functools.cache
 def address() -> str:
-    """Where the server listens; it begins if this is not one of its jobs."""
+    """Where the server listens; it begins if this is not one of its jobs. Empty where it cannot fork."""
     if _address:
         return _address
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    variables |= {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+    variables |= {
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    }
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "start_new_session": True}
     address.server = subprocess.Popen([sys.executable, __file__], env=variables, text=True, **pipes)  # ends with stdin
-    return "\0" + address.server.stdout.readline().strip()
+    name = address.server.stdout.readline().strip()
+    return f"\0{name}" if name else ""
 
 
 def serve(listener: socket.socket) -> tuple[dict[str, Any], list[int]]:
@@ -188,7 +193,8 @@ if __name__ == "__main__":
     for name in IMPORTS:
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(name)
-    assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose a thread"
+    if len(os.listdir("/proc/self/task")) > 1:
+        raise SystemExit("a fork would lose a thread of what was imported: every job starts afresh")
     assert "diffaug" not in sys.modules
     gc.freeze()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

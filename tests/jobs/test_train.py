@@ -149,8 +149,7 @@ def test_torchrun(tmp_path):
 @pytest.mark.gpu
 def test_fsdp(tmp_path):
     """Sharded over the GPUs that are there; the noise comes before the strategy and does not know of it."""
-    count = torch.cuda.device_count()
-    train(tmp_path, "hydra.run.dir=run", *QUICK, "trainer=fsdp", f"trainer.devices={count}", "~callbacks.ema")
+    sharded = ("hydra.run.dir=run", "trainer=fsdp", f"trainer.devices={torch.cuda.device_count()}", "~callbacks.ema")
+    train(tmp_path, *QUICK, *sharded, fresh=True)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 4
-    train(tmp_path, "hydra.run.dir=run", *QUICK[1:], "trainer=fsdp", f"trainer.devices={count}", "~callbacks.ema",
-          "ckpt_path=last", "trainer.max_steps=6")  # fmt: skip
+    train(tmp_path, *QUICK[1:], *sharded, "ckpt_path=last", "trainer.max_steps=6", fresh=True)
