@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in some five minutes: the tests, the forward process beside diffusers and the copy
+# Everything that wants a GPU, in eight minutes at most: the tests, the forward process beside diffusers and the copy
 # bandwidth, CPU against CUDA, a trace of training steps, and what was predicted, to hold beside it.
 #
 #     benchmarks/on_gpu.sh OUT          # writes OUT/*.txt, OUT/forward.md, OUT/predicted.md, OUT/trace.json
@@ -25,14 +25,14 @@ train() { # name, overrides: some steps by the real entry point
 }
 if [ "$device" = cuda ]; then
     nvidia-smi >"$out/device.txt" 2>&1 || { echo "no CUDA device here"; exit 1; }
-    run tests 160 "$python" -m pytest -q -rfE --device cuda -m gpu &
+    run tests 240 "$python" -m pytest -q -rfE --device cuda -m gpu &
     train gpu trainer=gpu trainer.precision=bf16-mixed &
     train fsdp trainer=fsdp trainer.devices="$(nvidia-smi -L | wc -l)" &
     train ddp trainer=ddp trainer.devices="$(nvidia-smi -L | wc -l)" &
 fi
-run agree 150 "$python" benchmarks/agree.py --device "$device" &
-run predicted 150 "$python" benchmarks/predict.py --markdown "$out/predicted.md" &
+run agree 240 "$python" benchmarks/agree.py --device "$device" &
+run predicted 240 "$python" benchmarks/predict.py --markdown "$out/predicted.md" &
 wait
-run forward 150 "$python" benchmarks/forward.py --device "$device" --seconds 1 --markdown "$out/forward.md"
+run forward 200 "$python" benchmarks/forward.py --device "$device" --seconds 1 --markdown "$out/forward.md"
 run trace 80 "$python" benchmarks/trace.py "$out/trace.json"
 [ ! -e "$out/failed" ]
