@@ -274,3 +274,29 @@ def test_hugging_face_broken_image_names_the_sample():
     with pytest.raises(Exception, match="cannot identify image") as caught:
         Images(data, name="data.val").__getitems__(places(2, 1))
     assert "in reading data.val[2]" in getattr(caught.value, "__notes__", ["in reading data.val[2]"])
+
+
+class Drawing(TensorDataset):
+    """Derived from what draws nothing, and draws."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        return (super().__getitem__(index)[0] + torch.randint(99, ()).to(torch.uint8),)
+
+
+def test_only_what_may_draw_is_seeded(monkeypatch):
+    """To seed the random states costs more than to hand on a small image: of known datasets it is spared."""
+    seeded = []
+    monkeypatch.setattr(
+        "diffaug.data.dataset.call_keyed", lambda f, items, _: [seeded.append(1) or f(i) for i in items]
+    )
+    places, images = [Place(0, 0, 0, 0)], torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
+    for dataset, transform, draws in (
+        (TensorDataset(images), None, False),
+        (Subset(TensorDataset(images), [3, 2]), None, False),
+        (TensorDataset(images), torch.clone, True),
+        (Drawing(images), None, True),
+        ([(image,) for image in images], None, True),
+    ):
+        seeded.clear()
+        Images(dataset, transform=transform).__getitems__(places)
+        assert bool(seeded) == draws, dataset
