@@ -7,7 +7,6 @@ in, ``(x_t, epsilon, t)`` on the accelerator out.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import diffaug.config  # so that Hydra finds the package's configs
 from diffaug.noise import Gaussian as Gaussian
 from diffaug.noise import Immiscible as Immiscible
 from diffaug.noise import InputPerturbation as InputPerturbation
@@ -17,6 +16,7 @@ from diffaug.noise import Pyramid as Pyramid
 from diffaug.noise import StudentT as StudentT
 from diffaug.process import ForwardProcess as ForwardProcess
 from diffaug.process import NoisyBatch as NoisyBatch
+from diffaug.register import register_configs
 from diffaug.schedules import EDM as EDM
 from diffaug.schedules import VE as VE
 from diffaug.schedules import VPSDE as VPSDE
@@ -72,6 +72,8 @@ from diffaug.times import Stratified as Stratified
 from diffaug.times import Times as Times
 from diffaug.times import Uniform as Uniform
 from diffaug.times import VDiffusion as VDiffusion
+
+register_configs()
 
 if TYPE_CHECKING:
     from diffaug.data.folder import ImageFolder as ImageFolder
