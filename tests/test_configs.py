@@ -231,7 +231,7 @@ def test_without_callbacks_and_loggers(tmp_path):
     [
         ("csv", "csv", "metrics.csv"),
         ("tensorboard", "tensorboard", "tensorboard/events.out.*"),
-        ("wandb", "wandb", "wandb/offline-run-*"),
+        pytest.param("wandb", "wandb", "wandb/offline-run-*", marks=pytest.mark.slow),
     ],
 )
 def test_loggers(name, module, files, tmp_path, monkeypatch):

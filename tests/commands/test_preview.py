@@ -109,6 +109,7 @@ def test_a_preview_before_an_encoder_is_refused():
         preview(DiffusionDataModule(images, process=process, encoder=torch.nn.Identity()))
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     assert main(["preview", "schedule=cosine", "data.batch_size=512", f"out={tmp_path / 'p.png'}"]) == 0
     out = capsys.readouterr().out

@@ -149,6 +149,7 @@ def test_a_module_that_returns_no_errors_is_told_once(tmp_path, caplog):
     assert sum("must return a dict with t and errors" in record.message for record in caplog.records) == 1
 
 
+@pytest.mark.slow
 def test_labels_reach_the_network_in_training_and_sampling(tmp_path):
     data = module(labels=True)
     network = Net(labels=3)
