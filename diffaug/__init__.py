@@ -7,6 +7,7 @@ in, ``(x_t, epsilon, t)`` on the accelerator out.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import diffaug.register  # so that Hydra finds the package's configs
 from diffaug.noise import Gaussian as Gaussian
 from diffaug.noise import Immiscible as Immiscible
 from diffaug.noise import InputPerturbation as InputPerturbation
@@ -16,7 +17,6 @@ from diffaug.noise import Pyramid as Pyramid
 from diffaug.noise import StudentT as StudentT
 from diffaug.process import ForwardProcess as ForwardProcess
 from diffaug.process import NoisyBatch as NoisyBatch
-from diffaug.register import register_configs as _register_configs
 from diffaug.schedules import EDM as EDM
 from diffaug.schedules import VE as VE
 from diffaug.schedules import VPSDE as VPSDE
@@ -73,7 +73,7 @@ from diffaug.times import Times as Times
 from diffaug.times import Uniform as Uniform
 from diffaug.times import VDiffusion as VDiffusion
 
-_register_configs()
+diffaug.register.register_configs()
 
 if TYPE_CHECKING:
     from diffaug.data.folder import ImageFolder as ImageFolder
