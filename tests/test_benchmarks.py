@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 from shared import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
@@ -31,6 +32,30 @@ def test_gains_run(tmp_path):
         assert name in text
     assert "nan" not in text
     assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_folder_runs(tmp_path):
+    out, photos = tmp_path / "table.md", tmp_path / "photos"
+    (photos / "cats").mkdir(parents=True)
+    for i, size in enumerate([(60, 40), (40, 60), (50, 50)]):
+        Image.new("RGB", size, "red").save(photos / "cats" / f"{i}.jpg")
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "folder.py"),
+        str(photos),
+        "--sizes",
+        "8",
+        "16",
+        "--turns",
+        "2",
+    ]
+    subprocess.run([*command, "--markdown", str(out)], check=True, capture_output=True, timeout=600)
+    header, _, *rows = out.read_text().splitlines()
+    assert "torchvision" in header
+    assert "diffaug" in header
+    assert [row.split(" | ")[0] for row in rows] == ["| 8", "| 16"]
+    assert all(float(ratio) > 0 for row in rows for ratio in row.strip("| ").split(" | "))
 
 
 def test_ranks_alike_have_one_noise_for_different_images():
