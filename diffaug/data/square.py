@@ -36,8 +36,8 @@ def middle_square(image: Any, size: int, channels: int) -> Tensor:
         image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
         planes = np.clip(np.rint(np.asarray(image)), 0, 255).astype(np.uint8)[None]
     else:
-        whole = _shared(image) if image.mode == "RGB" else np.array(image)[:, :, None]
-        square = np.ascontiguousarray(whole[top : top + side, left : left + side])
+        rgb = image if image.mode == "RGB" else image.convert("RGB")  # torch is slower at one channel than at four
+        square = np.ascontiguousarray(_shared(rgb)[top : top + side, left : left + side])
         square = square.reshape(1, side, side, -1).transpose(0, 3, 1, 2)  # by [None] torch takes it for planes: slower
         resized = interpolate(torch.from_numpy(square), (size, size), mode="bicubic", antialias=True)
         planes = resized.numpy()[0, :3]
