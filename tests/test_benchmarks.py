@@ -40,7 +40,8 @@ def test_folder_runs(tmp_path):
     (photos / "cats").mkdir(parents=True)
     for i, size in enumerate([(60, 40), (40, 60), (50, 50)]):
         Image.new("RGB", size, "red").save(photos / "cats" / f"{i}.jpg")
-    command = [sys.executable, str(ROOT / "benchmarks" / "folder.py"), str(photos), *"--sizes 8 16 --turns 2".split()]
+    command = [sys.executable, str(ROOT / "benchmarks" / "folder.py"), str(photos)]
+    command += ["--sizes", "8", "16", "--turns", "2"]
     subprocess.run([*command, "--markdown", str(out)], check=True, capture_output=True, timeout=600)
     header, _, *rows = out.read_text().splitlines()
     assert "torchvision" in header
