@@ -97,6 +97,8 @@ def test_a_jpeg_is_turned_as_its_xmp_says(tmp_path: Path):
     image.save(tmp_path / "a.jpg")
     xmp = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="3"/></x:xmpmeta>'
     image.save(tmp_path / "b.jpg", xmp=xmp.encode())
+    if "xmp" not in Image.open(tmp_path / "b.jpg").info:
+        pytest.skip("this Pillow writes no XMP into a JPEG")
     dataset = ImageFolder(str(tmp_path), 16, channels=1)
     straight, turned = dataset[0][0], dataset[1][0]
     assert (turned.int() - straight.flip(1, 2)).abs().max() <= 1
