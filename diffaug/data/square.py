@@ -72,7 +72,7 @@ class _Memory:
 
 def _shared(image: Any) -> np.ndarray[Any, Any]:
     """Return an RGB image's pixels: in its own memory, shape (H, W, 4), the fourth of no meaning, where it lies in one
-    piece; else (above 16 MB, or Pillow before 11.3) copied, shape (H, W, 3)."""
+    piece; else (above 16 MB, or Pillow before 11.2) copied, shape (H, W, 3)."""
     try:
         _, capsule = image.__arrow_c_array__()
     except (AttributeError, ValueError):
