@@ -1,4 +1,4 @@
-"""python -m diffaug report | plot | preview | check | export: look before you train, take it along afterwards.
+"""python -m diffaug report | plot | preview | check | encode | export: look before you train, take it along afterwards.
 
 report [group=choice] [key=value ...]       a recipe in numbers: schedule, terminal SNR, prior KL, what it trains on
 report --all                                every schedule of the package, a line each
@@ -9,6 +9,8 @@ plot levels FOLDER_OR_CSV [out=...]         loss by noise level, as a run with c
 preview [group=choice] ... [out=...]        your own data through the whole pipe: values, noised strip, times, warnings
 check [data=...] [workers=N]                every image of the dataset read; which are broken, for data.on_error=skip
                                             (exit status 3 where any is)
+encode [data=...] out=FOLDER [keep=label]   the dataset decoded once, into a store for data=store data.root=FOLDER
+                                            [trainer=ddp trainer.devices=8]; run again, it goes on
 export ckpt=RUN out=FOLDER                  a trained run as a diffusers pipeline folder
 
 out= is a .png, .svg or .pdf file; the numbers of a picture go beside it as .csv. A NAME may carry overrides of its own:
@@ -23,7 +25,7 @@ from importlib import import_module
 from typing import Any
 
 from hydra.errors import HydraException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -34,7 +36,9 @@ from diffaug.commands.preview import preview
 from diffaug.commands.report import page, table
 from diffaug.config import compose_config, schedule_names
 from diffaug.training.errors import sentence
+from diffaug.training.quiet import quieten
 
+_A_DAY = 24 * 60  # in minutes
 _BROKEN = 3  # the exit status of a check that found broken images; 1 is an error's, 2 argparse's
 
 
@@ -44,8 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m diffaug", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="report | plot | preview | check | export")
-    runs = {"report": _report, "plot": _plot, "preview": _preview, "check": _check, "export": _export}
+    runs = {"report": _report, "plot": _plot, "preview": _preview, "check": _check, "encode": _encode}
+    runs["export"] = _export
+    commands = parser.add_subparsers(dest="command", required=True, metavar=" | ".join(runs))
     for name, run in runs.items():
         one = commands.add_parser(name, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
         one.set_defaults(run=run)
@@ -136,6 +141,22 @@ def _check(options: argparse.Namespace) -> int:
     found = check(_data(config), workers=int(own["workers"]) if own["workers"] else None)
     print(found.text)
     return 0 if found.fine else _BROKEN
+
+
+def _encode(options: argparse.Namespace) -> None:
+    from diffaug.commands.encode import encode
+
+    own, rest = _own(options.overrides, out=None, keep=None)
+    if own["out"] is None:
+        raise ValueError("encode wants out=FOLDER, where the store is to be.")
+    config = compose_config([*rest, "callbacks=none", "logger=none"])
+    keep = None if own["keep"] is None else own["keep"].strip("[]").split(",")
+    quieten(config.lightning.diffaug)
+    config.trainer.enable_checkpointing = False
+    if "timeout" in (config.trainer.strategy if isinstance(config.trainer.strategy, DictConfig) else ()):
+        config.trainer.strategy.timeout.minutes = _A_DAY  # a rank waits at the end for one that has a shard more
+    module = get_class(f"{config.lightning.diffaug}.Encoding")
+    encode(_data(config), own["out"], instantiate(config.trainer), module, keep)
 
 
 def _export(options: argparse.Namespace) -> None:

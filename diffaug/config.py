@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from diffaug.checks import flag, integer
 from diffaug.help import page
@@ -43,6 +43,15 @@ class DiffaugSearchPath(SearchPathPlugin):
 
 Plugins.instance().register(DiffaugSearchPath)
 OmegaConf.register_new_resolver("diffaug.help", page, replace=True)
+
+
+def _shape_of(root: str) -> ListConfig:
+    from diffaug.data.store import shape_of  # only here: importing diffaug, which registers this, is to stay quick
+
+    return ListConfig(shape_of(root))
+
+
+OmegaConf.register_new_resolver("diffaug.shape_of", _shape_of, replace=True)
 
 
 def compose_config(overrides: Sequence[str], name: str = "train") -> DictConfig:

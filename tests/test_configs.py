@@ -23,6 +23,7 @@ from diffaug import DiffusionDataModule, ForwardProcess
 from diffaug.config import check_words, checkpoint_path, config_dir, report, seed_all
 from diffaug.data.base import NoisingBase
 from diffaug.data.order import LOADER_OPTIONS
+from diffaug.data.store import Field, Part, write_info
 from diffaug.help import comments_of, write_comments
 
 CHOICES = [
@@ -54,8 +55,13 @@ def _root() -> None:
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_choice_composes(choice):
+def test_every_choice_composes(choice, tmp_path):
     group = choice.partition("=")[0]
+    if choice == "data=store":
+        part = Part("train", 1, 1, {"image": Field("uint8", (3, 32, 32))})
+        info = {"format": 1, "finished": True, "made_from": {}, "latents": None, "parts": {"train": [part]}}
+        write_info(tmp_path, info)
+        choice += f" data.root={tmp_path}"
     if choice == "data=image_folder":
         choice += " data.root=photos"
     if choice == "data=own":
@@ -79,6 +85,7 @@ def test_documented_commands_compose():
     for command in set(commands):
         words = [word for word in command.split() if not word.startswith(("hydra", "-m"))]
         words = [word.split(",")[0] for word in words] if command.startswith("-m") else words
+        words += ["data.image_shape=[3,64,64]"] if "data=store" in words else []  # else as the store, not here, says
         OmegaConf.to_container(composed(*words), resolve=True)
 
 

@@ -29,7 +29,7 @@ def test_python_blocks_run(page, compiled, tmp_path, monkeypatch):
         exec(compile(block, str(page), "exec"), names)
 
 
-NOT_HERE = re.compile(r"-m |hydra|fsdp|devices=8|data=(fashion_mnist|cifar10)")
+NOT_HERE = re.compile(r"-m |hydra|fsdp|devices=8|data=(fashion_mnist|cifar10|store)")
 COMMANDS = sorted(
     {
         command

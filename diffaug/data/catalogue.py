@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, TensorDataset
 from diffaug.checks import choice, flag, integer, number
 from diffaug.data.broken import ON_ERROR
 from diffaug.data.module import DiffusionBase
+from diffaug.data.store import Store, read_info
 
 Module = TypeVar("Module", bound=DiffusionBase)
 
@@ -142,6 +143,24 @@ def _part(folder: dict[str, Any], share: float, validation: bool) -> Dataset[Any
             "Add images, or set data.val_share=0 to train without validation."
         )
     return images.only(chosen)
+
+
+def store(module: type[Module], *, root: str, **options: Any) -> Module:
+    """Return a store that ``python -m diffaug encode`` has written: see `diffaug.data.store.Store`.
+
+    Arguments:
+        module: the class of DataModule to make.
+        root: the store's folder, which is looked into at once: it says what stages there are.
+        options: `DiffusionDataModule`'s.
+
+    Raises:
+        FileNotFoundError: there is no store.
+        ValueError: in ``setup``, where it is not finished, or a file of it is missing or cut short.
+    """
+    parts = read_info(root)["parts"]
+    made = {stage: [partial(Store, root, stage, number) for number in range(len(parts[stage]))] for stage in parts}
+    several = {stage: (each if len(each) > 1 else each[0]) for stage, each in made.items()}
+    return module(**several, **{**options, "image_key": "image"})
 
 
 def held_out(names: Sequence[str], share: float) -> list[int]:

@@ -51,7 +51,7 @@ class Keyed(Dataset[Any]):
             return [self._read(place) for place in places]
         fetched = self._fetched([place.index for place in places]) if self._in_batches else None
         if fetched is None:
-            return call_keyed(self._read, places, self.seeds(places))
+            return call_keyed(self.read, places, self.seeds(places))
         return call_keyed(self.finished, list(zip(places, fetched, strict=True)), self.seeds(places))
 
     def seeds(self, places: Sequence[Place]) -> list[int]:
@@ -73,7 +73,8 @@ class Keyed(Dataset[Any]):
             return None
         return items
 
-    def _read(self, place: Place) -> Any:
+    def read(self, place: Place) -> Any:
+        """Read the sample at a place, under the random states as they are."""
         try:
             item = self.dataset[place.index]
         except Exception as error:

@@ -23,8 +23,7 @@ def check_recipe(ours: Mapping[str, Any], theirs: Mapping[str, Any], allow: bool
         allow: whether it may be another.
         advice: what more the refusal says.
     """
-    ours, theirs = _flat(ours), _flat(theirs)
-    changed = [f"{key}: {theirs[key]} -> {ours[key]}" for key in ours if key in theirs and theirs[key] != ours[key]]
+    changed = differences(ours, theirs)
     if changed and not allow:
         raise ValueError(
             "This checkpoint was trained on another recipe than the one given now:\n  "
@@ -34,6 +33,12 @@ def check_recipe(ours: Mapping[str, Any], theirs: Mapping[str, Any], allow: bool
         )
     if changed:
         _log.warning("going on with a changed recipe: %s", "; ".join(changed))
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """List the entries that two recipes have both and that differ, a line each."""
+    ours, theirs = _flat(ours), _flat(theirs)
+    return [f"{key}: {theirs[key]} -> {ours[key]}" for key in ours if key in theirs and theirs[key] != ours[key]]
 
 
 def check_ranks(trainer: Any, recipe: Mapping[str, Any]) -> None:

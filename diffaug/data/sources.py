@@ -97,11 +97,12 @@ def build_images(
         )
     images = Images(dataset, name=name, domain=(seed, STAGES[stage], number), **options)
     if look and not streams:
-        _look(images, image_shape)
+        look_at(images, image_shape)
     return images
 
 
-def _look(images: Images, image_shape: tuple[int, ...] | None) -> None:
+def look_at(images: Images, image_shape: tuple[int, ...] | None) -> None:
+    """Look at some images of a dataset: refuse another shape than is said, warn of another range."""
     first, name = images[Place(0, 0, 0, 0)][0], images.name
     shape = tuple(first.shape)
     if images.check_range and first.is_floating_point():

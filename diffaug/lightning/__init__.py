@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from diffaug.data import catalogue
+from diffaug.data.encode import EncodingBase
 from diffaug.data.module import DiffusionBase
 from diffaug.data.wrapped import WrappedBase
 from diffaug.training.callbacks import PicturesBase, ProgressBase, SummaryBase
@@ -32,6 +33,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "Denoiser",
     "DiffusionDataModule",
+    "Encoding",
     "LastCheckpoint",
     "LossByLevel",
     "Pictures",
@@ -41,6 +43,7 @@ __all__ = [
     "WrappedDataModule",
     "digits",
     "image_folder",
+    "store",
     "torchvision",
 ]
 
@@ -55,6 +58,10 @@ class WrappedDataModule(WrappedBase, pl.LightningDataModule):
 
 class Denoiser(DenoiserBase, pl.LightningModule):
     __doc__ = DenoiserBase.__doc__
+
+
+class Encoding(EncodingBase, pl.LightningModule):
+    __doc__ = EncodingBase.__doc__
 
 
 class LossByLevel(LossByLevelBase, pl.Callback):
@@ -89,3 +96,4 @@ digits = partial(catalogue.digits, DiffusionDataModule)
 torchvision = partial(catalogue.torchvision, DiffusionDataModule)
 image_folder = partial(catalogue.image_folder, DiffusionDataModule)
 """The data of configs/data/, as functions that make a DiffusionDataModule."""
+store = partial(catalogue.store, DiffusionDataModule)

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import CSVLogger
 
 from diffaug.data import catalogue
+from diffaug.data.encode import EncodingBase
 from diffaug.data.module import DiffusionBase
 from diffaug.data.wrapped import WrappedBase
 from diffaug.training.callbacks import PicturesBase, ProgressBase, SummaryBase
@@ -29,6 +30,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "Denoiser",
     "DiffusionDataModule",
+    "Encoding",
     "LastCheckpoint",
     "LossByLevel",
     "Pictures",
@@ -38,6 +40,7 @@ __all__ = [
     "WrappedDataModule",
     "digits",
     "image_folder",
+    "store",
     "torchvision",
 ]
 
@@ -52,6 +55,10 @@ class WrappedDataModule(WrappedBase, pl.LightningDataModule):
 
 class Denoiser(DenoiserBase, pl.LightningModule):
     __doc__ = DenoiserBase.__doc__
+
+
+class Encoding(EncodingBase, pl.LightningModule):
+    __doc__ = EncodingBase.__doc__
 
 
 class LossByLevel(LossByLevelBase, pl.Callback):
@@ -86,3 +93,4 @@ digits = partial(catalogue.digits, DiffusionDataModule)
 torchvision = partial(catalogue.torchvision, DiffusionDataModule)
 image_folder = partial(catalogue.image_folder, DiffusionDataModule)
 """The data of configs/data/, as functions that make a DiffusionDataModule."""
+store = partial(catalogue.store, DiffusionDataModule)

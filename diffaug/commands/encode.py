@@ -1,0 +1,234 @@
+"""encode: a dataset decoded once, into a store that data=store reads.
+
+What made a store is written into it: the files' sizes and times, sixteen of the items themselves, the options, the
+versions of the libraries. Another recipe for the same folder is refused with the lines that differ; the same one goes
+on with what is missing.
+"""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, Subset
+
+from diffaug.checks import refuse
+from diffaug.data.batch import Batch, collate
+from diffaug.data.encode import EncodingBase, Source, read_still
+from diffaug.data.items import split
+from diffaug.data.module import DiffusionBase
+from diffaug.data.recipe import describe, describe_dataset, differences
+from diffaug.data.shards import choose_shard_rows
+from diffaug.data.sources import are_datasets, as_list, look_at, spread_indices
+from diffaug.data.store import FORMAT, INFO, TEXT, Field, Part, read_info, write_info
+
+_STAGES = ("train", "val", "test")
+_LOOKED_AT = 16  # items whose bytes are part of the fingerprint
+_LIBRARIES = ("diffaug", "torch", "numpy", "pillow")
+_OWN = ("image", "mean", "std")
+
+
+def encode(
+    data: DiffusionBase, out: str, trainer: Any, module: type[EncodingBase], keep: Sequence[str] | None = None
+) -> None:
+    """Write the datasets of a DataModule as a store; rank 0 prints what it comes to before, and after.
+
+    Arguments:
+        data: the DataModule. Its ``transform`` and ``eval_transform`` are applied, and must not draw.
+        out: the folder, made here; a store of the same recipe in it is gone on with.
+        trainer: of any number of ranks.
+        module: the LightningModule that writes, of the trainer's package.
+        keep: which parts of an item are stored beside the image; None is all.
+
+    Raises:
+        ValueError: another recipe made the store, or something cannot be stored.
+        OSError: the disk is full, or would be.
+    """
+    if not isinstance(data, DiffusionBase):
+        raise refuse("data", type(data).__name__, "a DiffusionDataModule of datasets; give it the datasets themselves")
+    if data.device_transform is not None:
+        raise ValueError(
+            "data.device_transform is of the training batches, drawn anew for each: leave it out here and set it with "
+            "data=store."
+        )
+    data.prepare_data()
+    root, sources = Path(out).expanduser(), _sources(data, keep)
+    info = {
+        "format": FORMAT,
+        "finished": False,
+        "made_from": _fingerprint(data, sources),
+        "parts": {stage: [source.part for source in of_stage] for stage, of_stage in sources.items()},
+    }
+    _check_same(root, info)
+    flat = [source for of_stage in sources.values() for source in of_stage]
+    options = {"pin_memory": torch.cuda.is_available(), **data.loader_options}
+    writer = module(root, flat, batch_size=data.batch_size, options=options)
+    missing = writer.missing()
+    rows = sum(flat[number].part.rows_of(shard) for number, shard in missing)
+    total = sum(source.part.rows for source in flat)
+    if trainer.is_global_zero:
+        print(_plan(root, flat, rows, total))
+        _check_space(root, flat, missing)
+        root.mkdir(parents=True, exist_ok=True)
+        for left in root.glob("*/.*.part"):  # by a run that was killed
+            left.unlink(missing_ok=True)
+        if missing:
+            write_info(root, info)
+    if missing:
+        try:
+            trainer.predict(writer, return_predictions=False)
+        finally:
+            writer.abandon()
+    if trainer.is_global_zero:
+        if writer.missing():
+            raise ValueError(f"{root} is not finished: {len(writer.missing())} shards are missing. Run it again.")
+        write_info(root, {**info, "finished": True})
+        print(f"{root} holds {total} rows, {rows} of them written now. To train on it: data=store data.root={out}")
+
+
+def _sources(data: DiffusionBase, keep: Sequence[str] | None) -> dict[str, list[Source]]:
+    found: dict[str, list[Source]] = {}
+    for stage in _STAGES:
+        for number in range(len(as_list(data._sources[stage]))):
+            images = data.build(stage, number, look=False)
+            if isinstance(images.dataset, IterableDataset):
+                raise ValueError(f"{images.name} is a stream, whose items have no index to be stored by.")
+            _, extra = split(images.dataset[0], data.image_key, f"{images.name}[0]")
+            images.wanted = tuple(name for name in extra if keep is None or name in keep)
+            look_at(images, data.image_shape)
+            several = are_datasets(data._sources[stage])
+            fields = _fields(collate([read_still(images, 0)]), images.name)
+            folder = f"{stage}-{number}" if several else stage
+            row_bytes = sum(max(field.bytes, 1) for field in fields.values())
+            part = Part(folder, len(images), choose_shard_rows(len(images), row_bytes), fields)
+            found.setdefault(stage, []).append(Source(images, part))
+    if not found:
+        raise ValueError("This DataModule has no data for train, val or test: there is nothing to store.")
+    return found
+
+
+def _fields(batch: Batch, name: str) -> dict[str, Field]:
+    """Return what rows a batch of one item makes, by name."""
+    fields = {"image": _field(batch.image)}
+    for key, value in batch.extra.items():
+        texts = isinstance(value, list) and all(isinstance(text, str) for text in value)
+        if not (isinstance(value, Tensor) or texts) or key in _OWN or not re.fullmatch(r"\w[\w-]*", key):
+            raise ValueError(
+                f"{key!r} of {name} cannot be stored: beside the image, a store holds numbers, tensors of one shape "
+                f"and texts, named by letters, digits and _ and not {', '.join(_OWN)}. Say what to keep: keep=label"
+            )
+        fields[key] = Field(TEXT) if texts else _field(value)
+    return fields
+
+
+def _field(rows: Any) -> Field:
+    return Field(str(rows.dtype).removeprefix("torch."), tuple(rows.shape[1:]))
+
+
+def _fingerprint(data: DiffusionBase, sources: dict[str, list[Source]]) -> dict[str, Any]:
+    return {
+        **{
+            source.part.folder: {
+                "dataset": type(source.images.dataset).__name__,
+                **describe_dataset(source.images.dataset),
+                "sizes and times of the files": _files(source.images.dataset),
+                "items looked at": _looked_at(source),
+                "kept": list(source.images.wanted),
+            }
+            for of_stage in sources.values()
+            for source in of_stage
+        },
+        "transform": describe(data.transform),
+        "eval_transform": describe(data.eval_transform),
+        "image_key": data.image_key,
+        "value_range": data.process.value_range and list(data.process.value_range),
+        "versions": {name: version(name) for name in _LIBRARIES},
+    }
+
+
+def _files(dataset: Any) -> str | None:
+    """Return how many files a dataset is of, and a digest of their sizes and times; None where it names none."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    paths = getattr(dataset, "paths", None) or [sample[0] for sample in getattr(dataset, "samples", [])]
+    if not paths or not all(isinstance(path, str) for path in paths):
+        return None
+    digest = hashlib.blake2b(digest_size=8)
+    for path in paths:
+        status = Path(path).stat()
+        digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+    return f"{len(paths)} files, {digest.hexdigest()}"
+
+
+def _looked_at(source: Source) -> str:
+    """Return a digest of some items, read twice: what is inside a user's function shows there."""
+
+    def digest() -> str:
+        made = hashlib.blake2b(digest_size=8)
+        for row in spread_indices(source.part.rows, _LOOKED_AT):
+            image, _, extra = read_still(source.images, row)
+            made.update(image.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            made.update(repr(extra).encode(errors="surrogatepass"))
+        return made.hexdigest()
+
+    once = digest()
+    if digest() != once:
+        raise ValueError(
+            f"Items of {source.images.name} are not the same when they are read again: the dataset or data.transform "
+            "draws random numbers of its own. A store would keep one draw for ever: set that with data=store instead."
+        )
+    return once
+
+
+def _check_same(root: Path, info: dict[str, Any]) -> None:
+    """Refuse to go on with a store that something else made."""
+    if not (root / INFO).exists():
+        if root.is_dir() and any(root.iterdir()):
+            raise ValueError(f"out={root} holds other files, and no {INFO}: name a new folder.")
+        return
+    before = read_info(root)
+    changed = differences(info["made_from"], before["made_from"])
+    if not changed and before["parts"] != info["parts"]:
+        changed = [f"parts: {before['parts']} -> {info['parts']}"]
+    if changed:
+        raise ValueError(
+            f"The store out={root} was made from something else:\n  "
+            + "\n  ".join(changed)
+            + "\nName a new folder, or remove this one."
+        )
+
+
+def _check_space(root: Path, sources: list[Source], missing: list[tuple[int, int]]) -> None:
+    wanted = sum(sources[number].part.rows_of(shard) * _row_bytes(sources[number].part) for number, shard in missing)
+    there = next(folder for folder in (root, *root.resolve().parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free
+    if wanted > free:
+        raise OSError(
+            f"out={root} needs {_size(wanted)} and texts, but there are {_size(free)} free. Nothing was changed"
+        )
+
+
+def _row_bytes(part: Part) -> int:
+    return sum(field.bytes for field in part.fields.values())
+
+
+def _plan(root: Path, sources: list[Source], rows: int, total: int) -> str:
+    lines = [f"{root}: {total} rows, {total - rows} of them already there"]
+    for _, part in sources:
+        fields = [f"{name} {field.dtype} {list(field.shape) or ''}".strip() for name, field in part.fields.items()]
+        size = f"{_size(part.rows * _row_bytes(part))} in {part.shards} shards"
+        lines.append(f"  {part.folder}: {part.rows} rows of {', '.join(fields)}; {size}")
+    return "\n".join(lines)
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} TiB"

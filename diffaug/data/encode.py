@@ -1,0 +1,158 @@
+"""EncodingBase: the LightningModule whose predict_step writes a store, run by a Trainer on any number of ranks.
+
+A shard is written by one rank, its rows in order, so that ranks share no file, and any number of them write the same
+bytes. Which shards are missing rank 0 says to all; which row comes next is diffaug's own count, not Lightning's
+``batch_indices``. Nothing is kept: a batch is written and forgotten.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from diffaug.data.batch import Batch, Place, collate
+from diffaug.data.dataset import Images
+from diffaug.data.order import Loader
+from diffaug.data.shards import ShardWriter
+from diffaug.data.store import Part
+from diffaug.randomness.user_code import detect_draws
+
+Rows = dict[str, Any]
+
+
+class Source(NamedTuple):
+    """A dataset to be stored, and the part that it becomes."""
+
+    images: Images
+    part: Part
+
+
+class _Rows(Dataset[Any]):
+    """The rows of all sources, asked for by (source, shard, rows), joined."""
+
+    def __init__(self, sources: list[Source]) -> None:
+        self.sources = sources
+
+    def __len__(self) -> int:
+        return sum(source.part.rows for source in self.sources)
+
+    def __getitem__(self, where: tuple[int, int, range]) -> tuple[int, int, Batch]:
+        number, shard, rows = where
+        return number, shard, collate([read_still(self.sources[number].images, row) for row in rows])
+
+
+def read_still(images: Images, row: int) -> Any:
+    """Read one row, that must not depend on chance.
+
+    Raises:
+        ValueError: reading it draws random numbers.
+    """
+    sample, drew = detect_draws(lambda: images.read(Place(row, 0, 0, 0)))
+    if drew:
+        raise ValueError(
+            f"Reading {images.name}[{row}] draws random numbers, in the dataset or in data.transform: a store would "
+            "keep one draw of it for ever. Leave it out here, and set it with data=store, where it is drawn anew at "
+            "every visit."
+        )
+    return sample
+
+
+class _Batches(Sampler[Any]):
+    """The batches of some shards, none of them across two shards."""
+
+    def __init__(self, sources: list[Source], shards: list[tuple[int, int]], batch_size: int) -> None:
+        self.sources, self.shards, self.batch_size = sources, shards, batch_size
+
+    def _rows(self, number: int, shard: int) -> range:
+        part = self.sources[number].part
+        first = shard * part.shard_rows
+        return range(first, first + part.rows_of(shard))
+
+    def __iter__(self) -> Iterator[tuple[int, int, range]]:
+        for number, shard in self.shards:
+            rows = self._rows(number, shard)
+            for start in range(0, len(rows), self.batch_size):
+                yield number, shard, rows[start : start + self.batch_size]
+
+    def __len__(self) -> int:
+        return sum(-(-len(self._rows(*shard)) // self.batch_size) for shard in self.shards)
+
+
+class _Plain:
+    """A loader that is no DataLoader to Lightning, which would put a sampler of its own in it."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loader)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+
+class EncodingBase:
+    """What a LightningModule needs so that ``trainer.predict`` writes a store.
+
+    Arguments:
+        root: the store's folder.
+        sources: what is stored.
+        batch_size: rows that are read, and encoded, together.
+        options: of DataLoader.
+        encode: from a batch of images on the device to rows by name; None stores the images as they are.
+    """
+
+    allow_zero_length_dataloader_with_multiple_devices = True  # ranks may be more than shards
+
+    def __init__(
+        self,
+        root: Path,
+        sources: list[Source],
+        *,
+        batch_size: int,
+        options: dict[str, Any],
+        encode: Callable[[Tensor], Rows] | None = None,
+    ) -> None:
+        super().__init__()
+        self.root, self.sources, self.batch_size, self.options = root, sources, batch_size, options
+        self.encode = encode
+        self._writer: ShardWriter | None = None
+
+    def missing(self) -> list[tuple[int, int]]:
+        """List the shards that are not there in full, as (source, shard)."""
+        return [
+            (number, shard)
+            for number, (_, part) in enumerate(self.sources)
+            for shard in range(part.shards)
+            if part.fault(self.root, shard)
+        ]
+
+    def predict_dataloader(self: Any) -> _Plain:
+        missing = self.trainer.strategy.broadcast(self.missing())
+        ours = missing[self.trainer.global_rank :: self.trainer.world_size]
+        batches = _Batches(self.sources, ours, self.batch_size)
+        options = {**self.options, "generator": torch.Generator(), "batch_size": None}
+        return _Plain(Loader(_Rows(self.sources), sampler=batches, **options))
+
+    def predict_step(self, batch: tuple[int, int, Batch], batch_idx: int) -> tuple[()]:
+        number, shard, images = batch
+        rows: Rows = {"image": images.image} if self.encode is None else self.encode(images.image)
+        rows = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in rows.items()}
+        extra = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in images.extra.items()}
+        writer = self._writer = self._writer or ShardWriter(self.root, self.sources[number].part, shard)
+        writer.write({**extra, **rows}, len(images.image))
+        if writer.rows == writer.part.rows_of(shard):
+            writer.finish()
+            self._writer = None
+        return ()  # not None, of which Lightning would warn
+
+    def abandon(self) -> None:
+        """Remove what was begun of a shard, where something went wrong."""
+        if self._writer is not None:
+            self._writer.abandon()
+
+    def on_predict_end(self: Any) -> None:
+        self.trainer.strategy.barrier()

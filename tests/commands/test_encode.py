@@ -1,0 +1,344 @@
+"""encode: a store holds the very bits of what it was made from, whole, or is refused with the line that differs."""
+
+import errno
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from server import Popen
+from shared import ROOT, Listener, trainer
+from tiny import environment
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
+
+from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
+from diffaug.commands.encode import encode
+from diffaug.data import shards
+from diffaug.data.store import Store
+from diffaug.pytorch_lightning import Encoding, image_folder, store
+
+FIELDS = ("x_t", "epsilon", "t", "x_0", "index", "label")
+PROCESS = ForwardProcess(LinearBeta(), fields=FIELDS, compile=False)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Forty pictures of several kinds and sizes, in two classes."""
+    folder, draw = tmp_path / "photos", np.random.default_rng(0)
+    for i in range(40):
+        path = folder / "ab"[i % 2] / f"{i:02}.{'jpg' if i % 3 else 'png'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kind = "L" if i % 5 == 0 else "RGB"
+        Image.fromarray(draw.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)).convert(kind).save(path)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "_LEAST_BYTES", 6000)
+
+
+def folder(root: Path, **options: Any) -> DiffusionDataModule:
+    options = {"image_size": 16, "process": PROCESS, "seed": 3, "batch_size": 4, **options}
+    return image_folder(root=str(root), **options)
+
+
+def write(data: Any, out: Path, **options: Any) -> Path:
+    encode(data, str(out), trainer(), Encoding, **options)
+    return out
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def seen(data: DiffusionDataModule, epochs: int = 2) -> dict[str, Any]:
+    listener = Listener()
+    trainer(max_epochs=epochs, num_sanity_val_steps=0).fit(listener, data)
+    return listener.seen
+
+
+def run(log: Path, out: Path, photos: Path, *overrides: str) -> Any:
+    """Start the command as users start it, from the checkout that these tests are of."""
+    words = ["encode", "data=image_folder", f"data.root={photos}", "data.image_size=16", f"out={out}", *overrides]
+    words = [sys.executable, "-m", "diffaug", *words, "data.batch_size=4", "data.num_workers=0"]
+    with log.open("w") as file:
+        return Popen(words, cwd=ROOT, env=environment(log.parent), stdout=file, stderr=file)
+
+
+@pytest.mark.slow
+def test_any_ranks_and_any_kills_write_the_same_store(tmp_path):
+    """By 1, 2 and 3 ranks, and by one that is killed twice."""
+    photos, log, draw = tmp_path / "photos", tmp_path / "log", np.random.default_rng(0)
+    photos.mkdir()
+    for i in range(7000):
+        Image.fromarray(draw.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(photos / f"{i:04}.png")
+    whole: dict[str, bytes] = {}
+    for ranks in (1, 2, 3):
+        out = tmp_path / str(ranks)
+        several = ["trainer=ddp", f"trainer.devices={ranks}", "trainer.accelerator=cpu"]
+        assert run(log, out, photos, *(several if ranks > 1 else ["trainer=cpu"])).wait(300) == 0, log.read_text()
+        whole = whole or contents(out)
+        assert contents(out) == whole
+    assert len([name for name in whole if name.startswith("train/image")]) >= 5
+    out = tmp_path / "killed"
+    for shard in (0, 2):
+        process = run(log, out, photos, "trainer=cpu")
+        while not (out / "train" / f"image-{shard:05}.npy").exists():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.wait(60)
+        there = contents(out)
+        assert len(there) < len(whole)
+        named = [name for name in there if name != "store.json" and not name.endswith(".part")]
+        assert all(there[name] == whole[name] for name in named)
+    assert run(log, out, photos, "trainer=cpu").wait(300) == 0, log.read_text()
+    assert contents(out) == whole
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_store_gives_the_very_batches_of_its_folder(photos, tmp_path, workers):
+    out = write(folder(photos), tmp_path / "made")
+    ours = store(root=str(out), process=PROCESS, seed=3, batch_size=4, num_workers=workers, image_shape=[3, 16, 16])
+    a, b = seen(folder(photos)), seen(ours)
+    for stage in ("train", "val"):
+        assert len(a[stage]) == len(b[stage]) > 0
+        for one, other in zip(a[stage], b[stage], strict=True):
+            assert all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(one, other, strict=True))
+    assert len(list((out / "train").glob("image-*.npy"))) > 3
+    assert ours.images("train").dataset[-1]["image"].dtype == torch.uint8
+
+
+def test_any_numpy_reads_the_shards(tmp_path):
+    class Things(Dataset[Any]):
+        def __len__(self) -> int:
+            return 50
+
+        def __getitem__(self, i: int) -> dict[str, Any]:
+            image = torch.full((20, 3, 5), i / 100, dtype=torch.bfloat16)
+            text = ["", 'two\n"lines"', "ü 名 \ud800"][i % 3] * i
+            return {
+                "image": image,
+                "text": text,
+                "half": np.float16(i),
+                "place": torch.tensor([i, -i]),
+                "odd": i % 2 == 1,
+            }
+
+    things = Things()
+    out = write(DiffusionDataModule(things, process=PROCESS), tmp_path / "made")
+    files = sorted((out / "train").glob("place-*.npy"))
+    assert len(files) > 1
+    assert np.array_equal(np.concatenate([np.load(file) for file in files]), [[i, -i] for i in range(50)])
+    assert np.load(out / "train" / "image-00000.npy").dtype == np.uint16
+    lines = (out / "train" / "text-00000.jsonl").read_bytes().splitlines()
+    assert [json.loads(line) for line in lines] == [things[i]["text"] for i in range(len(lines))]
+    got = Store(str(out))
+    for i, row in zip([7, 49, 0, -1], got.__getitems__([7, 49, 0, -1]), strict=True):
+        wanted = things[i % 50]
+        assert list(row) == ["image", "text", "half", "place", "odd"]
+        assert torch.equal(row["image"], wanted["image"])
+        assert row["text"] == wanted["text"]
+        assert row["half"].dtype == torch.float16
+        assert float(row["half"]) == i % 50
+        assert row["odd"].dtype == torch.bool
+        assert bool(row["odd"]) == wanted["odd"]
+    with pytest.raises(IndexError, match="holds 50 rows, of which 50 is none"):
+        got[50]
+
+
+def test_what_is_read_may_be_written_to(photos, tmp_path):
+    """A transform that works in place must not change what the next epoch reads."""
+    out = write(folder(photos), tmp_path / "made")
+    got = Store(str(out))
+    before = got[0]["image"].clone()
+    got[0]["image"].zero_()
+    assert torch.equal(got[0]["image"], before)
+
+
+def test_no_file_is_held_open(photos, tmp_path):
+    got = Store(str(write(folder(photos), tmp_path / "made")))
+    before = len(os.listdir("/proc/self/fd"))
+    got.__getitems__(range(len(got)))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_another_recipe_is_refused_with_the_line_that_differs(photos, tmp_path):
+    out = write(folder(photos), tmp_path / "made")
+    before = contents(out)
+    write(folder(photos), out)  # the same again
+    path = photos / "a" / "00.png"
+    image = path.read_bytes()
+
+    def refused(pattern: str, **options: Any) -> None:
+        with pytest.raises(ValueError, match=rf"(?s)The store out=.* was made from something else:.*\n  {pattern}"):
+            write(folder(photos, **options), out)
+        assert contents(out) == before
+
+    refused(r"train\.image_size: 16 -> 8\n", image_size=8)
+    refused(r"train\.items looked at: \w+ -> \w+\n", transform=lambda image: 255 - image)
+    refused(r"train\.images: \d+ -> \d+\n", val_share=0.5)
+    path.write_bytes((photos / "a" / "06.png").read_bytes())
+    refused(r"(train|val)\.sizes and times of the files: ")
+    path.write_bytes(image)
+    (photos / "a" / "new.png").write_bytes(image)
+    refused(r"(train|val)\.images: \d+ -> \d+\n")
+    assert not (tmp_path / "photos" / "store.json").exists()
+    with pytest.raises(ValueError, match=r"out=.*photos holds other files, and no store\.json"):
+        write(folder(photos), photos)
+
+
+class _Random(Dataset[Any]):
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return torch.full((1, 2, 2), random.randrange(200) if i == 5 else i, dtype=torch.uint8)
+
+
+GENERATOR = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train": _Random()}, r"Reading data\.train\[5\] draws random numbers, in the dataset or in data\.transform"),
+        (
+            {"transform": lambda x: x * 0 + GENERATOR.integers(200)},
+            r"Items of data\.train are not the same when they are read again",
+        ),
+        ({"device_transform": torch.nn.Identity()}, r"data\.device_transform is of the training batches"),
+        ({"train": lambda: _Stream()}, r"data\.train is a stream"),
+        ({"train": [(torch.ones(1, 2, 2), [1, 2])]}, r"'label' of data\.train cannot be stored: .* keep=label"),
+        (
+            {"train": [torch.ones(1, 2, 2), torch.ones(1, 2, 3)]},
+            r"images of a batch must be alike, but sample 0 .* sample 1",
+        ),
+        (
+            {"train": [torch.ones(1, 2, 2), torch.ones(1, 2, 3)], "batch_size": 1},
+            r"Every row of a store is alike, but image of train, from row 1 on",
+        ),
+    ],
+)
+def test_what_cannot_be_stored_is_refused(options, message, tmp_path):
+    images = TensorDataset(torch.arange(36, dtype=torch.uint8).view(9, 1, 2, 2))
+    with pytest.raises(ValueError, match=message):
+        write(DiffusionDataModule(**{"train": images, "process": PROCESS, **options}), tmp_path / "made")
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".npy", ".part")]
+
+
+class _Stream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(())
+
+
+def test_only_what_is_kept_is_stored(photos, tmp_path):
+    out = write(folder(photos), tmp_path / "made", keep=[])
+    assert list(Store(str(out))[0]) == ["image"]
+
+
+class _Stopped(Dataset[Any]):
+    """Pictures, until the plug is pulled."""
+
+    def __init__(self, stop: int) -> None:
+        self.stop = stop
+
+    def __len__(self) -> int:
+        return 50
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        if i == self.stop:
+            raise RuntimeError("the plug is pulled")
+        return torch.full((3, 16, 16), i, dtype=torch.uint8)
+
+
+def test_an_interrupted_store_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffaug.commands.encode._LOOKED_AT", 1)  # what stops is not looked at
+
+    def data(stop: int) -> DiffusionDataModule:
+        return DiffusionDataModule(_Stopped(stop), process=PROCESS, batch_size=2)
+
+    whole = contents(write(data(-1), tmp_path / "whole"))
+    out = tmp_path / "made"
+    for stop in (17, 44):
+        with pytest.raises(RuntimeError, match="the plug is pulled"):
+            write(data(stop), out)
+        there = contents(out)
+        assert not [name for name in there if name.endswith(".part")]
+        assert all(there[name] == whole[name] for name in there if name != "store.json")
+        with pytest.raises(ValueError, match=r"data\.root=.* is not finished\. The command that made it goes on"):
+            Store(str(out))
+    assert "train/image-00000.npy" in there
+    began = (out / "train" / "image-00000.npy").stat().st_mtime_ns
+    (out / "train" / "image-00001.npy").write_bytes(whole["train/image-00001.npy"][:-1])
+    (out / "train" / ".image-00009.npy.part").write_bytes(b"left by a kill")
+    write(data(-1), out)
+    assert contents(out) == whole
+    assert (out / "train" / "image-00000.npy").stat().st_mtime_ns == began
+
+
+def test_a_shard_that_is_cut_short_is_refused_and_mended(photos, tmp_path):
+    out = write(folder(photos), tmp_path / "made")
+    whole, path = contents(out), out / "train" / "image-00001.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    data = store(root=str(out), process=PROCESS)
+    with pytest.raises(ValueError, match=r"image-00001\.npy is cut short or not whole: \d+ bytes of \d+\. The command"):
+        data.setup("fit")
+    (out / "train" / "label-00000.npy").unlink()
+    with pytest.raises(ValueError, match=r"label-00000\.npy is missing\. The command that made it goes on with it"):
+        data.setup("fit")
+    write(folder(photos), out)
+    assert contents(out) == whole
+
+
+def test_a_full_disk_leaves_the_store_as_it_was(photos, tmp_path, monkeypatch):
+    out, written = tmp_path / "made", []
+
+    def full(descriptor: int) -> None:
+        written.append(descriptor)
+        if len(written) > 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.os, "fsync", full)
+        with pytest.raises(OSError, match=r"Shard \d of .* cannot be written .*No space left on device. What was fin"):
+            write(folder(photos), out)
+    there = contents(out)
+    assert "train/image-00000.npy" in there
+    assert not [name for name in there if name.endswith(".part")]
+    with monkeypatch.context() as patch:
+        patch.setattr("diffaug.commands.encode.shutil.disk_usage", lambda _: type("", (), {"free": 1000}))
+        with pytest.raises(OSError, match=r"needs \d.* KiB and texts, but there are 1000 bytes free"):
+            write(folder(photos), out)
+    assert contents(out) == there
+    write(folder(photos), out)
+    assert contents(out) == contents(write(folder(photos), tmp_path / "other"))
+
+
+def test_a_resume_compares_what_made_the_store(photos, tmp_path):
+    made = [write(folder(photos, image_size=size), tmp_path / str(size)) for size in (16, 8)]
+    data = [store(root=str(out), process=PROCESS) for out in made]
+    for each in data:
+        each.setup("fit")
+    with pytest.raises(ValueError, match=r"(?s)another recipe than.*\n  train\.train\.image_size: 16 -> 8\n"):
+        data[1].load_state_dict(data[0].state_dict())
+
+
+def test_no_store(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"data\.root=.* holds no store: .*-m diffaug encode data=\.\.\."):
+        store(root=str(tmp_path), process=PROCESS)
+    (tmp_path / "store.json").write_text('{"format": 9}')
+    with pytest.raises(ValueError, match=r"store\.json is of format 9, but this version of diffaug reads 1"):
+        store(root=str(tmp_path), process=PROCESS)
+    (tmp_path / "store.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"store\.json is no store's"):
+        store(root=str(tmp_path), process=PROCESS)
