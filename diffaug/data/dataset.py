@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from diffaug.data.batch import Place, Sample
 from diffaug.data.items import as_tensor, check_range, split
+from diffaug.data.store import Store
 from diffaug.randomness.philox import INDEX_BITS
 from diffaug.randomness.user_code import call_keyed, detect_draws, mix_key
 
@@ -47,9 +48,11 @@ class Keyed(Dataset[Any]):
         return len(self.dataset)
 
     def __getitems__(self, places: Sequence[Place]) -> list[Any]:
-        if not self._may_draw:
-            return [self._read(place) for place in places]
         fetched = self._fetched([place.index for place in places]) if self._in_batches else None
+        if not self._may_draw:
+            if fetched is None:
+                return [self.read(place) for place in places]
+            return [self.finished(placed) for placed in zip(places, fetched, strict=True)]
         if fetched is None:
             return call_keyed(self.read, places, self.seeds(places))
         return call_keyed(self.finished, list(zip(places, fetched, strict=True)), self.seeds(places))
@@ -159,4 +162,4 @@ def _may_draw(dataset: Any) -> bool:
     dataset = _whole(dataset)
     if type(dataset).__module__ in ("torchvision.datasets.mnist", "torchvision.datasets.cifar"):
         return dataset.transform is not None or dataset.target_transform is not None
-    return type(dataset) is not TensorDataset
+    return type(dataset) not in (TensorDataset, Store)
