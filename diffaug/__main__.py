@@ -10,7 +10,8 @@ preview [group=choice] ... [out=...]        your own data through the whole pipe
 check [data=...] [workers=N]                every image of the dataset read; which are broken, for data.on_error=skip
                                             (exit status 3 where any is)
 encode [data=...] out=FOLDER [keep=label]   the dataset decoded once, into a store for data=store data.root=FOLDER
-                                            [trainer=ddp trainer.devices=8]; run again, it goes on
+                                            [trainer=ddp trainer.devices=8]; run again, it goes on; latents, with
+                                            encoder@data.encoder=autoencoder_kl [dtype=float32 or float16, bfloat16]
 export ckpt=RUN out=FOLDER                  a trained run as a diffusers pipeline folder
 
 out= is a .png, .svg or .pdf file; the numbers of a picture go beside it as .csv. A NAME may carry overrides of its own:
@@ -30,6 +31,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from diffaug import plots
+from diffaug.checks import choice
 from diffaug.commands.check import check
 from diffaug.commands.plot import first_image, read_levels, write_label
 from diffaug.commands.preview import preview
@@ -146,17 +148,19 @@ def _check(options: argparse.Namespace) -> int:
 def _encode(options: argparse.Namespace) -> None:
     from diffaug.commands.encode import encode
 
-    own, rest = _own(options.overrides, out=None, keep=None)
+    own, rest = _own(options.overrides, out=None, keep=None, dtype="float32", allow_rounding="false")
     if own["out"] is None:
         raise ValueError("encode wants out=FOLDER, where the store is to be.")
     config = compose_config([*rest, "callbacks=none", "logger=none"])
     keep = None if own["keep"] is None else own["keep"].strip("[]").split(",")
+    allow = choice("allow_rounding", own["allow_rounding"], ("true", "false")) == "true"
     quieten(config.lightning.diffaug)
     config.trainer.enable_checkpointing = False
     if "timeout" in (config.trainer.strategy if isinstance(config.trainer.strategy, DictConfig) else ()):
         config.trainer.strategy.timeout.minutes = _A_DAY  # a rank waits at the end for one that has a shard more
     module = get_class(f"{config.lightning.diffaug}.Encoding")
-    encode(_data(config), own["out"], instantiate(config.trainer), module, keep)
+    trainer, rows = instantiate(config.trainer), {"keep": keep, "dtype": own["dtype"], "allow_rounding": allow}
+    encode(_data(config), own["out"], trainer, module, **rows)
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -189,6 +189,7 @@ def test_every_option_of_the_datamodule_is_there_with_its_default():
     of_both = inspect.signature(NoisingBase).parameters
     options = {**of_both, **inspect.signature(DiffusionDataModule).parameters}
     datasets = {"train", "val", "test", "predict"}
+    assert config.pop("defaults") == ["_self_", {"/encoder@encoder": None}]
     assert set(config) == set(options) - {*datasets, "options"} | set(LOADER_OPTIONS)
     assert datasets <= set(loaded("data/own"))
     for name in set(config) & set(options) - {"process", "seed", "batch_size"}:
@@ -310,7 +311,7 @@ def test_help_has_every_key_with_its_comment():
         text = (CONFIGS / f"{name}.yaml").read_text()
         comments = comments_of(text)
         without = {key for key in yaml.safe_load(text) if not comments.get((key,))}
-        assert without <= {"_target_", "_convert_"}
+        assert without <= {"_target_", "_convert_", "defaults"}
 
 
 def test_comments_of_yaml():

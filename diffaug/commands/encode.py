@@ -1,40 +1,45 @@
-"""encode: a dataset decoded once, into a store that data=store reads.
+"""encode: a dataset decoded once, or encoded once to latents, into a store that data=store reads.
 
-What made a store is written into it: the files' sizes and times, sixteen of the items themselves, the options, the
-versions of the libraries. Another recipe for the same folder is refused with the lines that differ; the same one goes
-on with what is missing.
+What made a store is written into it, by `fingerprint`. Another recipe for the same folder is refused with the lines
+that differ; the same one goes on with what is missing.
 """
 
-import hashlib
+import json
 import re
 import shutil
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, Subset
+from torch.utils.data import IterableDataset
 
-from diffaug.checks import refuse
+from diffaug.checks import choice, refuse
+from diffaug.commands.fingerprint import fingerprint
 from diffaug.data.batch import Batch, collate
 from diffaug.data.encode import EncodingBase, Source, read_still
 from diffaug.data.items import split
+from diffaug.data.latents import DTYPES, Latents, summarise
 from diffaug.data.module import DiffusionBase
-from diffaug.data.recipe import describe, describe_dataset, differences
+from diffaug.data.recipe import differences
 from diffaug.data.shards import choose_shard_rows
-from diffaug.data.sources import are_datasets, as_list, look_at, spread_indices
+from diffaug.data.sources import are_datasets, as_list, look_at
 from diffaug.data.store import FORMAT, INFO, TEXT, Field, Part, read_info, write_info
 
 _STAGES = ("train", "val", "test")
-_LOOKED_AT = 16  # items whose bytes are part of the fingerprint
-_LIBRARIES = ("diffaug", "torch", "numpy", "pillow")
 _OWN = ("image", "mean", "std")
 
 
 def encode(
-    data: DiffusionBase, out: str, trainer: Any, module: type[EncodingBase], keep: Sequence[str] | None = None
+    data: DiffusionBase,
+    out: str,
+    trainer: Any,
+    module: type[EncodingBase],
+    *,
+    keep: Sequence[str] | None = None,
+    dtype: str = "float32",
+    allow_rounding: bool = False,
 ) -> None:
     """Write the datasets of a DataModule as a store; rank 0 prints what it comes to before, and after.
 
@@ -44,6 +49,8 @@ def encode(
         trainer: of any number of ranks.
         module: the LightningModule that writes, of the trainer's package.
         keep: which parts of an item are stored beside the image; None is all.
+        dtype: of latents, which are stored in place of the images where the DataModule has an ``encoder``.
+        allow_rounding: whether rounding to that may be by more than the posterior's deviation.
 
     Raises:
         ValueError: another recipe made the store, or something cannot be stored.
@@ -56,18 +63,21 @@ def encode(
             "data.device_transform is of the training batches, drawn anew for each: leave it out here and set it with "
             "data=store."
         )
+    choice("dtype", dtype, DTYPES)
     data.prepare_data()
-    root, sources = Path(out).expanduser(), _sources(data, keep)
+    latents = Latents(data._noiser.encode, dtype, allow_rounding) if data.encodes else None
+    root, sources = Path(out).expanduser(), _sources(data, keep, latents, trainer.strategy.root_device)
     info = {
         "format": FORMAT,
         "finished": False,
-        "made_from": _fingerprint(data, sources),
+        "made_from": {**fingerprint(data, sources), "dtype": latents and dtype},
+        "latents": None,
         "parts": {stage: [source.part for source in of_stage] for stage, of_stage in sources.items()},
     }
     _check_same(root, info)
     flat = [source for of_stage in sources.values() for source in of_stage]
     options = {"pin_memory": torch.cuda.is_available(), **data.loader_options}
-    writer = module(root, flat, batch_size=data.batch_size, options=options)
+    writer = module(root, flat, batch_size=data.batch_size, options=options, latents=latents)
     missing = writer.missing()
     rows = sum(flat[number].part.rows_of(shard) for number, shard in missing)
     total = sum(source.part.rows for source in flat)
@@ -87,11 +97,24 @@ def encode(
     if trainer.is_global_zero:
         if writer.missing():
             raise ValueError(f"{root} is not finished: {len(writer.missing())} shards are missing. Run it again.")
+        if latents is not None:
+            info["latents"] = said = summarise(_read_sums(root, next(iter(sources.values()))))
+            deviation = said["median_deviation"]
+            beside = "" if deviation is None else f", where the posterior's median deviation is {deviation:.3g}"
+            print(f"The largest error of rounding to {dtype} is {said['largest_error']:.3g}{beside}")
         write_info(root, {**info, "finished": True})
         print(f"{root} holds {total} rows, {rows} of them written now. To train on it: data=store data.root={out}")
 
 
-def _sources(data: DiffusionBase, keep: Sequence[str] | None) -> dict[str, list[Source]]:
+def _read_sums(root: Path, sources: list[Source]) -> Iterator[dict[str, Any]]:
+    for _, part in sources:
+        for shard in range(part.shards):
+            yield json.loads(part.sums(root, shard).read_text())
+
+
+def _sources(
+    data: DiffusionBase, keep: Sequence[str] | None, latents: Latents | None, device: torch.device
+) -> dict[str, list[Source]]:
     found: dict[str, list[Source]] = {}
     for stage in _STAGES:
         for number in range(len(as_list(data._sources[stage]))):
@@ -102,7 +125,11 @@ def _sources(data: DiffusionBase, keep: Sequence[str] | None) -> dict[str, list[
             images.wanted = tuple(name for name in extra if keep is None or name in keep)
             look_at(images, data.image_shape)
             several = are_datasets(data._sources[stage])
-            fields = _fields(collate([read_still(images, 0)]), images.name)
+            first = collate([read_still(images, 0)])
+            fields = _fields(first, images.name)
+            if latents is not None:
+                fields = {**_encoded(data, latents, first.image.to(device)), **fields}
+                del fields["image"]
             folder = f"{stage}-{number}" if several else stage
             row_bytes = sum(max(field.bytes, 1) for field in fields.values())
             part = Part(folder, len(images), choose_shard_rows(len(images), row_bytes), fields)
@@ -126,63 +153,21 @@ def _fields(batch: Batch, name: str) -> dict[str, Field]:
     return fields
 
 
+def _encoded(data: DiffusionBase, latents: Latents, image: Tensor) -> dict[str, Field]:
+    """Return what rows the encoder makes, and refuse one that draws."""
+    once, again = (data._noiser.encode(image, (key,)).mean for key in range(2))
+    if not torch.allclose(once, again, rtol=1e-3, atol=1e-5 * float(once.abs().max())):
+        raise ValueError(
+            "data.encoder draws random numbers: a store would keep one draw for ever. Give one that returns the "
+            "distribution, with its mean and std (a diffusers VAE as it is): then every visit has a draw of its own."
+        )
+    fields = {name: _field(rows) for name, rows in latents(image).items()}
+    latents.take_sums()
+    return fields
+
+
 def _field(rows: Any) -> Field:
     return Field(str(rows.dtype).removeprefix("torch."), tuple(rows.shape[1:]))
-
-
-def _fingerprint(data: DiffusionBase, sources: dict[str, list[Source]]) -> dict[str, Any]:
-    return {
-        **{
-            source.part.folder: {
-                "dataset": type(source.images.dataset).__name__,
-                **describe_dataset(source.images.dataset),
-                "sizes and times of the files": _files(source.images.dataset),
-                "items looked at": _looked_at(source),
-                "kept": list(source.images.wanted),
-            }
-            for of_stage in sources.values()
-            for source in of_stage
-        },
-        "transform": describe(data.transform),
-        "eval_transform": describe(data.eval_transform),
-        "image_key": data.image_key,
-        "value_range": data.process.value_range and list(data.process.value_range),
-        "versions": {name: version(name) for name in _LIBRARIES},
-    }
-
-
-def _files(dataset: Any) -> str | None:
-    """Return how many files a dataset is of, and a digest of their sizes and times; None where it names none."""
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    paths = getattr(dataset, "paths", None) or [sample[0] for sample in getattr(dataset, "samples", [])]
-    if not paths or not all(isinstance(path, str) for path in paths):
-        return None
-    digest = hashlib.blake2b(digest_size=8)
-    for path in paths:
-        status = Path(path).stat()
-        digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
-    return f"{len(paths)} files, {digest.hexdigest()}"
-
-
-def _looked_at(source: Source) -> str:
-    """Return a digest of some items, read twice: what is inside a user's function shows there."""
-
-    def digest() -> str:
-        made = hashlib.blake2b(digest_size=8)
-        for row in spread_indices(source.part.rows, _LOOKED_AT):
-            image, _, extra = read_still(source.images, row)
-            made.update(image.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-            made.update(repr(extra).encode(errors="surrogatepass"))
-        return made.hexdigest()
-
-    once = digest()
-    if digest() != once:
-        raise ValueError(
-            f"Items of {source.images.name} are not the same when they are read again: the dataset or data.transform "
-            "draws random numbers of its own. A store would keep one draw for ever: set that with data=store instead."
-        )
-    return once
 
 
 def _check_same(root: Path, info: dict[str, Any]) -> None:

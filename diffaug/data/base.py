@@ -8,7 +8,7 @@ import inspect
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from diffaug.checks import flag, integer, refuse
 from diffaug.data.device import Noiser
 from diffaug.data.labels import LabelDropout
 from diffaug.data.packages import check_trainer, refuse_as_loader
+from diffaug.data.posterior import Posterior
 from diffaug.data.progress import count_done, read_progress
 from diffaug.data.recipe import check_recipe, describe
 from diffaug.data.resume import Resume
@@ -47,7 +48,13 @@ class NoisingBase(ABC):
         device_transform: applied to each training batch of images on the accelerator, before the noise. What it draws
             repeats with the same batches; a sample's noise does not depend on its batch, what is drawn here does.
         encoder: applied to every batch of every stage on the accelerator, last before the noise: from float images in
-            [-1, 1] to latents, which are noised as they are. A torch.nn.Module is moved there, in evaluation mode.
+            [-1, 1] to latents, which are noised as they are, or to a distribution of latents with ``mean`` and ``std``.
+            A torch.nn.Module is moved there, in evaluation mode; one with a method ``encode``, as a diffusers VAE, is
+            called by that.
+        posterior: what is taken of such a distribution: "sample", a draw of its own for each visit and view of an
+            image, keyed as the noise is; "fixed", one draw for each image; "mean".
+        latent_stats: the latents' ``mean`` and ``std`` over the dataset, a number for each channel: with them latents
+            are brought to mean 0 and the standard deviation ``process.sigma_data``. A store brings its own.
         label_dropout: the share of the training labels that are dropped, for classifier-free guidance.
         null_label: what stands for a dropped label.
         label_key: which field is the label.
@@ -67,7 +74,9 @@ class NoisingBase(ABC):
         *,
         seed: int | None = None,
         device_transform: Callable[[Tensor], Tensor] | None = None,
-        encoder: Callable[[Tensor], Tensor] | None = None,
+        encoder: Callable[[Tensor], Any] | None = None,
+        posterior: str = "sample",
+        latent_stats: Mapping[str, Any] | None = None,
         label_dropout: float = 0.0,
         null_label: Any = None,
         label_key: str = "label",
@@ -83,7 +92,12 @@ class NoisingBase(ABC):
         self.seed = self._given_seed
         self._dropout = LabelDropout(label_dropout, null_label, label_key, process.fields)
         self._noiser = Noiser(
-            process, device_transform=device_transform, encoder=encoder, views=views, dropout=self._dropout
+            process,
+            device_transform=device_transform,
+            encoder=encoder,
+            posterior=Posterior(posterior, latent_stats, process.sigma_data),
+            views=views,
+            dropout=self._dropout,
         )
         self.views, self.device_transform, self.image_key = self._noiser.views, device_transform, image_key
         self.allow_changed_recipe = flag("data.allow_changed_recipe", allow_changed_recipe)
@@ -218,6 +232,8 @@ class NoisingBase(ABC):
             "views": self.views,
             "device_transform": describe(self.device_transform),
             "encoder": describe(self._noiser.encoder),
+            "posterior": self._noiser.posterior.kind,
+            "latent_stats": self._noiser.posterior.stats,
             "image_key": self.image_key,
             "label_dropout": self._dropout.rate,
             "null_label": repr(self._dropout.null),

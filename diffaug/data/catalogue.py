@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, TensorDataset
 from diffaug.checks import choice, flag, integer, number
 from diffaug.data.broken import ON_ERROR
 from diffaug.data.module import DiffusionBase
+from diffaug.data.posterior import Stored
 from diffaug.data.store import Store, read_info
 
 Module = TypeVar("Module", bound=DiffusionBase)
@@ -148,6 +149,8 @@ def _part(folder: dict[str, Any], share: float, validation: bool) -> Dataset[Any
 def store(module: type[Module], *, root: str, **options: Any) -> Module:
     """Return a store that ``python -m diffaug encode`` has written: see `diffaug.data.store.Store`.
 
+    Latents come with the ``latent_stats`` of their training set, unless others are given.
+
     Arguments:
         module: the class of DataModule to make.
         root: the store's folder, which is looked into at once: it says what stages there are.
@@ -155,12 +158,25 @@ def store(module: type[Module], *, root: str, **options: Any) -> Module:
 
     Raises:
         FileNotFoundError: there is no store.
-        ValueError: in ``setup``, where it is not finished, or a file of it is missing or cut short.
+        ValueError: it holds latents, and the process says otherwise; in ``setup``, where it is not finished, or a file
+            of it is missing or cut short.
     """
-    parts = read_info(root)["parts"]
+    info = read_info(root)
+    parts, latents = info["parts"], info["latents"]
+    if options.get("encoder") is not None:
+        raise ValueError(
+            "data=store reads what is encoded, or images: data.encoder goes with the dataset, or with encode."
+        )
     made = {stage: [partial(Store, root, stage, number) for number in range(len(parts[stage]))] for stage in parts}
     several = {stage: (each if len(each) > 1 else each[0]) for stage, each in made.items()}
-    return module(**several, **{**options, "image_key": "image"})
+    options["image_key"] = "image"
+    if latents is not None:
+        if options["process"].value_range is not None:
+            raise ValueError(f"data.root={root!r} holds latents, which have no range: set process.value_range=null.")
+        options["encoder"] = Stored(latents["deviations"])
+        if options.get("latent_stats") is None:
+            options["latent_stats"] = {name: latents[name] for name in ("mean", "std")}
+    return module(**several, **options)
 
 
 def held_out(names: Sequence[str], share: float) -> list[int]:

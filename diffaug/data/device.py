@@ -12,10 +12,11 @@ from diffaug.data.batch import Places
 from diffaug.data.dataset import note
 from diffaug.data.items import check_range
 from diffaug.data.labels import LabelDropout
+from diffaug.data.posterior import Moments, Posterior, Stored
 from diffaug.process import ForwardProcess
 from diffaug.process.batch import Fields
 from diffaug.process.forward import EVALUATION_TIMES
-from diffaug.randomness.philox import STAGES, VIEW_BITS, Purpose, keys
+from diffaug.randomness.philox import STAGES, VIEW_BITS, Keys, Purpose, keys
 from diffaug.randomness.user_code import keyed_random_state
 from diffaug.times import Times
 
@@ -33,7 +34,8 @@ class Noiser:
     Arguments:
         process: the forward process.
         device_transform: of the training images.
-        encoder: of all images, from [-1, 1], to what is noised.
+        encoder: of all images, from [-1, 1], to what is noised, or to a distribution of it.
+        posterior: the draw from that distribution.
         views: how many noised copies of each training image.
         dropout: of the training labels.
     """
@@ -43,7 +45,8 @@ class Noiser:
         process: ForwardProcess,
         *,
         device_transform: Callable[[Tensor], Tensor] | None = None,
-        encoder: Callable[[Tensor], Tensor] | None = None,
+        encoder: Callable[[Tensor], Any] | None = None,
+        posterior: Posterior,
         views: int = 1,
         dropout: LabelDropout,
     ) -> None:
@@ -52,13 +55,14 @@ class Noiser:
                 raise refuse(
                     f"data.{name}", given, "a function or a torch.nn.Module, from a batch of images to another"
                 )
-        if encoder is not None and process.value_range is None:
+        if encoder is not None and process.value_range is None and not isinstance(encoder, Stored):
             raise ValueError(
                 "process.value_range=null says that the dataset yields latents, but data.encoder makes latents from "
                 "images: set process.value_range to the range of the images. What the encoder makes is noised as it is "
                 "under any."
             )
         self.process, self.device_transform, self.encoder, self.dropout = process, device_transform, encoder, dropout
+        self.posterior = posterior
         self.views = integer("data.views", views, 1, 2**VIEW_BITS - 1)
         self.eager = False  # whether the compiled pass is left aside: where some rank cannot compile it
         self._checked: set[str] = set()
@@ -89,10 +93,9 @@ class Noiser:
         key = (seed, Purpose.DEVICE_TRANSFORM, STAGES[stage], dataset, *places.first)
         if train and self.device_transform is not None:
             with keyed_random_state(image.device, *key, 0):
-                image = on_device(self.device_transform, image, "data.device_transform")
+                image = check_batch(on_device(self.device_transform, image, "data.device_transform"), image)
             self.check_once(image, "data.device_transform's result", "device_transform")
-        if self.encoder is not None:
-            image = self._encoded(image, (*key, 1))
+        moments = None if self.encoder is None else self.encode(image, (*key, 1))
         if dtype is not None:
             extra = {name: value.to(dtype) if _floats(value) else value for name, value in extra.items()}
         index, view, position, epoch = places.rows.unbind(1)
@@ -100,9 +103,16 @@ class Noiser:
             copies = torch.arange(self.views, device=index.device)
             view = (view[:, None] * self.views + copies).flatten()
             position = (position[:, None] * self.views + copies).flatten()
-            image, index, epoch = (x.repeat_interleave(self.views, 0) for x in (image, index, epoch))
+            if moments is None:
+                image = image.repeat_interleave(self.views, 0)
+            else:
+                moments = moments.repeat(self.views)
+            index, epoch = (x.repeat_interleave(self.views, 0) for x in (index, epoch))
             extra = {name: _repeated(value, self.views) for name, value in extra.items()}
-        packed = keys(index, seed=seed, stage=stage, epoch=epoch, view=view, dataset=dataset)
+        domain = {"seed": seed, "stage": stage, "dataset": dataset}
+        packed = keys(index, epoch=epoch, view=view, **domain)
+        if moments is not None:
+            image = self._latents(moments, keys(index, **domain) if self.posterior.kind == "fixed" else packed)
         if train and self.dropout.rate:
             extra = {**extra, self.dropout.key: self.dropout(extra[self.dropout.key], packed)}
         times = times or (self.process.times if train else EVALUATION_TIMES)
@@ -119,21 +129,28 @@ class Noiser:
         self._checked.add(what)
         return True
 
-    def _encoded(self, image: Tensor, key: tuple[int, ...]) -> Tensor:
+    def encode(self, image: Tensor, key: tuple[int, ...] = (0,)) -> Moments:
+        """Encode a batch of images as they come from the loader; what the encoder draws itself goes by this key."""
         scaled = self.process.scale(image)
         with keyed_random_state(image.device, *key):
-            code = on_device(self.encoder, scaled, "data.encoder").float()
+            return Moments.of(on_device(self.encoder, scaled, "data.encoder"), len(image))
+
+    def _latents(self, moments: Moments, packed: Keys) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():
+            code = self.posterior(moments, packed)
         low, high = self.process.value_range or (-1.0, 1.0)
         # The process maps floats from value_range to [-1, 1]; what an encoder makes is noised as it is.
         return code if (low, high) == (-1.0, 1.0) else (code * (high - low) + (high + low)) / 2
 
 
-def on_device(function: Any, image: Tensor, name: str) -> Tensor:
+def on_device(function: Any, image: Tensor, name: str) -> Any:
     """Call a user's function of a batch of images, without gradients.
 
     A module is moved to the images' device first (a LightningDataModule is no module: nothing else moves what it
-    holds); one with parameters is a network, run in evaluation mode on images of its own floating point dtype.
+    holds); one with parameters is a network, run in evaluation mode on images of its own floating point dtype. One
+    that has a method ``encode``, as an autoencoder's forward would decode too, is called by that.
     """
+    call = getattr(function, "encode", function)
     with torch.inference_mode(False), torch.no_grad():
         if isinstance(function, nn.Module):
             weights = [*function.parameters(), *function.buffers()]
@@ -146,22 +163,22 @@ def on_device(function: Any, image: Tensor, name: str) -> Tensor:
         if image.is_inference():
             image = image.clone()
         try:
-            out = function(image)
+            return call(image)
         except Exception as error:
             cast = (
                 " If it wants floats, convert them in it, to process.value_range." if image.dtype == torch.uint8 else ""
             )
             note(error, f"in {name}, of a batch of {image.dtype} of shape {tuple(image.shape)}.{cast}")
             raise
+
+
+def check_batch(out: Any, image: Tensor) -> Tensor:
+    """Refuse what a device transform may not return: anything but a tensor of as many images."""
     if not isinstance(out, Tensor) or out.ndim < 2 or len(out) != len(image):
-        came = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        remedy = " Give a function that returns the tensor"
-        remedy += (
-            ", of a diffusers VAE lambda x: vae.encode(x).latent_dist.sample()." if name == "data.encoder" else "."
-        )
+        came = tuple(out.shape) if isinstance(out, Tensor) else f"{type(out).__name__}. Give a function that returns it"
         raise ValueError(
-            f"{name} must return a tensor with as many images as it was given, ({len(image)}, ...), but it returned "
-            f"{came}." + (remedy if not isinstance(out, Tensor) else "")
+            f"data.device_transform must return a tensor with as many images as it was given, ({len(image)}, ...), but "
+            f"it returned {came}."
         )
     return out if type(out) is Tensor else out.as_subclass(Tensor)
 

@@ -5,7 +5,7 @@ bytes. Which shards are missing rank 0 says to all; which row comes next is diff
 ``batch_indices``. Nothing is kept: a batch is written and forgotten.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +15,11 @@ from torch.utils.data import Dataset, Sampler
 
 from diffaug.data.batch import Batch, Place, collate
 from diffaug.data.dataset import Images
+from diffaug.data.latents import Latents
 from diffaug.data.order import Loader
 from diffaug.data.shards import ShardWriter
 from diffaug.data.store import Part
 from diffaug.randomness.user_code import detect_draws
-
-Rows = dict[str, Any]
 
 
 class Source(NamedTuple):
@@ -102,7 +101,7 @@ class EncodingBase:
         sources: what is stored.
         batch_size: rows that are read, and encoded, together.
         options: of DataLoader.
-        encode: from a batch of images on the device to rows by name; None stores the images as they are.
+        latents: from a batch of images on the device to rows by name; None stores the images as they are.
     """
 
     allow_zero_length_dataloader_with_multiple_devices = True  # ranks may be more than shards
@@ -114,11 +113,11 @@ class EncodingBase:
         *,
         batch_size: int,
         options: dict[str, Any],
-        encode: Callable[[Tensor], Rows] | None = None,
+        latents: Latents | None = None,
     ) -> None:
         super().__init__()
         self.root, self.sources, self.batch_size, self.options = root, sources, batch_size, options
-        self.encode = encode
+        self.latents = latents
         self._writer: ShardWriter | None = None
 
     def missing(self) -> list[tuple[int, int]]:
@@ -139,13 +138,13 @@ class EncodingBase:
 
     def predict_step(self, batch: tuple[int, int, Batch], batch_idx: int) -> tuple[()]:
         number, shard, images = batch
-        rows: Rows = {"image": images.image} if self.encode is None else self.encode(images.image)
-        rows = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in rows.items()}
-        extra = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in images.extra.items()}
+        made = {"image": images.image} if self.latents is None else self.latents(images.image)
+        made = {**images.extra, **made}
+        rows = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in made.items()}
         writer = self._writer = self._writer or ShardWriter(self.root, self.sources[number].part, shard)
-        writer.write({**extra, **rows}, len(images.image))
+        writer.write(rows, len(images.image))
         if writer.rows == writer.part.rows_of(shard):
-            writer.finish()
+            writer.finish(self.latents and self.latents.take_sums())
             self._writer = None
         return ()  # not None, of which Lightning would warn
 

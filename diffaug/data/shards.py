@@ -87,9 +87,15 @@ class ShardWriter:
             self._file(name, "jsonl").write(line)
             ends.append(ends[-1] + len(line))
 
-    def finish(self) -> None:
-        """Flush every file to the disk and give it its name."""
+    def finish(self, sums: dict[str, Any] | None = None) -> None:
+        """Flush every file to the disk and give it its name.
+
+        Arguments:
+            sums: of latents, what they come to.
+        """
         try:
+            if sums is not None:
+                self._open("sums", "json").write(json.dumps(sums).encode())
             for name, ends in self._ends.items():
                 file = self._open(name, "ends.npy")
                 file.write(header(ENDS, self.rows) + np.array(ends[1:], "<i8").tobytes())

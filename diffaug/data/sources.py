@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, IterableDataset
 from diffaug.checks import integer, refuse
 from diffaug.data.batch import Place
 from diffaug.data.dataset import Images
+from diffaug.data.store import Store
 from diffaug.randomness.philox import DATASET_BITS, INDEX_BITS, STAGES
 
 _log = logging.getLogger("diffaug")
@@ -109,6 +110,8 @@ def look_at(images: Images, image_shape: tuple[int, ...] | None) -> None:
         chosen = spread_indices(len(images), _LOOKED_AT)
         some = (images[Place(index, 0, 0, 0)][0] for index in chosen)
         warn_of_half_range(some, images.value_range, f"{name}, of which {len(chosen)} images were looked at,")
+    if isinstance(images.dataset, Store):
+        shape = images.dataset.shape  # of latents, which come as two moments
     if image_shape is not None and shape != image_shape:
         raise ValueError(
             f"data.image_shape says {list(image_shape)}, but {name}[0] has shape {list(shape)}: set it to the "

@@ -80,7 +80,12 @@ class Part:
                 fault = _size_fault(file_of(root, self.folder, name, shard, "jsonl"), end)
             if fault:
                 return fault
-        return None
+        sums = self.sums(root, shard)
+        return f"{sums} is missing" if "mean" in self.fields and not sums.exists() else None
+
+    def sums(self, root: Path, shard: int) -> Path:
+        """Return the file of what the latents of a shard come to."""
+        return file_of(root, self.folder, "sums", shard, "json")
 
 
 ENDS = Field("int64")

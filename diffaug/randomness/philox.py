@@ -65,6 +65,7 @@ class Purpose(IntEnum):
     CANDIDATES = 11
     COVERAGE = 12
     PAIR = 13
+    POSTERIOR = 14
 
 
 class Keys(NamedTuple):

@@ -150,7 +150,7 @@ def test_an_encoder_is_moved_and_the_device_s_state_is_put_back(device, stage):
     [
         (
             {"encoder": lambda x: (x, x)},
-            r"data\.encoder must return a tensor .*\(4, \.\.\.\), but it returned tuple\. Give a function",
+            r"data\.encoder must return a tensor .*\(4, \.\.\.\), or a dist.* but it returned tuple\. A diffusers VAE",
         ),
         (
             {"device_transform": lambda x: x[1:]},

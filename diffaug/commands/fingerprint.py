@@ -1,0 +1,99 @@
+"""What made a store, in plain types: files, some of the items themselves, options, the encoder's weights, versions."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Subset
+
+from diffaug.data.encode import Source, read_still
+from diffaug.data.module import DiffusionBase
+from diffaug.data.recipe import describe, describe_dataset
+from diffaug.data.sources import spread_indices
+
+_LOOKED_AT = 16  # items whose bytes are part of the fingerprint
+_LIBRARIES = ("diffaug", "torch", "numpy", "pillow")
+
+
+def fingerprint(data: DiffusionBase, sources: Mapping[str, Sequence[Source]]) -> dict[str, Any]:
+    """Describe what makes a store.
+
+    Arguments:
+        data: the DataModule.
+        sources: what is stored of it, by stage.
+
+    Raises:
+        ValueError: items are not the same when they are read again.
+    """
+    return {
+        **{
+            source.part.folder: {
+                "dataset": type(source.images.dataset).__name__,
+                **describe_dataset(source.images.dataset),
+                "sizes and times of the files": _files(source.images.dataset),
+                "items looked at": _looked_at(source),
+                "kept": list(source.images.wanted),
+            }
+            for of_stage in sources.values()
+            for source in of_stage
+        },
+        "transform": describe(data.transform),
+        "eval_transform": describe(data.eval_transform),
+        "encoder": describe(data._noiser.encoder),
+        "weights": _weights(data._noiser.encoder),
+        "image_key": data.image_key,
+        "value_range": data.process.value_range and list(data.process.value_range),
+        "versions": {name: version(name) for name in _LIBRARIES},
+    }
+
+
+def _weights(encoder: Any) -> str | None:
+    """Return a digest of the weights of a network, or of those that a function holds: bound, or in its closure."""
+    inside = [encoder, getattr(encoder, "__self__", None), *getattr(encoder, "args", ())]
+    inside += [cell.cell_contents for cell in getattr(encoder, "__closure__", None) or ()]
+    inside += getattr(encoder, "__dict__", {}).values()
+    digest = hashlib.blake2b(digest_size=8)
+    networks = [part for part in inside if isinstance(part, nn.Module)]
+    for network in networks:
+        for name, weight in network.state_dict().items():
+            digest.update(f"{name} {weight.dtype}".encode())
+            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest() if networks else None
+
+
+def _files(dataset: Any) -> str | None:
+    """Return how many files a dataset is of, and a digest of their sizes and times; None where it names none."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    paths = getattr(dataset, "paths", None) or [sample[0] for sample in getattr(dataset, "samples", [])]
+    if not paths or not all(isinstance(path, str) for path in paths):
+        return None
+    digest = hashlib.blake2b(digest_size=8)
+    for path in paths:
+        status = Path(path).stat()
+        digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+    return f"{len(paths)} files, {digest.hexdigest()}"
+
+
+def _looked_at(source: Source) -> str:
+    """Return a digest of some items, read twice: what is inside a user's function shows there."""
+
+    def digest() -> str:
+        made = hashlib.blake2b(digest_size=8)
+        for row in spread_indices(source.part.rows, _LOOKED_AT):
+            image, _, extra = read_still(source.images, row)
+            made.update(image.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            made.update(repr(extra).encode(errors="surrogatepass"))
+        return made.hexdigest()
+
+    once = digest()
+    if digest() != once:
+        raise ValueError(
+            f"Items of {source.images.name} are not the same when they are read again: the dataset or data.transform "
+            "draws random numbers of its own. A store would keep one draw for ever: set that with data=store instead."
+        )
+    return once
