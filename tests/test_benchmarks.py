@@ -1,5 +1,6 @@
 """The benchmarks run: what they print is looked at by people, that they still work by this test."""
 
+import os
 import subprocess
 import sys
 
@@ -48,6 +49,17 @@ def test_folder_runs(tmp_path):
     assert "diffaug" in header
     assert [row.split(" | ")[0] for row in rows] == ["| 8", "| 16"]
     assert all(float(ratio) > 0 for row in rows for ratio in row.strip("| ").split(" | "))
+
+
+@pytest.mark.slow
+def test_store_runs():
+    command = [sys.executable, str(ROOT / "benchmarks" / "store.py"), "--sizes", "16", "--rows", "200", "--rounds", "1"]
+    command += ["--seconds", "0.1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600, env=environment)
+    rows = [line for line in done.stdout.splitlines() if line.startswith(("| photos", "| 200 random"))]
+    assert len(rows) == 2
+    assert all(float(row.split("|")[4]) > 1 for row in rows)
 
 
 def test_ranks_alike_have_one_noise_for_different_images():

@@ -63,7 +63,7 @@ def preview(data: DiffusionBase) -> Preview:
     if data.encodes:
         raise ValueError(
             "preview looks at images, but data.encoder makes latents of them, to which its numbers do not apply. "
-            "Preview the images without data.encoder; of latents, a dataset of cached ones (process.value_range=null)."
+            "Preview the images without data.encoder, or before they are encoded to a store."
         )
     data.setup("fit")
     process = data.process

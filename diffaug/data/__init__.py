@@ -7,11 +7,11 @@ in the workers    an item of the dataset, found by its Place                    
                   the user's transform; still uint8: a quarter of the bytes        dataset
                   in an order that every rank can tell                             order (validation: evaluation)
                   joined into a batch                                              batch
-on the device     device_transform, encoder, views, label dropout, then the        device, labels
+on the device     device_transform, encoder, views, label dropout, then the        device, posterior, labels
                   ForwardProcess: NoisyBatch(x_t, epsilon, t) -> training_step
 
 Who does it: `module` for your datasets (`sources` makes them), `wrapped` for another DataModule (`rebuild` its
 loaders), both on `base`; none of them knows Lightning, and `packages` tells its two packages apart. What a checkpoint
 holds: `recipe` what a run trains on, `progress` and `resume` how far it is. The data of configs/data: `catalogue`,
-`folder`, `broken`.
+`folder`, `broken`, and `store`, which `encode` writes, `shards` and `latents` with it.
 """

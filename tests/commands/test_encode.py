@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,12 +16,14 @@ import pytest
 import torch
 from PIL import Image
 from server import Popen
+from server import run as server_run
 from shared import ROOT, Listener, trainer
 from tiny import environment
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.commands.encode import encode
+from diffaug.commands.preview import preview
 from diffaug.data import shards
 from diffaug.data.store import Store
 from diffaug.pytorch_lightning import Encoding, image_folder, store
@@ -103,6 +106,68 @@ def test_any_ranks_and_any_kills_write_the_same_store(tmp_path):
         assert all(there[name] == whole[name] for name in named)
     assert run(log, out, photos, "trainer=cpu").wait(300) == 0, log.read_text()
     assert contents(out) == whole
+
+
+MEASURED = """
+import resource, sys, torch
+import pytorch_lightning as pl
+from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
+from diffaug.commands.encode import encode
+from diffaug.pytorch_lightning import Encoding
+
+
+class Images(torch.utils.data.Dataset):
+    def __len__(self):
+        return int(sys.argv[1])
+
+    def __getitem__(self, i):
+        return torch.full((3, 48, 48), i % 256, dtype=torch.uint8)
+
+
+trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+data = DiffusionDataModule(Images(), process=ForwardProcess(LinearBeta(), compile=False))
+encode(data, sys.argv[2], trainer, Encoding)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_dataset(tmp_path):
+    """Twenty thousand images of 7 KB are 138 MB: nothing of them stays in memory."""
+    peaks = []
+    for count in (1000, 20_000):
+        words = [sys.executable, "-c", MEASURED, str(count), str(tmp_path / str(count))]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment(tmp_path), check=True)
+        peaks.append(int(done.stdout.split()[-1]) / 1024)
+    assert peaks[1] - peaks[0] < 20
+
+
+@pytest.mark.slow
+def test_train_py_trains_on_latents_of_a_diffusers_vae(tmp_path):
+    """Digits encoded by a small AutoencoderKL, and trained on for twenty steps; preview refuses latents."""
+    diffusers = pytest.importorskip("diffusers")
+    sizes = {"block_out_channels": [8, 8], "down_block_types": ["DownEncoderBlock2D"] * 2, "norm_num_groups": 4}
+    sizes |= {"up_block_types": ["UpDecoderBlock2D"] * 2, "in_channels": 1, "out_channels": 1, "latent_channels": 2}
+    diffusers.AutoencoderKL(**sizes).save_pretrained(tmp_path / "vae")
+    own = "data.encoder.pretrained_model_name_or_path"
+    words = ["encode", "encoder@data.encoder=autoencoder_kl", f"{own}={tmp_path}/vae", f"out={tmp_path}/made"]
+    root = [f"data.root={tmp_path}/made", "data=store", "process.value_range=null", "process.sigma_data=1"]
+    steps = ["trainer.max_steps=20", "trainer.val_check_interval=10", f"hydra.run.dir={tmp_path}/run"]
+    steps += ["process.compile=false", "trainer.enable_progress_bar=false"]
+    for command in (["-m", "diffaug", *words, "trainer=cpu"], ["train.py", *root, *steps, "trainer=cpu"]):
+        done = server_run([sys.executable, *command], ROOT, environment(tmp_path))
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 20
+    done = server_run([sys.executable, "-m", "diffaug", "preview", *root], ROOT, environment(tmp_path))
+    assert done.returncode == 1
+    assert "preview looks at images, but data.encoder makes latents" in done.stderr
+    done = server_run([sys.executable, "-m", "diffaug", "report", *root], ROOT, environment(tmp_path))
+    assert "What the recipe trains on" in done.stdout
+
+
+def test_preview_shows_a_store(photos, tmp_path):
+    data = store(root=str(write(folder(photos), tmp_path / "made")), process=PROCESS, image_shape=[3, 16, 16])
+    assert "each (3, 16, 16), uint8" in preview(data).text
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
