@@ -12,6 +12,7 @@ check [data=...] [workers=N]                every image of the dataset read; whi
 encode [data=...] out=FOLDER [keep=label]   the dataset decoded once, into a store for data=store data.root=FOLDER
                                             [trainer=ddp trainer.devices=8]; run again, it goes on; latents, with
                                             encoder@data.encoder=autoencoder_kl [dtype=float32 or float16, bfloat16]
+                                            [variants=identity,hflip]: each encoded, one drawn at every visit
 export ckpt=RUN out=FOLDER                  a trained run as a diffusers pipeline folder
 
 out= is a .png, .svg or .pdf file; the numbers of a picture go beside it as .csv. A NAME may carry overrides of its own:
@@ -148,19 +149,24 @@ def _check(options: argparse.Namespace) -> int:
 def _encode(options: argparse.Namespace) -> None:
     from diffaug.commands.encode import encode
 
-    own, rest = _own(options.overrides, out=None, keep=None, dtype="float32", allow_rounding="false")
+    defaults = {"dtype": "float32", "allow_rounding": "false", "variants": "identity"}
+    own, rest = _own(options.overrides, out=None, keep=None, **defaults)
     if own["out"] is None:
         raise ValueError("encode wants out=FOLDER, where the store is to be.")
     config = compose_config([*rest, "callbacks=none", "logger=none"])
-    keep = None if own["keep"] is None else own["keep"].strip("[]").split(",")
+    keep = None if own["keep"] is None else _listed(own["keep"])
     allow = choice("allow_rounding", own["allow_rounding"], ("true", "false")) == "true"
     quieten(config.lightning.diffaug)
     config.trainer.enable_checkpointing = False
     if "timeout" in (config.trainer.strategy if isinstance(config.trainer.strategy, DictConfig) else ()):
         config.trainer.strategy.timeout.minutes = _A_DAY  # a rank waits at the end for one that has a shard more
     module = get_class(f"{config.lightning.diffaug}.Encoding")
-    trainer, rows = instantiate(config.trainer), {"keep": keep, "dtype": own["dtype"], "allow_rounding": allow}
-    encode(_data(config), own["out"], trainer, module, **rows)
+    rows = {"keep": keep, "dtype": own["dtype"], "allow_rounding": allow, "variants": _listed(own["variants"])}
+    encode(_data(config), own["out"], instantiate(config.trainer), module, **rows)
+
+
+def _listed(words: str) -> list[str]:
+    return [word for word in words.strip("[]").replace(" ", "").split(",") if word]
 
 
 def _export(options: argparse.Namespace) -> None:

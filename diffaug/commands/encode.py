@@ -7,7 +7,8 @@ that differ; the same one goes on with what is missing.
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.utils.data import IterableDataset
 from diffaug.checks import choice, refuse
 from diffaug.commands.fingerprint import fingerprint
 from diffaug.data.batch import Batch, collate
-from diffaug.data.encode import EncodingBase, Source, read_still
+from diffaug.data.encode import VARIANTS, EncodingBase, Source, read_still
 from diffaug.data.items import split
 from diffaug.data.latents import DTYPES, Latents, summarise
 from diffaug.data.module import DiffusionBase
@@ -26,6 +27,7 @@ from diffaug.data.recipe import differences
 from diffaug.data.shards import choose_shard_rows
 from diffaug.data.sources import are_datasets, as_list, look_at
 from diffaug.data.store import FORMAT, INFO, TEXT, Field, Part, read_info, write_info
+from diffaug.training.checkpoint_io import lock
 
 _STAGES = ("train", "val", "test")
 _OWN = ("image", "mean", "std")
@@ -40,6 +42,7 @@ def encode(
     keep: Sequence[str] | None = None,
     dtype: str = "float32",
     allow_rounding: bool = False,
+    variants: Sequence[str] = ("identity",),
 ) -> None:
     """Write the datasets of a DataModule as a store; rank 0 prints what it comes to before, and after.
 
@@ -51,6 +54,8 @@ def encode(
         keep: which parts of an item are stored beside the image; None is all.
         dtype: of latents, which are stored in place of the images where the DataModule has an ``encoder``.
         allow_rounding: whether rounding to that may be by more than the posterior's deviation.
+        variants: what each training image is stored as, "identity" and "hflip": each is encoded as an image of its own,
+            and one of them is drawn by key at every visit.
 
     Raises:
         ValueError: another recipe made the store, or something cannot be stored.
@@ -64,9 +69,11 @@ def encode(
             "data=store."
         )
     choice("dtype", dtype, DTYPES)
+    for variant in variants:
+        choice("each of variants", variant, VARIANTS)
     data.prepare_data()
     latents = Latents(data._noiser.encode, dtype, allow_rounding) if data.encodes else None
-    root, sources = Path(out).expanduser(), _sources(data, keep, latents, trainer.strategy.root_device)
+    root, sources = Path(out).expanduser(), _sources(data, keep, latents, variants, trainer.strategy.root_device)
     info = {
         "format": FORMAT,
         "finished": False,
@@ -84,26 +91,37 @@ def encode(
     if trainer.is_global_zero:
         print(_plan(root, flat, rows, total))
         _check_space(root, flat, missing)
-        root.mkdir(parents=True, exist_ok=True)
-        for left in root.glob("*/.*.part"):  # by a run that was killed
-            left.unlink(missing_ok=True)
+    with _alone(root) if trainer.is_global_zero else nullcontext():
+        if trainer.is_global_zero:
+            for left in root.glob("*/.*.part"):  # by a run that was killed
+                left.unlink(missing_ok=True)
+            if missing:
+                write_info(root, info)
         if missing:
-            write_info(root, info)
-    if missing:
-        try:
-            trainer.predict(writer, return_predictions=False)
-        finally:
-            writer.abandon()
-    if trainer.is_global_zero:
-        if writer.missing():
-            raise ValueError(f"{root} is not finished: {len(writer.missing())} shards are missing. Run it again.")
-        if latents is not None:
-            info["latents"] = said = summarise(_read_sums(root, next(iter(sources.values()))))
-            deviation = said["median_deviation"]
-            beside = "" if deviation is None else f", where the posterior's median deviation is {deviation:.3g}"
-            print(f"The largest error of rounding to {dtype} is {said['largest_error']:.3g}{beside}")
-        write_info(root, {**info, "finished": True})
-        print(f"{root} holds {total} rows, {rows} of them written now. To train on it: data=store data.root={out}")
+            try:
+                trainer.predict(writer, return_predictions=False)
+            finally:
+                writer.abandon()
+        if trainer.is_global_zero:
+            if writer.missing():
+                raise ValueError(f"{root} is not finished: {len(writer.missing())} shards are missing. Run it again.")
+            if latents is not None:
+                info["latents"] = said = summarise(_read_sums(root, next(iter(sources.values()))))
+                deviation = said["median_deviation"]
+                beside = "" if deviation is None else f", where the posterior's median deviation is {deviation:.3g}"
+                print(f"The largest error of rounding to {dtype} is {said['largest_error']:.3g}{beside}")
+            write_info(root, {**info, "finished": True})
+            print(f"{root} holds {total} rows, {rows} of them written now. To train on it: data=store data.root={out}")
+
+
+@contextmanager
+def _alone(root: Path) -> Generator[None]:
+    """Make the folder, and refuse a second run in it. The system ends the lock with the process."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("a") as file:
+        if lock(file) is False:
+            raise ValueError(f"Another run is writing to out={root}: let it end, or name another folder.")
+        yield
 
 
 def _read_sums(root: Path, sources: list[Source]) -> Iterator[dict[str, Any]]:
@@ -113,7 +131,11 @@ def _read_sums(root: Path, sources: list[Source]) -> Iterator[dict[str, Any]]:
 
 
 def _sources(
-    data: DiffusionBase, keep: Sequence[str] | None, latents: Latents | None, device: torch.device
+    data: DiffusionBase,
+    keep: Sequence[str] | None,
+    latents: Latents | None,
+    variants: Sequence[str],
+    device: torch.device,
 ) -> dict[str, list[Source]]:
     found: dict[str, list[Source]] = {}
     for stage in _STAGES:
@@ -132,7 +154,9 @@ def _sources(
                 del fields["image"]
             folder = f"{stage}-{number}" if several else stage
             row_bytes = sum(max(field.bytes, 1) for field in fields.values())
-            part = Part(folder, len(images), choose_shard_rows(len(images), row_bytes), fields)
+            of_stage = tuple(variants) if stage == "train" else ("identity",)
+            rows = len(images) * len(of_stage)
+            part = Part(folder, rows, choose_shard_rows(rows, row_bytes), fields, of_stage)
             found.setdefault(stage, []).append(Source(images, part))
     if not found:
         raise ValueError("This DataModule has no data for train, val or test: there is nothing to store.")
@@ -173,7 +197,7 @@ def _field(rows: Any) -> Field:
 def _check_same(root: Path, info: dict[str, Any]) -> None:
     """Refuse to go on with a store that something else made."""
     if not (root / INFO).exists():
-        if root.is_dir() and any(root.iterdir()):
+        if root.is_dir() and any(path.name != ".lock" for path in root.iterdir()):
             raise ValueError(f"out={root} holds other files, and no {INFO}: name a new folder.")
         return
     before = read_info(root)

@@ -37,6 +37,7 @@ def fingerprint(data: DiffusionBase, sources: Mapping[str, Sequence[Source]]) ->
                 "sizes and times of the files": _files(source.images.dataset),
                 "items looked at": _looked_at(source),
                 "kept": list(source.images.wanted),
+                "variants": list(source.part.variants),
             }
             for of_stage in sources.values()
             for source in of_stage
@@ -84,7 +85,7 @@ def _looked_at(source: Source) -> str:
 
     def digest() -> str:
         made = hashlib.blake2b(digest_size=8)
-        for row in spread_indices(source.part.rows, _LOOKED_AT):
+        for row in spread_indices(source.part.items, _LOOKED_AT):
             image, _, extra = read_still(source.images, row)
             made.update(image.contiguous().flatten().view(torch.uint8).numpy().tobytes())
             made.update(repr(extra).encode(errors="surrogatepass"))

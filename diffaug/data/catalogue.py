@@ -170,6 +170,13 @@ def store(module: type[Module], *, root: str, **options: Any) -> Module:
     made = {stage: [partial(Store, root, stage, number) for number in range(len(parts[stage]))] for stage in parts}
     several = {stage: (each if len(each) > 1 else each[0]) for stage, each in made.items()}
     options["image_key"] = "image"
+    made_for, given = info["made_from"].get("value_range"), options["process"].value_range
+    given = given and list(given)
+    if latents is None and given != made_for and any(p.floats for of_stage in parts.values() for p in of_stage):
+        raise ValueError(
+            f"The images of data.root={root!r} are floats in {made_for}, but process.value_range={given}: set it to "
+            "that (null where that is None)."
+        )
     if latents is not None:
         if options["process"].value_range is not None:
             raise ValueError(f"data.root={root!r} holds latents, which have no range: set process.value_range=null.")

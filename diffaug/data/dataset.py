@@ -162,4 +162,4 @@ def _may_draw(dataset: Any) -> bool:
     dataset = _whole(dataset)
     if type(dataset).__module__ in ("torchvision.datasets.mnist", "torchvision.datasets.cifar"):
         return dataset.transform is not None or dataset.target_transform is not None
-    return type(dataset) not in (TensorDataset, Store)
+    return dataset.draws if type(dataset) is Store else type(dataset) is not TensorDataset

@@ -5,7 +5,7 @@ bytes. Which shards are missing rank 0 says to all; which row comes next is diff
 ``batch_indices``. Nothing is kept: a batch is written and forgotten.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,12 @@ from diffaug.data.order import Loader
 from diffaug.data.shards import ShardWriter
 from diffaug.data.store import Part
 from diffaug.randomness.user_code import detect_draws
+
+VARIANTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda image: image,
+    "hflip": lambda image: image.flip(-1),
+}
+"""What a training image may be stored as, by name."""
 
 
 class Source(NamedTuple):
@@ -40,7 +46,13 @@ class _Rows(Dataset[Any]):
 
     def __getitem__(self, where: tuple[int, int, range]) -> tuple[int, int, Batch]:
         number, shard, rows = where
-        return number, shard, collate([read_still(self.sources[number].images, row) for row in rows])
+        images, part = self.sources[number]
+        samples = []
+        for row in rows:
+            item, variant = divmod(row, len(part.variants))
+            image, place, extra = read_still(images, item)
+            samples.append((VARIANTS[part.variants[variant]](image), place, extra))
+        return number, shard, collate(samples)
 
 
 def read_still(images: Images, row: int) -> Any:

@@ -49,15 +49,26 @@ class Part:
 
     Attributes:
         folder: its name within the store.
-        rows: its length.
+        rows: of all variants, those of an item side by side.
         shard_rows: the rows of a shard; the last may have fewer.
         fields: by name.
+        variants: what each item was stored as, by name.
     """
 
     folder: str
     rows: int
     shard_rows: int
     fields: dict[str, Field]
+    variants: tuple[str, ...] = ("identity",)
+
+    @property
+    def items(self) -> int:
+        return self.rows // len(self.variants)
+
+    @property
+    def floats(self) -> bool:
+        """Whether its images are floats, whose range must be known."""
+        return "image" in self.fields and self.fields["image"].dtype != "uint8"
 
     @property
     def shards(self) -> int:
@@ -138,7 +149,7 @@ def read_info(root: str | Path) -> dict[str, Any]:
 
 def _part(part: dict[str, Any]) -> Part:
     fields = {name: Field(field["dtype"], tuple(field["shape"])) for name, field in part.pop("fields").items()}
-    return Part(**part, fields=fields)
+    return Part(**{**part, "fields": fields, "variants": tuple(part["variants"])})
 
 
 def write_info(root: Path, info: dict[str, Any]) -> None:
@@ -159,7 +170,8 @@ def shape_of(root: str) -> list[int]:
 class Store(Dataset[dict[str, Any]]):
     """A part of a store, as a dataset: items are dicts of ``image`` and whatever else was stored, by name.
 
-    Batches are fetched at once (``__getitems__``). Of a distribution's moments ``image`` is (2, *): mean and std.
+    Batches are fetched at once (``__getitems__``). Of a distribution's moments ``image`` is (2, *): mean and std. Of an
+    item with several variants one is drawn from torch's global state, which diffaug's loaders key by the visit.
 
     Arguments:
         root: the store's folder.
@@ -194,13 +206,13 @@ class Store(Dataset[dict[str, Any]]):
         return {"shape": list(self.shape), **self._made_from}
 
     def __len__(self) -> int:
-        return self.part.rows
+        return self.part.items
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        places = [divmod(self._within(index), self.part.shard_rows) for index in indices]
+        places = [divmod(self._row(index), self.part.shard_rows) for index in indices]
         gathered: dict[str, Any] = {"image": self._gather(self._images, places).unbind(0)}
         for name, field in self.part.fields.items():
             if field.dtype == TEXT:
@@ -209,10 +221,16 @@ class Store(Dataset[dict[str, Any]]):
                 gathered[name] = self._gather([name], places).unbind(0)
         return [dict(zip(gathered, row, strict=True)) for row in zip(*gathered.values(), strict=True)]
 
-    def _within(self, index: int) -> int:
+    @property
+    def draws(self) -> bool:
+        """Whether reading draws, of several variants."""
+        return len(self.part.variants) > 1
+
+    def _row(self, index: int) -> int:
         if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.root} holds {len(self)} rows, of which {index} is none")
-        return index % len(self)
+            raise IndexError(f"{self.root} holds {len(self)} items, of which {index} is none")
+        count = len(self.part.variants)
+        return index % len(self) * count + (int(torch.randint(count, (), device="cpu")) if self.draws else 0)
 
     def _gather(self, names: list[str], places: list[tuple[int, int]]) -> Tensor:
         """Copy rows of one field, or of several alike side by side, into a tensor: (N, *) or (N, 2, *)."""

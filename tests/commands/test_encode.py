@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from server import Popen
 from server import run as server_run
-from shared import ROOT, Listener, trainer
+from shared import ROOT, Listener, together, trainer
 from tiny import environment
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
@@ -30,6 +30,7 @@ from diffaug.pytorch_lightning import Encoding, image_folder, store
 
 FIELDS = ("x_t", "epsilon", "t", "x_0", "index", "label")
 PROCESS = ForwardProcess(LinearBeta(), fields=FIELDS, compile=False)
+NO_LABEL = ForwardProcess(LinearBeta(), fields=FIELDS[:-1], compile=False)
 
 
 @pytest.fixture
@@ -165,6 +166,55 @@ def test_train_py_trains_on_latents_of_a_diffusers_vae(tmp_path):
     assert "What the recipe trains on" in done.stdout
 
 
+def test_floats_keep_their_range(tmp_path):
+    images = TensorDataset(torch.rand(4, 1, 3, 3))
+    process = ForwardProcess(LinearBeta(), value_range=(0, 1), compile=False)
+    out = write(DiffusionDataModule(images, process=process), tmp_path / "made")
+    with pytest.raises(
+        ValueError, match=r"are floats in \[0\.0, 1\.0\], but process\.value_range=\[-1\.0, 1\.0\]: set"
+    ):
+        store(root=str(out), process=PROCESS)
+    assert torch.equal(store(root=str(out), process=process)._sources["train"]()[3]["image"], images.tensors[0][3])
+
+
+def test_a_second_run_in_the_folder_is_refused(photos, tmp_path):
+    out = write(folder(photos), tmp_path / "made")
+    hold = "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(1, flush=True); input()"
+    words = [sys.executable, "-c", hold, str(out / ".lock")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match=r"Another run is writing to out=.*: let it end, or name another folder"):
+            write(folder(photos), out)
+        other.stdin.close()
+    write(folder(photos), out)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_one_variant_is_drawn_at_each_visit(tmp_path, workers):
+    images = torch.arange(40 * 27).view(40, 3, 3, 3).remainder(251).to(torch.uint8)
+    data = DiffusionDataModule(TensorDataset(images), TensorDataset(images), process=NO_LABEL)
+    out = write(data, tmp_path / "made", variants=["identity", "hflip"])
+    flipped: list[Any] = []
+    for size in (4, 7):
+        options = {"process": NO_LABEL, "seed": 3, "batch_size": size, "num_workers": workers}
+        batches = seen(store(root=str(out), **options), epochs=3)
+        index, x_0, unit = together(batches["train"], "index"), together(batches["train"], "x_0"), images / 127.5 - 1
+        straight = (x_0 - unit[index]).flatten(1).abs().amax(1) < 1e-6
+        mirrored = (x_0 - unit.flip(-1)[index]).flatten(1).abs().amax(1) < 1e-6
+        assert (straight ^ mirrored).all()
+        assert len(index) == 120
+        assert 30 < mirrored.sum() < 90  # of 120 coins: by chance once in 10^8
+        flipped.append(mirrored.view(3, 40).gather(1, index.view(3, 40).argsort(1)))
+        assert (flipped[-1][0] != flipped[-1][1]).any()
+        validated = together(batches["val"], "x_0")[:40]
+        assert (validated - unit).abs().max() < 1e-6
+    assert torch.equal(*flipped)
+    with pytest.raises(ValueError, match=r"each of variants must be one of 'identity', 'hflip', but got 'vflip'"):
+        write(data, tmp_path / "other", variants=["vflip"])
+    with pytest.raises(ValueError, match=r"\n  train\.variants: \['identity', 'hflip'\] -> \['identity'\]\n"):
+        write(data, out)
+
+
 def test_preview_shows_a_store(photos, tmp_path):
     data = store(root=str(write(folder(photos), tmp_path / "made")), process=PROCESS, image_shape=[3, 16, 16])
     assert "each (3, 16, 16), uint8" in preview(data).text
@@ -217,7 +267,7 @@ def test_any_numpy_reads_the_shards(tmp_path):
         assert float(row["half"]) == i % 50
         assert row["odd"].dtype == torch.bool
         assert bool(row["odd"]) == wanted["odd"]
-    with pytest.raises(IndexError, match="holds 50 rows, of which 50 is none"):
+    with pytest.raises(IndexError, match="holds 50 items, of which 50 is none"):
         got[50]
 
 

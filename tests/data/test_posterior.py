@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.commands.encode import encode
 from diffaug.data.posterior import Moments, Posterior
+from diffaug.data.store import Store
 from diffaug.noise.kinds import gaussian
 from diffaug.pytorch_lightning import Encoding, store
 from diffaug.randomness.philox import Purpose, keys
@@ -188,6 +189,18 @@ def test_a_float32_store_gives_the_very_batches_of_its_live_encoder(form, tmp_pa
     x_0 = together(ours["train"], "x_0")
     assert x_0.mean((0, 2, 3)).abs().max() < 0.15
     assert (x_0.std((0, 2, 3)) - 1).abs().max() < 0.15
+
+
+def test_each_variant_is_encoded_as_an_image_of_its_own(tmp_path):
+    """The latent of the flip, not the flipped latent."""
+    part = Store(str(write(tmp_path / "made", Encoder(), variants=["identity", "hflip"])))
+    images = pictures(12).tensors[0][5].float() / 127.5 - 1
+    with torch.no_grad():
+        wanted = [Encoder().encode(image[None]).mean[0] for image in (images, images.flip(-1))]
+    got = [part[5]["image"][0] for _ in range(20)]
+    near = [[torch.allclose(one, other, atol=1e-6) for other in wanted] for one in got]
+    assert all(sum(row) == 1 for row in near)
+    assert len(part) == 12
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float16", 2**-11), ("bfloat16", 2**-8)])
