@@ -59,14 +59,7 @@ def test_every_choice_composes(choice, tmp_path):
     group = choice.partition("=")[0]
     if choice == "data=store":
         part = Part("train", 1, 1, {"image": Field("uint8", (3, 32, 32))})
-        info = {
-            "format": 1,
-            "finished": True,
-            "made_from": {},
-            "latents": None,
-            "value_range": None,
-            "parts": {"train": [part]},
-        }
+        info = {"format": 1, "finished": True, "made_from": {}, "latents": None, "parts": {"train": [part]}}
         write_info(tmp_path, info)
         choice += f" data.root={tmp_path}"
     if choice == "data=image_folder":

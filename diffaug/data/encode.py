@@ -150,7 +150,8 @@ class EncodingBase:
 
     def predict_step(self, batch: tuple[int, int, Batch], batch_idx: int) -> tuple[()]:
         number, shard, images = batch
-        made = {"image": images.image} if self.latents is None else self.latents(images.image)
+        with torch.autocast(images.image.device.type, enabled=False):  # as where a live encoder is called
+            made = {"image": images.image} if self.latents is None else self.latents(images.image)
         made = {**images.extra, **made}
         rows = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in made.items()}
         writer = self._writer = self._writer or ShardWriter(self.root, self.sources[number].part, shard)

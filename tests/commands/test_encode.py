@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -179,7 +180,9 @@ def test_floats_keep_their_range(tmp_path):
 
 def test_a_second_run_in_the_folder_is_refused(photos, tmp_path):
     out = write(folder(photos), tmp_path / "made")
-    hold = "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(1, flush=True); input()"
+    hold = (
+        "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
+    )
     words = [sys.executable, "-c", hold, str(out / ".lock")]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
@@ -285,6 +288,9 @@ def test_no_file_is_held_open(photos, tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     got.__getitems__(range(len(got)))
     assert len(os.listdir("/proc/self/fd")) == before
+    sent = pickle.dumps(got)  # to a worker that is started, not forked
+    assert len(sent) < 4000
+    assert torch.equal(pickle.loads(sent)[-1]["image"], got[-1]["image"])
 
 
 def test_another_recipe_is_refused_with_the_line_that_differs(photos, tmp_path):

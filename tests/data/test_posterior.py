@@ -221,6 +221,14 @@ def test_half_precision_is_off_by_its_rounding(dtype, bound, tmp_path, capsys):
     assert (off <= bound * most + 1e-6).all()
 
 
+def test_mixed_precision_does_not_reach_the_encoder(tmp_path):
+    """A Trainer's autocast is of training and predict steps; a live encoder is called outside of it."""
+    data = DiffusionDataModule(pictures(12), process=IMAGES, encoder=Encoder(), batch_size=4)
+    encode(data, str(tmp_path / "mixed"), trainer(precision="bf16-mixed"), Encoding)
+    mixed, plain = (Store(str(out))[3]["image"] for out in (tmp_path / "mixed", write(tmp_path / "plain", Encoder())))
+    assert torch.equal(mixed, plain)
+
+
 def test_the_mean_and_deviation_of_every_channel_are_exact(tmp_path):
     data = stored(write(tmp_path / "made", Encoder()))
     with torch.no_grad():
