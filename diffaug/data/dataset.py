@@ -114,6 +114,8 @@ class Images(Keyed):
         self.transform, self.image_key = transform, image_key
         self.wanted, self.value_range, self.check_range = tuple(wanted), value_range, check_range
         self._may_draw |= transform is not None
+        if type(dataset) is Store:
+            dataset.copies = transform is not None  # without one, collate alone reads the images, and copies them
 
     def finished(self, placed: tuple[Place, Any]) -> Sample:
         place, item = placed

@@ -178,10 +178,16 @@ class Store(Dataset[dict[str, Any]]):
         stage: train, val or test.
         number: which of the stage's datasets, where it has several.
 
+    Attributes:
+        copies: whether images are copies, which may be written to. Where nothing but collate reads them, False spares a
+            copy; then what is written to them stays, in this process.
+
     Raises:
         FileNotFoundError: there is no store.
         ValueError: it is not finished, lacks such a part, or a file of it is missing or cut short.
     """
+
+    copies = True
 
     def __init__(self, root: str, stage: str = "train", number: int = 0) -> None:
         self.root, info = Path(root).expanduser(), read_info(root)
@@ -213,7 +219,9 @@ class Store(Dataset[dict[str, Any]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         places = [divmod(self._row(index), self.part.shard_rows) for index in indices]
-        gathered: dict[str, Any] = {"image": self._gather(self._images, places).unbind(0)}
+        bare = not self.copies and len(self._images) == 1
+        images = self._bare(self._images[0], places) if bare else self._gather(self._images, places).unbind(0)
+        gathered: dict[str, Any] = {"image": images}
         for name, field in self.part.fields.items():
             if field.dtype == TEXT:
                 gathered[name] = [self._text(name, *place) for place in places]
@@ -243,6 +251,12 @@ class Store(Dataset[dict[str, Any]]):
             for number, name in enumerate(names):
                 row[number] = self._map(name, shard)[start]
         return out
+
+    def _bare(self, name: str, places: list[tuple[int, int]]) -> list[Tensor]:
+        """Return rows of a field as they lie in the mapped files."""
+        field = self.part.fields[name]
+        rows = [torch.from_numpy(self._map(name, shard)[row]) for shard, row in places]
+        return [row.view(getattr(torch, field.dtype)).view(field.shape) for row in rows]
 
     def _map(self, name: str, shard: int) -> NDArray[np.uint8]:
         """Return the rows of a shard as bytes, mapped when first asked for; the file is closed again."""

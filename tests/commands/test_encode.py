@@ -283,6 +283,20 @@ def test_what_is_read_may_be_written_to(photos, tmp_path):
     assert torch.equal(got[0]["image"], before)
 
 
+def test_a_transform_may_work_in_place(photos, tmp_path):
+    out = write(folder(photos), tmp_path / "made")
+    whole = contents(out)
+    options = {"root": str(out), "process": PROCESS, "batch_size": 40, "shuffle": False}
+    for transform in (None, lambda image: image.zero_()):
+        batches = seen(store(**options, transform=transform, device_transform=lambda images: images.bitwise_or_(1)))
+        a, b = (batch.x_0 for batch in batches["train"])
+        assert torch.equal(a, b)
+        assert (a.max() < 0) == (transform is not None)
+    assert contents(out) == whole
+    plain = seen(store(**options))["train"]
+    assert (together(plain, "x_0") * 127.5 + 127.5).round().remainder(2).min() == 0  # no bit stayed set
+
+
 def test_no_file_is_held_open(photos, tmp_path):
     got = Store(str(write(folder(photos), tmp_path / "made")))
     before = len(os.listdir("/proc/self/fd"))
