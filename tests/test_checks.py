@@ -16,6 +16,7 @@ from torch.utils.data import TensorDataset
 import diffaug
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Offset
 from diffaug.checks import bounded, check_fields, flag, instance, integer, number, one_of
+from diffaug.data.latents import Latents
 from diffaug.data.order import EpochSampler
 from diffaug.pytorch_lightning import Denoiser, image_folder, torchvision
 
@@ -49,6 +50,7 @@ FLAGS = {
     "data.in_order": lambda value: module(in_order=value),
     "data.allow_changed_recipe": lambda value: module(allow_changed_recipe=value),
     "data.download": lambda value: torchvision(dataset, root=".", download=value, process=PROCESS),
+    "allow_rounding": lambda value: Latents(torch.nn.Identity(), "float16", value),
     "clip": lambda value: sample(clip=value),
     "progress": lambda value: sample(progress=value),
 }

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffaug.checks import flag
 from diffaug.data.posterior import Moments
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -24,7 +25,7 @@ class Latents:
     """
 
     def __init__(self, encode: Callable[[Tensor], Moments], dtype: str, allow_rounding: bool) -> None:
-        self.encode, self.dtype, self.allow_rounding = encode, dtype, allow_rounding
+        self.encode, self.dtype, self.allow_rounding = encode, dtype, flag("allow_rounding", allow_rounding)
         self._sums: list[dict[str, Any]] = []
 
     def __call__(self, image: Tensor) -> dict[str, Tensor]:
