@@ -20,8 +20,8 @@ counter 3  epoch, 20 bits | stage, 2 bits, << 20 | dataset number, 10 bits, << 2
 Two draws share a counter only if they agree in all of these, and Philox is a bijection: nothing is ever drawn twice.
 
 Words are held in int64 tensors (torch has no complete unsigned 32-bit arithmetic); products wrap modulo 2^64, which
-is exact for what is read of them. Everything in this module is plain integer and float tensor code, so that eager
-execution and `torch.compile` run the same definition.
+is exact for what is read of them. All of it is plain integer and float tensor code, so that eager execution and
+`torch.compile` run the same definition; but for `_points_here`, which draws a batch's few numbers on the host by numpy.
 """
 
 from enum import IntEnum
