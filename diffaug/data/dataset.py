@@ -37,19 +37,22 @@ class Keyed(Dataset[Any]):
     def __init__(self, dataset: Any, *, name: str = "data.train", domain: tuple[int, ...] = (0,)) -> None:
         self.dataset, self.name, self.domain = dataset, name, domain
         self._in_batches = _fetches_many(dataset)
-        self._may_draw = _may_draw(dataset)
 
     def finished(self, placed: tuple[Place, Any]) -> Any:
         """Turn an item of the dataset and its place into a sample."""
         place, item = placed
         return item, place
 
+    def may_draw(self) -> bool:
+        """Return whether reading an item may draw random numbers; asked for each batch: a transform may be set late."""
+        return _may_draw(self.dataset)
+
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitems__(self, places: Sequence[Place]) -> list[Any]:
         fetched = self._fetched([place.index for place in places]) if self._in_batches else None
-        if not self._may_draw:
+        if not self.may_draw():
             if fetched is None:
                 return [self.read(place) for place in places]
             return [self.finished(placed) for placed in zip(places, fetched, strict=True)]
@@ -113,9 +116,11 @@ class Images(Keyed):
         super().__init__(dataset, name=name, domain=domain)
         self.transform, self.image_key = transform, image_key
         self.wanted, self.value_range, self.check_range = tuple(wanted), value_range, check_range
-        self._may_draw |= transform is not None
         if type(dataset) is Store:
             dataset.copies = transform is not None  # without one, collate alone reads the images, and copies them
+
+    def may_draw(self) -> bool:
+        return self.transform is not None or super().may_draw()
 
     def finished(self, placed: tuple[Place, Any]) -> Sample:
         place, item = placed

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
-from torchvision.datasets import FakeData
+from torchvision.datasets import MNIST, FakeData
 from torchvision.transforms import v2
 
 from diffaug.data.batch import Place, collate
@@ -300,3 +300,8 @@ def test_only_what_may_draw_is_seeded(monkeypatch):
         seeded.clear()
         Images(dataset, transform=transform).__getitems__(places)
         assert bool(seeded) == draws, dataset
+    late = Images(MNIST.__new__(MNIST))
+    late.dataset.transform = late.dataset.target_transform = None
+    assert not late.may_draw()
+    late.dataset.transform = v2.RandomCrop(20)
+    assert late.may_draw(), "a transform that was set after the loader was made"
