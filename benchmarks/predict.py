@@ -22,7 +22,7 @@ from machine_code import Code, compile_kernel, picoseconds, read_code
 
 from diffaug import ForwardProcess, LinearBeta
 from diffaug.process import kernel
-from diffaug.randomness.philox import Keys
+from diffaug.randomness.keys import Keys
 
 BATCH, ELEMENTS = 256, 3 * 256 * 256
 GPUS = {  # capability, multiprocessors, gigahertz under load, terabytes a second: the data sheets'

@@ -23,7 +23,7 @@ from diffaug.data.dataset import Images
 from diffaug.data.folder import ImageFolder
 from diffaug.data.module import DiffusionBase
 from diffaug.data.sources import as_list
-from diffaug.randomness.philox import STAGES
+from diffaug.randomness.keys import STAGES
 
 _SHOWN = 20
 _BATCH = 16

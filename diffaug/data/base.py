@@ -24,7 +24,7 @@ from diffaug.data.recipe import check_recipe, describe
 from diffaug.data.resume import Resume
 from diffaug.process import ForwardProcess
 from diffaug.process.kernel import COMPILE_ELEMENTS
-from diffaug.randomness.philox import STAGES
+from diffaug.randomness.keys import STAGES
 
 _log = logging.getLogger("diffaug")
 _STAGE_OF = {"train": "train", "sanity_check": "val", "validate": "val", "test": "test", "predict": "predict"}

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from diffaug.data.batch import Place, Sample
 from diffaug.data.items import as_tensor, check_range, split
 from diffaug.data.store import Store
-from diffaug.randomness.philox import INDEX_BITS
+from diffaug.randomness.keys import INDEX_BITS
 from diffaug.randomness.user_code import call_keyed, detect_draws, mix_key
 
 

@@ -16,7 +16,7 @@ from diffaug.data.posterior import Moments, Posterior, Stored
 from diffaug.process import ForwardProcess
 from diffaug.process.batch import Fields
 from diffaug.process.forward import EVALUATION_TIMES
-from diffaug.randomness.philox import STAGES, VIEW_BITS, Keys, Purpose, keys
+from diffaug.randomness.keys import STAGES, VIEW_BITS, Keys, Purpose
 from diffaug.randomness.user_code import keyed_random_state
 from diffaug.times import Times
 
@@ -110,9 +110,9 @@ class Noiser:
             index, epoch = (x.repeat_interleave(self.views, 0) for x in (index, epoch))
             extra = {name: _repeated(value, self.views) for name, value in extra.items()}
         domain = {"seed": seed, "stage": stage, "dataset": dataset}
-        packed = keys(index, epoch=epoch, view=view, **domain)
+        packed = Keys.pack(index, epoch=epoch, view=view, **domain)
         if moments is not None:
-            image = self._latents(moments, keys(index, **domain) if self.posterior.kind == "fixed" else packed)
+            image = self._latents(moments, Keys.pack(index, **domain) if self.posterior.kind == "fixed" else packed)
         if train and self.dropout.rate:
             extra = {**extra, self.dropout.key: self.dropout(extra[self.dropout.key], packed)}
         times = times or (self.process.times if train else EVALUATION_TIMES)

@@ -9,7 +9,7 @@ from torch.utils.data import DistributedSampler, Sampler, SequentialSampler
 
 from diffaug.data.batch import Place
 from diffaug.data.order import Loader, count_occurrences, run_sampler
-from diffaug.randomness.philox import Purpose
+from diffaug.randomness.keys import Purpose
 
 
 class EvaluationSampler(DistributedSampler[Any], SequentialSampler):

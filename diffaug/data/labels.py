@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import number
-from diffaug.randomness.philox import Keys, Purpose, points
+from diffaug.randomness.keys import Keys, Purpose
+from diffaug.randomness.philox import points
 from diffaug.randomness.transfer import move
 from diffaug.schedules.numbers import per_sample
 

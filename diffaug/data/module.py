@@ -29,7 +29,7 @@ from diffaug.data.sources import (
 from diffaug.data.stream import Stream, StreamLoader, check_overfit
 from diffaug.data.wrapped import wrap
 from diffaug.process import ForwardProcess
-from diffaug.randomness.philox import STAGES, VIEW_BITS
+from diffaug.randomness.keys import STAGES, VIEW_BITS
 from diffaug.targets import FIELDS
 from diffaug.times import Fixed, Grid, Uniform
 

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, DistributedSampler, Sampler, Sequential
 
 from diffaug.checks import choice, flag, integer, number, refuse
 from diffaug.data.batch import Place
-from diffaug.randomness.philox import Purpose, keys, words
+from diffaug.randomness.keys import Keys, Purpose
+from diffaug.randomness.philox import words
 from diffaug.randomness.user_code import seed_all, untouched_random_state
 
 LOADER_OPTIONS = (
@@ -40,7 +41,7 @@ _SMALL = 64
 
 def order_keys(seed: int, epoch: int, dataset: int = 0, lap: int = 0) -> NDArray[np.uint64]:
     """Make the round keys of an epoch's permutation, or of its lap where it is gone through more than once."""
-    key = keys(torch.full((1,), lap, dtype=torch.int64, device="cpu"), seed=seed, epoch=epoch, dataset=dataset)
+    key = Keys.pack(torch.full((1,), lap, dtype=torch.int64, device="cpu"), seed=seed, epoch=epoch, dataset=dataset)
     w_0, w_1, _, _ = words(key, Purpose.ORDER, torch.arange(_ROUNDS, device="cpu"))
     return ((w_0 << 32) | w_1)[0].numpy().view(np.uint64)
 

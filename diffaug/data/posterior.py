@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffaug.checks import choice, number, refuse
 from diffaug.noise.kinds import gaussian
-from diffaug.randomness.philox import Keys, Purpose
+from diffaug.randomness.keys import Keys, Purpose
 from diffaug.randomness.transfer import move
 
 POSTERIORS = ("sample", "mean", "fixed")

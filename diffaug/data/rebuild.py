@@ -25,7 +25,7 @@ from diffaug.data.dataset import Keyed
 from diffaug.data.evaluation import EvaluationSampler, evaluation_loader
 from diffaug.data.order import EpochLoader, EpochSampler, FixedSampler, Loader, check_order
 from diffaug.data.stream import Stream, StreamLoader, check_overfit
-from diffaug.randomness.philox import STAGES
+from diffaug.randomness.keys import STAGES
 
 _log = logging.getLogger("diffaug")
 _KEPT = (

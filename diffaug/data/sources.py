@@ -14,7 +14,7 @@ from diffaug.checks import integer, refuse
 from diffaug.data.batch import Place
 from diffaug.data.dataset import Images
 from diffaug.data.store import Store
-from diffaug.randomness.philox import DATASET_BITS, INDEX_BITS, STAGES
+from diffaug.randomness.keys import DATASET_BITS, INDEX_BITS, STAGES
 
 _log = logging.getLogger("diffaug")
 

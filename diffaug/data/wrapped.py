@@ -20,7 +20,7 @@ from diffaug.data.recipe import check_ranks
 from diffaug.data.sources import spread_indices, warn_of_half_range
 from diffaug.data.stream import Stream
 from diffaug.process import ForwardProcess
-from diffaug.randomness.philox import STAGES, Purpose
+from diffaug.randomness.keys import STAGES, Purpose
 from diffaug.randomness.user_code import keyed_random_state
 
 

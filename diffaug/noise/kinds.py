@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import bounded, check_fields, instance, refuse
-from diffaug.randomness.philox import Keys, Purpose, lanes, normals
+from diffaug.randomness.keys import Keys, Purpose
+from diffaug.randomness.philox import lanes, normals
 from diffaug.schedules.numbers import per_sample
 
 

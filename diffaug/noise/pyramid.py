@@ -7,7 +7,8 @@ from torch import Tensor
 
 from diffaug.checks import bounded
 from diffaug.noise.kinds import Noise, gaussian, sum_samples
-from diffaug.randomness.philox import Keys, Purpose, lanes, words
+from diffaug.randomness.keys import Keys, Purpose
+from diffaug.randomness.philox import lanes, words
 from diffaug.schedules.numbers import in_float64, per_sample
 
 _MOST = 32  # levels: so many blocks of the generator are kept for their factors

@@ -12,7 +12,7 @@ from diffaug.noise import gaussian
 from diffaug.plots.picture import Picture, new_figure, show, tidy
 from diffaug.process import ForwardProcess, NoisyBatch
 from diffaug.process.batch import Fields
-from diffaug.randomness.philox import Purpose, keys
+from diffaug.randomness.keys import Keys, Purpose
 from diffaug.schedules import Schedule
 from diffaug.targets import convert
 
@@ -77,7 +77,7 @@ def strip(
     states, labels, rows = [], [], []
     for size in sizes or (0,):
         x_0 = _resized(image, size) if size else image
-        key = keys(torch.zeros(1, dtype=torch.int64), seed=seed, stage="predict")
+        key = Keys.pack(torch.zeros(1, dtype=torch.int64), seed=seed, stage="predict")
         epsilon = gaussian(key, tuple(x_0.shape), Purpose.TRAJECTORY)[0]
         for name, schedule in named.items():
             times = schedule.from_unit(unit)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffaug.checks import instance, number, refuse
 from diffaug.noise import Noise
-from diffaug.randomness.philox import ELEMENTS_MAX
+from diffaug.randomness.keys import ELEMENTS_MAX
 from diffaug.schedules import Schedule
 from diffaug.targets import FIELDS, PAIR_FIELDS, TARGETS, Pair, Weight
 from diffaug.times import Times

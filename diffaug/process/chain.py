@@ -17,7 +17,7 @@ from torch import Tensor
 from diffaug.checks import refuse
 from diffaug.noise import gaussian
 from diffaug.process.arguments import check_states
-from diffaug.randomness.philox import Keys, Purpose
+from diffaug.randomness.keys import Keys, Purpose
 from diffaug.randomness.transfer import move
 from diffaug.schedules import Schedule
 from diffaug.schedules.base import STRAIGHT, VARIANCE_EXPLODING

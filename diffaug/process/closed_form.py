@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from diffaug.process import chain, kernel
 from diffaug.process.arguments import check_images, check_like
-from diffaug.randomness.philox import keys
+from diffaug.randomness.keys import Keys
 from diffaug.schedules import Schedule
 from diffaug.schedules.numbers import in_float64
 from diffaug.targets import mixes
@@ -105,7 +105,7 @@ class ClosedForm(nn.Module):
         """
         x_0 = self.scale(x_0)
         check_like("index", index, x_0.shape[:1], "the number of each image in its dataset")
-        key = keys(index, seed=seed, stage=stage, epoch=epoch, view=view)
+        key = Keys.pack(index, seed=seed, stage=stage, epoch=epoch, view=view)
         return chain.path(self.schedule, x_0, times, key.to(x_0.device))
 
     def prior_kl_bits_per_dim(self, x_0: Tensor) -> float:

@@ -30,7 +30,7 @@ from diffaug.process.arguments import (
 from diffaug.process.batch import Fields, NoisyBatch, batch_type
 from diffaug.process.closed_form import ClosedForm
 from diffaug.process.whole import mix_whole, name_fields
-from diffaug.randomness.philox import Keys, keys
+from diffaug.randomness.keys import Keys
 from diffaug.randomness.transfer import move
 from diffaug.schedules import Schedule
 from diffaug.schedules.numbers import where_float64_is
@@ -145,7 +145,7 @@ class ForwardProcess(ClosedForm):
             times = _UNIFORM if with_times else EVALUATION_TIMES
             self._has_compiled = had_compiled  # nothing that is tried here has been handed out
             with torch.inference_mode(False), torch.no_grad():
-                self._draw(some, keys(index), times, None, dtype or self.dtype or torch.float32)
+                self._draw(some, Keys.pack(index), times, None, dtype or self.dtype or torch.float32)
             if self._cannot_compile:
                 return False
         return True
@@ -205,7 +205,7 @@ class ForwardProcess(ClosedForm):
         check_like("index", index, x_0.shape[:1], "the number of each image in its dataset")
         return self.draw(
             x_0,
-            keys(index, seed=seed, stage=stage, epoch=epoch, view=view, dataset=dataset),
+            Keys.pack(index, seed=seed, stage=stage, epoch=epoch, view=view, dataset=dataset),
             times=times or (self.times if stage == "train" else EVALUATION_TIMES),
             position=position,
             extra=extra,
@@ -228,7 +228,7 @@ class ForwardProcess(ClosedForm):
         x_0, position, extra and dtype are as `forward` takes them.
 
         Arguments:
-            key: of the B images, of `diffaug.randomness.philox.keys`; on the host, or where x_0 is.
+            key: of the B images, of `diffaug.randomness.keys`; on the host, or where x_0 is.
             times: instead of the process's own, whatever the stage.
             eager: whether the compiled pass is left aside, as where another rank cannot compile it.
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffaug.randomness.philox import Keys, Purpose, indices, lanes, normals, points
+from diffaug.randomness.keys import Keys, Purpose
+from diffaug.randomness.philox import indices, lanes, normals, points
 
 COMPILE_ELEMENTS = 512
 """The size of a sample from which compiling pays for itself."""

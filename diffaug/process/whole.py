@@ -6,7 +6,7 @@ from torch import Tensor
 from diffaug.noise import gaussian
 from diffaug.process import kernel
 from diffaug.process.arguments import Parts
-from diffaug.randomness.philox import Keys, Purpose
+from diffaug.randomness.keys import Keys, Purpose
 from diffaug.randomness.transfer import move
 from diffaug.targets import INPUTS, PAIR_FIELDS, TARGETS, mixes
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import bounded, check_fields, one_of
-from diffaug.randomness.philox import Keys, Purpose, indices, points, uniforms
+from diffaug.randomness.keys import Keys, Purpose
+from diffaug.randomness.philox import indices, points, uniforms
 from diffaug.schedules import Schedule
 from diffaug.targets.level import Level
 

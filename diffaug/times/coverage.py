@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import bounded, check_fields
-from diffaug.randomness.philox import EPOCH_BITS, Keys, Purpose, philox, points
+from diffaug.randomness.keys import EPOCH_BITS, Keys, Purpose
+from diffaug.randomness.philox import philox, points
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio, rounded to odd, as a signed number
 _SILVER = 0x6A09E667F3BCC909  # 2^64 (sqrt(2) - 1), rounded to odd: another irrational, so that views fall in between

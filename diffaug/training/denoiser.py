@@ -13,7 +13,7 @@ from diffaug.checks import choice, flag, integer
 from diffaug.data.base import NoisingBase
 from diffaug.noise import gaussian
 from diffaug.process import ForwardProcess
-from diffaug.randomness.philox import Purpose, keys
+from diffaug.randomness.keys import Keys, Purpose
 from diffaug.schedules.numbers import per_sample
 from diffaug.targets import INPUTS, NUMBER_FIELDS, as_input, check_target, convertible, recover
 from diffaug.times import Importance
@@ -234,7 +234,7 @@ class DenoiserBase(_Module):
         times = times[convertible(schedule, self.target, "x_0", times) & (schedule.alpha_sigma(times)[1] > 0)]
         alphas, sigmas = schedule.alpha_sigma(times)
         index = torch.arange(shape[0], device=device)
-        x = sigmas[0] * gaussian(keys(index, seed=seed, stage="predict"), shape[1:], Purpose.TRAJECTORY)
+        x = sigmas[0] * gaussian(Keys.pack(index, seed=seed, stage="predict"), shape[1:], Purpose.TRAJECTORY)
         x_0 = x
         for k in tqdm(range(len(times)), desc="Sampling", disable=not progress, leave=False):
             t = times[k].expand(shape[0])

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.data.labels import LabelDropout
-from diffaug.randomness.philox import keys
+from diffaug.randomness.keys import Keys
 from diffaug.schedules import Rectified
 from diffaug.targets import IMAGE_FIELDS, NUMBER_FIELDS, mixes
 from diffaug.times import Importance, Stratified, Uniform
@@ -109,7 +109,7 @@ def test_drawn_times(harder, file, schedule):
             times.check(schedule)
         except ValueError as error:
             return {"refused": str(error)}
-        t = times.draw(keys(index), schedule, index)
+        t = times.draw(Keys.pack(index), schedule, index)
         weight = times.importance_weight(t, schedule)
         return {"t": t, "weight": weight, "histogram": times.histogram(schedule, edges, 1000)}
 
@@ -201,13 +201,13 @@ def test_what_importance_learns(name):
 
     def made() -> dict[str, Any]:
         times, schedule = Importance(), LinearBeta(20)
-        times.draw(keys(index), schedule)
+        times.draw(Keys.pack(index), schedule)
         times.update(t, loss)
         again = Importance()
         again.load_state_dict(times.state_dict())
-        assert torch.equal(again.draw(keys(index), schedule), times.draw(keys(index), schedule))
+        assert torch.equal(again.draw(Keys.pack(index), schedule), times.draw(Keys.pack(index), schedule))
         weight = times.importance_weight(t, schedule)
-        return {**times.state_dict(), "t": times.draw(keys(index), schedule), "weight": weight}
+        return {**times.state_dict(), "t": times.draw(Keys.pack(index), schedule), "weight": weight}
 
     assert_same(name, made)
 
@@ -240,5 +240,5 @@ def test_importance_learns_under_lightning_s_64_true():
 def test_a_null_label(name, null):
     label = torch.rand(16, 2) if isinstance(null, list) else torch.rand(16) if isinstance(null, float) else INDEX
     dropout = LabelDropout(0.5, null, "label", ("label",))
-    assert_same(name, lambda: {"label": dropout(label, keys(INDEX))})
-    assert (dropout(label, keys(INDEX)) == torch.tensor(null)).any()
+    assert_same(name, lambda: {"label": dropout(label, Keys.pack(INDEX))})
+    assert (dropout(label, Keys.pack(INDEX)) == torch.tensor(null)).any()

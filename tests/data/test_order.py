@@ -14,7 +14,8 @@ from diffaug.data.batch import Place, collate
 from diffaug.data.dataset import Images
 from diffaug.data.evaluation import EvaluationBatches, EvaluationSampler
 from diffaug.data.order import EpochLoader, EpochSampler, count_occurrences, order_keys, permute
-from diffaug.randomness.philox import Purpose, keys, words
+from diffaug.randomness.keys import Keys, Purpose
+from diffaug.randomness.philox import words
 
 
 def order(size: int, epoch: int = 0, seed: int = 0) -> list[int]:
@@ -23,7 +24,7 @@ def order(size: int, epoch: int = 0, seed: int = 0) -> list[int]:
 
 def keys_of_laps(count: int) -> np.ndarray:
     """The round keys of so many laps of an epoch, made at once."""
-    w_0, w_1, _, _ = words(keys(torch.arange(count), seed=1), Purpose.ORDER, torch.arange(8))
+    w_0, w_1, _, _ = words(Keys.pack(torch.arange(count), seed=1), Purpose.ORDER, torch.arange(8))
     round_keys = ((w_0 << 32) | w_1).numpy().view(np.uint64)
     assert np.array_equal(round_keys[7], order_keys(1, 0, lap=7))
     return round_keys

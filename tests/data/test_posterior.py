@@ -18,7 +18,7 @@ from diffaug.data.posterior import Moments, Posterior
 from diffaug.data.store import Store
 from diffaug.noise.kinds import gaussian
 from diffaug.pytorch_lightning import Encoding, store
-from diffaug.randomness.philox import Purpose, keys
+from diffaug.randomness.keys import Keys, Purpose
 
 FIELDS = ("x_t", "epsilon", "t", "x_0", "index", "view", "label")
 IMAGES = ForwardProcess(LinearBeta(), fields=FIELDS, compile=False, sigma_data=1.0)
@@ -72,7 +72,7 @@ def test_z_is_mean_plus_std_times_a_keyed_normal(form, same_random_state):
     with torch.no_grad():
         made = Encoder().encode(pictures(12).tensors[0].float() / 127.5 - 1)
     for epoch, batch in enumerate(out["train"]):
-        n = gaussian(keys(batch.index, seed=5, epoch=epoch), (2, 6, 6), Purpose.POSTERIOR)
+        n = gaussian(Keys.pack(batch.index, seed=5, epoch=epoch), (2, 6, 6), Purpose.POSTERIOR)
         torch.testing.assert_close(batch.x_0, made.mean[batch.index] + made.stddev[batch.index] * n, rtol=0, atol=1e-6)
     assert not torch.equal(*(by_visit([batch])[3, 0] for batch in out["train"]))
 
@@ -120,7 +120,7 @@ def test_draws_have_the_mean_and_the_variance_of_the_posterior():
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         mean, std = torch.randn(1, *shape), torch.rand(1, *shape) + 0.1
-    each = keys(torch.full((visits,), 77), seed=1, epoch=torch.arange(visits))
+    each = Keys.pack(torch.full((visits,), 77), seed=1, epoch=torch.arange(visits))
     moments = Moments(mean.expand(visits, *shape), std.expand(visits, *shape))
     n = (Posterior("sample", None, 0.5)(moments, each) - mean).div(std).double().flatten(1)
     alarm = 1e-6 / 128 / 2  # two tests of 64 elements, each of two sides
@@ -214,7 +214,7 @@ def test_half_precision_is_off_by_its_rounding(dtype, bound, tmp_path, capsys):
     index = together(exact, "index")
     with torch.no_grad():
         made = Encoder().encode(pictures(12).tensors[0].float() / 127.5 - 1)
-    n = gaussian(keys(index, seed=5), (2, 6, 6), Purpose.POSTERIOR)
+    n = gaussian(Keys.pack(index, seed=5), (2, 6, 6), Purpose.POSTERIOR)
     most = (made.mean[index].abs() + made.stddev[index] * n.abs()) / torch.tensor(scale["std"]).view(2, 1, 1)
     off = (together(rounded, "x_0") - together(exact, "x_0")).abs()
     assert off.max() > 0

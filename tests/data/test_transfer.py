@@ -21,7 +21,7 @@ from diffaug.data.batch import Batch  # noqa: E402
 from diffaug.data.labels import LabelDropout  # noqa: E402
 from diffaug.process import kernel  # noqa: E402
 from diffaug.pytorch_lightning import Denoiser, LossByLevel  # noqa: E402
-from diffaug.randomness.philox import keys  # noqa: E402
+from diffaug.randomness.keys import Keys  # noqa: E402
 from diffaug.randomness.transfer import move  # noqa: E402
 from diffaug.targets import MinSNR  # noqa: E402
 from diffaug.times import Importance, Uniform  # noqa: E402
@@ -115,7 +115,7 @@ def test_a_step_of_the_denoiser_and_its_losses_by_level(schedule, monkeypatch):
 def test_label_dropout_where_the_keys_are_on_the_device():
     dropout = LabelDropout(0.5, 10, "label", ("label",))
     with watched.watched() as watch:
-        coins, label = keys(watched.on_device(4, dtype=torch.int64)), watched.on_device(4, 2)
+        coins, label = Keys.pack(watched.on_device(4, dtype=torch.int64)), watched.on_device(4, 2)
         for _ in range(2):
             watch.clear()
             dropout(label, coins)

@@ -31,7 +31,7 @@ from diffaug.config import compose_config, schedule_names
 from diffaug.interop import from_diffusers, target_of, to_diffusers
 from diffaug.noise import gaussian
 from diffaug.pytorch_lightning import Denoiser
-from diffaug.randomness.philox import Purpose, keys
+from diffaug.randomness.keys import Keys, Purpose
 from diffaug.schedules.base import VARIANCE_PRESERVING
 from diffaug.times import LogitNormal
 
@@ -180,7 +180,7 @@ def denoiser(schedule, target, **options):
 
 def start(count, seed=0):
     index = torch.arange(count)
-    return gaussian(keys(index, seed=seed, stage="predict"), (1, 8, 8), Purpose.TRAJECTORY)
+    return gaussian(Keys.pack(index, seed=seed, stage="predict"), (1, 8, 8), Purpose.TRAJECTORY)
 
 
 @pytest.mark.parametrize("clip", [False, True])

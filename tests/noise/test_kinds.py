@@ -15,7 +15,7 @@ from shared import CONFIGS
 
 from diffaug.noise import Gaussian, Immiscible, InputPerturbation, Noise, Offset, Pyramid, StudentT, gaussian
 from diffaug.noise.kinds import sum_samples
-from diffaug.randomness.philox import Keys, Purpose, keys
+from diffaug.randomness.keys import Keys, Purpose
 
 NAMES = sorted(path.stem for path in CONFIGS.glob("noise/*.yaml"))
 Z = stats.norm.isf(0.5e-6)
@@ -31,7 +31,7 @@ def of_yaml(name: str, *overrides: str) -> Noise:
 
 def some(count: int = COUNT, shape: tuple[int, ...] = SHAPE, seed: int = 5) -> tuple[Keys, torch.Tensor]:
     images = torch.rand(count, *shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    return keys(torch.arange(count) * 7919 % 2**33, seed=2**50 + seed, epoch=3), images
+    return Keys.pack(torch.arange(count) * 7919 % 2**33, seed=2**50 + seed, epoch=3), images
 
 
 def part(key: Keys, which: object) -> Keys:
@@ -74,7 +74,7 @@ def test_the_key_alone_decides(name):
     key, x_0 = some(8)
     whole = kind.draw(key, x_0)
     assert torch.equal(kind.draw(key, x_0), whole)
-    for other in (keys(torch.arange(8) + 1), keys(torch.arange(8) * 7919, seed=1), some(8, seed=6)[0]):
+    for other in (Keys.pack(torch.arange(8) + 1), Keys.pack(torch.arange(8) * 7919, seed=1), some(8, seed=6)[0]):
         assert (kind.draw(other, x_0) == whole).double().mean() < 0.01
 
 

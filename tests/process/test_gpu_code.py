@@ -19,7 +19,7 @@ import torch
 from shared import ROOT
 
 from diffaug.process import kernel
-from diffaug.randomness.philox import Keys, keys
+from diffaug.randomness.keys import Keys
 
 sys.path.append(str(ROOT / "benchmarks"))
 
@@ -53,7 +53,7 @@ def test_these_tests_are_not_all_skipped():
 
 @pytest.mark.parametrize("elements", [1, 2, 3, 5, 6, 7, 9, 13, 1027])
 def test_blocks_made_apart_are_the_same_noise(elements):
-    key, x = keys(torch.arange(3)), torch.randint(0, 256, (3, elements), dtype=torch.uint8)
+    key, x = Keys.pack(torch.arange(3)), torch.randint(0, 256, (3, elements), dtype=torch.uint8)
     mix = torch.rand(3, 2, 2)
     whole = kernel._whole(x, key.rows, mix, 255.0, torch.float32)
     assert all(
@@ -137,12 +137,12 @@ INTERPRETED = """
 import torch
 import fake_gpu
 from diffaug.process import kernel
-from diffaug.randomness.philox import Keys, keys
+from diffaug.randomness.keys import Keys
 
 for batch, elements in ((3, 3072), (2, 1027), (1, 3072)):
     # Keys that fill every word: a large seed, indices near 2^40, late epochs and views.
     index = torch.arange(batch) * 1_000_003 + 2**39 + 2**32 - 7
-    key = keys(index, seed=2**63 + 12345678901, epoch=2**20 - 3, view=2**20 - 5, dataset=1023)
+    key = Keys.pack(index, seed=2**63 + 12345678901, epoch=2**20 - 3, view=2**20 - 5, dataset=1023)
     x = torch.randint(0, 256, (batch, elements), dtype=torch.uint8)
     table = (torch.rand(1000, 2, 2) * 2 - 1) / torch.tensor([255.0, 1.0])
     table[:, 1] = torch.tensor([0.0, 1.0])

@@ -15,7 +15,7 @@ from scipy import stats
 
 from diffaug import Cosine, ForwardProcess, LinearBeta, NoisyBatch, Rectified, ScaledLinearBeta
 from diffaug.process import kernel
-from diffaug.randomness.philox import Purpose, keys
+from diffaug.randomness.keys import Keys, Purpose
 from diffaug.times import Cubic, Uniform
 
 Z = stats.norm.isf(0.5e-6)
@@ -111,7 +111,7 @@ def test_the_joint_call_draws_what_the_general_one_draws():
     together = process(IMAGES, INDEX)
     mixes = kernel.draw_and_mix(
         IMAGES.flatten(1),
-        keys(INDEX),
+        Keys.pack(INDEX),
         torch.stack(
             [
                 torch.stack(
@@ -403,7 +403,10 @@ def test_trajectory_is_keyed_and_joint():
         ),
         (lambda p: p(IMAGES, INDEX, extra={"t": INDEX}), r"dataset yields \['t'\], which diffaug itself names"),
         (lambda p: ForwardProcess(LinearBeta(), fields=("x_t", "lable"))(IMAGES, INDEX), r"asks for \['lable'\]"),
-        (lambda p: p.draw(IMAGES, keys(INDEX[:1])), r"key must be a tensor of shape \(5, 64\), one key for each image"),
+        (
+            lambda p: p.draw(IMAGES, Keys.pack(INDEX[:1])),
+            r"key must be a tensor of shape \(5, 64\), one key for",
+        ),
         (lambda p: p.mix(IMAGES, torch.full((64,), 1000), IMAGES), r"wants t as int64 in \[0, 999\]"),
         (lambda p: p([[1]], INDEX), r"x_0 must be a tensor of uint8 or float images, .*, but got \[\[1\]\] \(list\)"),
         (lambda p: p(IMAGES[:2], [0, 1]), r"index must be a tensor of shape \(2,\), .*, but got \[0, 1\] \(list\)"),
@@ -556,7 +559,7 @@ def test_cpu_and_gpu_agree(device):
         assert torch.equal(here.t, there.t.cpu()), elements
         for a, b in zip(here[:2], there[:2], strict=True):
             assert (a - b.cpu()).abs().max() <= 1e-6 * a.abs().max()
-    key, key_there = keys(INDEX), keys(INDEX.to(device))
+    key, key_there = Keys.pack(INDEX), Keys.pack(INDEX.to(device))
     from diffaug.randomness.philox import words
 
     block = torch.arange(100)

@@ -13,20 +13,8 @@ import torch
 from scipy import stats
 
 from diffaug.noise import gaussian
-from diffaug.randomness.philox import (
-    PURPOSE_BITS,
-    STAGES,
-    Purpose,
-    box_muller,
-    indices,
-    keys,
-    lanes,
-    normals,
-    philox,
-    points,
-    uniforms,
-    words,
-)
+from diffaug.randomness.keys import PURPOSE_BITS, STAGES, Keys, Purpose
+from diffaug.randomness.philox import box_muller, indices, lanes, normals, philox, points, uniforms, words
 
 FALSE_ALARM = 1e-6
 Z = stats.norm.isf(FALSE_ALARM / 2)  # about 4.9
@@ -56,7 +44,7 @@ def test_known_answers(counter, key, expected):
 def test_layout_of_the_counter():
     """Changing the layout changes every user's run; this test is what stands in the way."""
     seed, index, view, epoch, dataset, block = 0x0123456789ABCDEF, 0xA7_89ABCDEF, 0x54321, 0xFEDCB, 0x2A5, 77
-    key = keys(torch.tensor([index]), seed=seed, stage="train", epoch=epoch, view=view, dataset=dataset)
+    key = Keys.pack(torch.tensor([index]), seed=seed, stage="train", epoch=epoch, view=view, dataset=dataset)
     counter = each(block, 0x89ABCDEF, 0xA7 | 0x54321 << 8 | Purpose.EPSILON << 28, 0xFEDCB | 0 << 20 | 0x2A5 << 22)
     expected = philox(counter, each(0x89ABCDEF, 0x01234567))
     assert [w.item() for w in words(key, Purpose.EPSILON, torch.tensor([block]))] == [w.item() for w in expected]
@@ -73,16 +61,16 @@ def test_layout_of_the_counter():
 def test_points_of_the_host_are_those_of_the_words():
     """On the host Philox is written once more, in numpy."""
     index = torch.tensor([0, 1, 2**32 - 1, 2**32, 2**40 - 1])
-    key = keys(index, seed=2**64 - 5, epoch=2**20 - index.shape[0] + torch.arange(5), view=2**20 - 1, dataset=1023)
+    key = Keys.pack(index, seed=2**64 - 5, epoch=2**20 - index.shape[0] + torch.arange(5), view=2**20 - 1, dataset=1023)
     for purpose in range(2**PURPOSE_BITS):
         w_0, w_1, _, _ = words(key, purpose, torch.zeros(1, dtype=torch.int64))
         assert torch.equal(points(key, purpose), (w_0[:, 0] << 21) + (w_1[:, 0] >> 11))
-    assert points(keys(index[:0]), Purpose.TIME).shape == (0,)
+    assert points(Keys.pack(index[:0]), Purpose.TIME).shape == (0,)
 
 
 def test_layout_of_a_sample():
     """Element e of n comes from block e mod ceil(n / 4), as its number e div ceil(n / 4): cos, sin, cos, sin."""
-    key = keys(torch.tensor([5]), seed=9)
+    key = Keys.pack(torch.tensor([5]), seed=9)
     block = torch.arange(lanes(10))
     w = [word[0].numpy().astype(np.float64) for word in words(key, Purpose.EPSILON, block)]
     first = np.sqrt(-2 * np.log((w[0] + 1) / 2**32)), (w[1] - 2**31) * 2 * np.pi / 2**32
@@ -110,7 +98,7 @@ def test_no_two_draws_share_a_counter():
     seeds, epochs, sequence = (0, 1, 2**32, 2**63), (0, 1, 2**19), (0, 1, 255, 2**12, 2**19)
     for seed, stage, dataset, epoch, view in itertools.product(seeds, STAGES, (0, 1, 2**9), epochs, sequence):
         if stage == "train" or epoch == 0:
-            key = keys(
+            key = Keys.pack(
                 torch.tensor([0, 1, 2**31, 2**32, 2**39]),
                 seed=seed,
                 stage=stage,
@@ -127,7 +115,7 @@ def test_no_two_draws_share_a_counter():
 def test_only_training_sees_the_epoch():
     index = torch.arange(4)
     for stage in STAGES:
-        a, b = (points(keys(index, stage=stage, epoch=epoch), Purpose.TIME) for epoch in (0, 3))
+        a, b = (points(Keys.pack(index, stage=stage, epoch=epoch), Purpose.TIME) for epoch in (0, 3))
         assert torch.equal(a, b) == (stage != "train")
 
 
@@ -148,7 +136,7 @@ def test_only_training_sees_the_epoch():
 )
 def test_values_beyond_their_width_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
-        keys(**{"index": torch.tensor([0]), **values})
+        Keys.pack(**{"index": torch.tensor([0]), **values})
 
 
 def test_indices_are_exact():
@@ -165,7 +153,7 @@ def test_uniforms_keep_the_open_interval():
 
 
 def normal(count: int = 1000, elements: int = 4000, **key: object) -> torch.Tensor:
-    return gaussian(keys(torch.arange(count), **key), (elements,)).double()
+    return gaussian(Keys.pack(torch.arange(count), **key), (elements,)).double()
 
 
 def test_moments():
@@ -188,12 +176,12 @@ def test_tails():
 
 def test_kolmogorov_smirnov():
     assert stats.kstest(normal(1000, 1000).flatten().numpy(), "norm").pvalue > FALSE_ALARM
-    u = uniforms(points(keys(torch.arange(10**6)), Purpose.TIME))
+    u = uniforms(points(Keys.pack(torch.arange(10**6)), Purpose.TIME))
     assert stats.kstest(u.numpy(), "uniform").pvalue > FALSE_ALARM
 
 
 def test_discrete_times_are_uniform():
-    t = indices(points(keys(torch.arange(10**6)), Purpose.TIME), 1000)
+    t = indices(points(Keys.pack(torch.arange(10**6)), Purpose.TIME), 1000)
     assert stats.chisquare(torch.bincount(t, minlength=1000).numpy()).pvalue > FALSE_ALARM
 
 
@@ -201,7 +189,7 @@ def neighbours() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     index = torch.arange(500)
 
     def draw(shift: int = 0, purpose: int = Purpose.EPSILON, **key: object) -> torch.Tensor:
-        return gaussian(keys(index + shift, **key), (2000,), purpose).double()
+        return gaussian(Keys.pack(index + shift, **key), (2000,), purpose).double()
 
     x = draw()
     low_bits = {f"seed + 2^{bit}": draw(seed=2**bit) for bit in (0, 1, 31, 32, 33, 63)}
@@ -234,9 +222,9 @@ def test_neighbouring_keys_are_uncorrelated(name, pair):
 
 def test_a_key_of_a_batch_is_a_batch_of_keys():
     index = torch.tensor([3, 2**35 + 1, 77])
-    together = keys(index, seed=5, epoch=torch.tensor([0, 1, 2]), view=torch.tensor([2, 0, 1]))
+    together = Keys.pack(index, seed=5, epoch=torch.tensor([0, 1, 2]), view=torch.tensor([2, 0, 1]))
     for i in range(3):
-        alone = keys(index[i : i + 1], seed=5, epoch=i, view=(2, 0, 1)[i])
+        alone = Keys.pack(index[i : i + 1], seed=5, epoch=i, view=(2, 0, 1)[i])
         part = together.part(slice(i, i + 1))
         assert torch.equal(part.rows, alone.rows)
         block = torch.arange(5)

@@ -8,7 +8,7 @@ import torch
 from shared import schedule_of, times_inside
 
 from diffaug import ForwardProcess
-from diffaug.randomness.philox import keys
+from diffaug.randomness.keys import Keys
 from diffaug.schedules import Cosine, LinearBeta, Rectified, Schedule
 from diffaug.targets import (
     IMAGE_FIELDS,
@@ -274,7 +274,7 @@ def test_conversions_keep_to_float32_or_wider():
 
 
 def drawn_pair(pair: Pair, schedule: Schedule, count: int = 20_000):
-    key = keys(torch.arange(count), seed=11)
+    key = Keys.pack(torch.arange(count), seed=11)
     unit = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     t = schedule.from_unit(unit)
     t = t if schedule.discrete else t.float()
@@ -301,10 +301,10 @@ def test_second_times(schedule):
 
 def test_second_times_by_steps():
     t = torch.tensor([0, 30, 55, 56, 999])
-    assert Pair(steps=18).second_times(keys(torch.arange(5)), LinearBeta(), t).tolist() == [-1, -1, -1, 0, 943]
-    assert Pair(steps=1000).second_times(keys(torch.arange(5)), LinearBeta(), t).tolist() == [-1, 29, 54, 55, 998]
+    assert Pair(steps=18).second_times(Keys.pack(torch.arange(5)), LinearBeta(), t).tolist() == [-1, -1, -1, 0, 943]
+    assert Pair(steps=1000).second_times(Keys.pack(torch.arange(5)), LinearBeta(), t).tolist() == [-1, 29, 54, 55, 998]
     u = torch.tensor([0.05, 0.5, 1.0])
-    found = Pair(steps=10).second_times(keys(torch.arange(3)), Rectified(), u)
+    found = Pair(steps=10).second_times(Keys.pack(torch.arange(3)), Rectified(), u)
     torch.testing.assert_close(found, torch.tensor([0.0, 0.4, 0.9]), rtol=0, atol=1e-7)
 
 

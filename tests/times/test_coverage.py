@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 from scipy.stats import qmc
 
-from diffaug.randomness.philox import Keys, keys
+from diffaug.randomness.keys import Keys
 from diffaug.schedules import EDM, LinearBeta
 from diffaug.times import (
     Antithetic,
@@ -37,7 +37,7 @@ def run(coverage: Coverage, start: int, size: int, *, epoch: int = 0, seed: int 
     """The points of consecutive samples of an epoch's order, in [0, 1), for images in an order of their own."""
     position = torch.arange(start, start + size)
     index = (position * 7919 + 13) % 60_000
-    return coverage.points(keys(index, seed=seed, epoch=epoch), position).numpy() * 2.0**-53
+    return coverage.points(Keys.pack(index, seed=seed, epoch=epoch), position).numpy() * 2.0**-53
 
 
 def discrepancy(x: np.ndarray) -> float:
@@ -111,7 +111,7 @@ def test_sobol_agrees_with_scipys() -> None:
     theirs = qmc.Sobol(2, scramble=False).random(4096)[:, 1]
     ours = [int(f"{d:064b}"[::-1], 2) * 2.0**-64 for d in sobol(n ^ n >> 1).tolist()]  # theirs in Gray code's order
     assert ours == theirs.tolist()
-    key = keys(n)
+    key = Keys.pack(n)
     shift = Sobol().points(key, torch.zeros_like(n))
     mine = Sobol().points(key, n ^ n >> 1) ^ shift
     assert mine.tolist() == [int(x * 2**53) for x in theirs]
@@ -128,14 +128,16 @@ def test_golden_is_integer_arithmetic() -> None:
 @pytest.mark.parametrize(("index", "position", "epoch", "view"), [(0, 0, 0, 0), (5, 1, 1, 0), (77, 12345, 9, 3)])
 def test_each_samples_point_is_uniform(coverage: Coverage, index: int, position: int, epoch: int, view: int) -> None:
     many = 20_000
-    key = keys(torch.full((many,), index), epoch=epoch, view=view)
+    key = Keys.pack(torch.full((many,), index), epoch=epoch, view=view)
     place = torch.full((many,), position)
     over_seeds = coverage.points(Keys(torch.cat((torch.arange(many)[None], key.rows[1:]))), place)
     assert over_seeds.dtype == torch.int64
     assert 0 <= over_seeds.min() <= over_seeds.max() < 2**53
     samples = [over_seeds]
     if not isinstance(coverage, PerImage):  # there the epochs are what is covered
-        samples.append(coverage.points(keys(torch.full((many,), index), epoch=torch.arange(many), view=view), place))
+        samples.append(
+            coverage.points(Keys.pack(torch.full((many,), index), epoch=torch.arange(many), view=view), place)
+        )
     for points in samples:
         assert stats.kstest(points.numpy() * 2.0**-53, "uniform").statistic < 2.7 / math.sqrt(many)
         last_bits = np.bincount(points.numpy() & 15, minlength=16)
@@ -145,7 +147,7 @@ def test_each_samples_point_is_uniform(coverage: Coverage, index: int, position:
 @pytest.mark.parametrize("coverage", ALL, ids=lambda c: type(c).__name__)
 def test_the_points_do_not_depend_on_the_batch(coverage: Coverage) -> None:
     position = torch.arange(1000, 1512)
-    key = keys((position * 31) % 700, seed=5, epoch=4, view=position % 2)
+    key = Keys.pack((position * 31) % 700, seed=5, epoch=4, view=position % 2)
     whole = coverage.points(key, position)
     for pieces in (1, 7, 64):
         split = [torch.arange(i, min(i + pieces, 512)) for i in range(0, 512, pieces)]
@@ -176,17 +178,17 @@ def test_what_the_points_depend_on(coverage: Coverage) -> None:
         orders = {tuple((run(coverage, 8 * i, 8) * 8).astype(int)) for i in range(200)}
         assert len(orders) > 50
     with pytest.raises(ValueError, match=rf"{type(coverage).__name__} .*position=None: pass position="):
-        coverage.points(keys(torch.arange(4)), None)
+        coverage.points(Keys.pack(torch.arange(4)), None)
     # Only Stratified places a sample within its stratum of 2^-29 by its own key; the rest is of the position.
     position = torch.arange(256)
-    others = coverage.points(keys(position + 999), position).numpy() * 2.0**-53
-    assert np.abs(others - coverage.points(keys(position), position).numpy() * 2.0**-53).max() < 2.0**-29
+    others = coverage.points(Keys.pack(position + 999), position).numpy() * 2.0**-53
+    assert np.abs(others - coverage.points(Keys.pack(position), position).numpy() * 2.0**-53).max() < 2.0**-29
 
 
 def test_each_images_times_are_spread_over_the_epochs() -> None:
     epochs = torch.arange(40, 140)
     for image in (0, 1, 2**33 + 5):
-        key = keys(torch.full_like(epochs, image), epoch=epochs)
+        key = Keys.pack(torch.full_like(epochs, image), epoch=epochs)
         x = PerImage().points(key, None).numpy() * 2.0**-53
         for size in range(2, 101):
             for start in (0, (100 - size) // 2, 100 - size):
@@ -194,10 +196,10 @@ def test_each_images_times_are_spread_over_the_epochs() -> None:
                 assert 0.44 < steps.min() <= steps.max() < 1.9
     # Views of one epoch lie apart as well.
     views = torch.arange(8)
-    x = PerImage().points(keys(torch.full_like(views, 3), epoch=2, view=views), None).numpy() * 2.0**-53
+    x = PerImage().points(Keys.pack(torch.full_like(views, 3), epoch=2, view=views), None).numpy() * 2.0**-53
     assert gaps(x).min() * 8 > 0.3
     # Between images nothing is tied.
-    x = PerImage().points(keys(torch.arange(20_000), epoch=6), None).numpy() * 2.0**-53
+    x = PerImage().points(Keys.pack(torch.arange(20_000), epoch=6), None).numpy() * 2.0**-53
     assert stats.kstest(x, "uniform").statistic < 2.7 / math.sqrt(20_000)
     assert abs(np.corrcoef(x[1:], x[:-1])[0, 1]) < 5 / math.sqrt(20_000)
     assert gaps(x[:64]).max() * 64 > 1.9
@@ -205,19 +207,19 @@ def test_each_images_times_are_spread_over_the_epochs() -> None:
 
 def test_any_prefix_of_a_dataset_is_evenly_covered_by_index() -> None:
     for size in SIZES:
-        x = ByIndex().points(keys(torch.arange(size), stage="val"), None).numpy() * 2.0**-53
+        x = ByIndex().points(Keys.pack(torch.arange(size), stage="val"), None).numpy() * 2.0**-53
         steps = gaps(x) * size
         assert 0.44 < steps.min() <= steps.max() < 1.9
     assert torch.equal(
-        ByIndex().points(keys(torch.arange(9), stage="val", epoch=4), None),
-        ByIndex().points(keys(torch.arange(9), stage="val"), None),
+        ByIndex().points(Keys.pack(torch.arange(9), stage="val", epoch=4), None),
+        ByIndex().points(Keys.pack(torch.arange(9), stage="val"), None),
     )
 
 
 @by_name
 def test_a_density_is_covered_through_its_quantiles(coverage: Coverage, device: torch.device) -> None:
     position = torch.arange(4096, 4096 + 64, device=device)
-    key = keys(position % 50, seed=3)
+    key = Keys.pack(position % 50, seed=3)
     sigma = LogNormal(coverage=coverage).draw(key, EDM(), position).double().cpu().numpy()
     counts = np.bincount((stats.lognorm(1.2, scale=math.exp(-1.2)).cdf(sigma) * 8).astype(int), minlength=8)
     assert np.abs(counts - 8).max() <= (2 if isinstance(coverage, Antithetic) else 0)

@@ -18,7 +18,7 @@ from scipy import stats
 from torch.overrides import TorchFunctionMode
 
 import diffaug.times
-from diffaug.randomness.philox import keys
+from diffaug.randomness.keys import Keys
 from diffaug.schedules import LinearBeta, Rectified
 from diffaug.times import Importance, Stratified, Uniform
 
@@ -51,7 +51,7 @@ def p_of(times: Importance) -> np.ndarray:
 
 
 def drawn_once(times: Importance) -> Importance:
-    times.draw(keys(torch.arange(1)), SCHEDULE)
+    times.draw(Keys.pack(torch.arange(1)), SCHEDULE)
     return times
 
 
@@ -122,7 +122,7 @@ def warm(history: int = 2, share: float = 0.001) -> Importance:
 
 def test_draws_follow_p_and_the_weight_undoes_it() -> None:
     times, n = warm(), 100_000
-    t = times.draw(keys(torch.arange(n), seed=4), SCHEDULE)
+    t = times.draw(Keys.pack(torch.arange(n), seed=4), SCHEDULE)
     p = p_of(times)
     assert stats.chisquare(np.bincount(t.numpy(), minlength=T), p / p.sum() * n).pvalue > 1e-6
     assert p.sum() == pytest.approx(1, rel=1e-6)
@@ -178,7 +178,7 @@ def test_a_resume_goes_on_exactly(coverage: Stratified | None) -> None:
         out = []
         for step in range(begin, end):
             position = torch.arange(64) + 64 * step
-            t = times.draw(keys(position), SCHEDULE, position)
+            t = times.draw(Keys.pack(position), SCHEDULE, position)
             times.update(t, (t + 1.0) * (1 + torch.sin(position.float())))
             out.append(t)
         return out
@@ -212,7 +212,7 @@ def test_what_is_refused_says_why() -> None:
     with pytest.raises(ValueError, match=r"loss must be one number for each sample's t.*shape \(\)"):
         times.update(torch.zeros(2, dtype=torch.int64), torch.tensor(1.0))
     with pytest.raises(ValueError, match="are of 20 timesteps, 2 each, but 30 and 2 are wanted"):
-        times.draw(keys(torch.arange(2)), LinearBeta(timesteps=30))
+        times.draw(Keys.pack(torch.arange(2)), LinearBeta(timesteps=30))
     with pytest.raises(ValueError, match=r"times\.history is 3, but .*\(21, 2\)"):
         Importance(3).load_state_dict(times.state_dict())
     fresh = Importance()
@@ -248,8 +248,8 @@ def test_two_ranks_hold_the_table_of_one(tmp_path: Path) -> None:
 @pytest.mark.gpu
 def test_nothing_waits_for_the_gpu() -> None:
     cpu, gpu = warm(), warm()
-    key = keys(torch.arange(64))
-    on_gpu = keys(torch.arange(64, device="cuda"))
+    key = Keys.pack(torch.arange(64))
+    on_gpu = Keys.pack(torch.arange(64, device="cuda"))
     loss = torch.rand(64, device="cuda")
     gpu.draw(on_gpu, SCHEDULE)
     torch.cuda.set_sync_debug_mode("error")

@@ -21,7 +21,7 @@ from scipy import stats
 import diffaug.times as T
 from diffaug import ForwardProcess
 from diffaug.config import config_dir
-from diffaug.randomness.philox import keys
+from diffaug.randomness.keys import Keys
 from diffaug.schedules import EDM, VE, LinearBeta, Rectified, Schedule, ZeroTerminalSNR
 from diffaug.times import Importance, Independent, LevelTimes, Times
 
@@ -113,11 +113,11 @@ def test_every_configured_density_has_its_closed_form_here() -> None:
 
 @functools.cache
 def points(seed: int) -> torch.Tensor:
-    return Independent().points(keys(torch.arange(DRAWS), seed=seed), None)
+    return Independent().points(Keys.pack(torch.arange(DRAWS), seed=seed), None)
 
 
 def test_a_draw_is_the_quantile_of_its_point() -> None:
-    key = keys(torch.arange(DRAWS), seed=11)
+    key = Keys.pack(torch.arange(DRAWS), seed=11)
     assert torch.equal(T.Mode().draw(key, LinearBeta()), T.Mode().of_points(points(11), LinearBeta()))
     q = (points(11).double() + 0.5) * 2.0**-53
     assert torch.equal(T.Mode().of_points(points(11), Rectified()), T.Mode().quantile(q, Rectified()).float())
