@@ -19,12 +19,11 @@ out= is a .png, .svg or .pdf file; the numbers of a picture go beside it as .csv
 cosine,schedule.timesteps=4000.
 """
 
-import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.errors import HydraException
 from hydra.utils import get_class, instantiate
@@ -38,82 +37,94 @@ from diffaug.commands.plot import first_image, read_levels, write_label
 from diffaug.commands.preview import preview
 from diffaug.commands.report import page, table
 from diffaug.config import compose_config, schedule_names
+from diffaug.process import ForwardProcess
+from diffaug.schedules import Schedule
 from diffaug.training.errors import sentence
 from diffaug.training.quiet import quieten
 
 _A_DAY = 24 * 60  # in minutes
-_BROKEN = 3  # the exit status of a check that found broken images; 1 is an error's, 2 argparse's
+_BROKEN = 3  # the exit status of a check that found broken images; 1 is an error's, 2 that of no command
+_T = TypeVar("_T")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(
-        "python -m diffaug", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    runs = {"report": _report, "plot": _plot, "preview": _preview, "check": _check, "encode": _encode}
-    runs["export"] = _export
-    commands = parser.add_subparsers(dest="command", required=True, metavar=" | ".join(runs))
-    for name, run in runs.items():
-        one = commands.add_parser(name, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        one.set_defaults(run=run)
-        if name == "report":
-            one.add_argument("--all", action="store_true", help="every schedule, a line each")
-        if name == "plot":
-            one.add_argument("picture", choices=("schedules", "recipes", "strip", "levels"))
-        one.add_argument("overrides", nargs="*", help="group=choice and key=value, as for train.py")
-    options = parser.parse_args(arguments or ["--help"])
+    """Run one command, and return the exit status.
+
+    A word ``key=value`` whose key is a parameter of the command is its own; the others are Hydra's overrides.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or {"-h", "--help"} & set(words):
+        print(__doc__)
+        return 0
+    name = " ".join(words[: 2 if words[0] == "plot" else 1])
+    command = _COMMANDS.get(name)
+    if command is None:
+        print(f"python -m diffaug: there is no {name!r}, only {', '.join(_COMMANDS)}.", file=sys.stderr)
+        return 2
+    own: dict[str, str] = {}
+    overrides: list[str] = []
+    for word in words[len(name.split()) :]:
+        key, equals, value = word.partition("=")
+        if equals and key in (command.__kwdefaults__ or ()):
+            own[key] = value
+        else:
+            overrides.append(word)
     try:
-        return options.run(options) or 0
+        return command(overrides, **own) or 0
     except (ValueError, OSError, ImportError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"python -m diffaug {options.command}: {sentence(error) or error}", file=sys.stderr)
+        print(f"python -m diffaug {name}: {sentence(error) or error}", file=sys.stderr)
         return 1
 
 
-def _report(options: argparse.Namespace) -> None:
-    if options.all:
-        schedules = {
-            name: instantiate(compose_config([*options.overrides, f"schedule={name}"]).schedule)
-            for name in schedule_names()
-        }
-        print(table(schedules))
-    else:
-        print(page(instantiate(compose_config(options.overrides).process)))
+def _report(overrides: list[str]) -> None:
+    if "--all" not in overrides:
+        print(page(instantiate(compose_config(overrides).process)))
+        return
+    overrides.remove("--all")
+    print(table({name: _schedule([*overrides, f"schedule={name}"]) for name in schedule_names()}))
 
 
-def _plot(options: argparse.Namespace) -> None:
-    picture: str = options.picture
-    own, rest = _own(options.overrides, out=f"{picture}.png", sizes="", loss="F")
-    names = [part for part in rest if "=" not in part.split(",")[0]]
-    common = [part for part in rest if part not in names]
+def _plot_schedules(overrides: list[str], *, out: str = "schedules.png") -> None:
+    print(plots.schedules(_each("schedule", overrides, _schedule)).save(out))
+
+
+def _plot_recipes(overrides: list[str], *, out: str = "recipes.png", loss: str = "F") -> None:
+    print(plots.recipes(_each("experiment", overrides, _process), loss=loss).save(out))
+
+
+def _plot_strip(overrides: list[str], *, out: str = "strip.png", sizes: str = "") -> None:
+    schedules = _each("schedule", overrides, _schedule)
+    image = first_image(_data(compose_config([word for word in overrides if not _is_name(word)])))
+    print(plots.strip(schedules, image, sizes=[int(size) for size in _listed(sizes)]).save(out))
+
+
+def _plot_levels(names: list[str], *, out: str = "levels.png") -> None:
+    if len(names) != 1:
+        raise ValueError("plot levels wants one name: the folder of a run, or its loss_by_level.csv.")
+    print(plots.levels(read_levels(names[0])).save(out))
+
+
+def _each(group: str, words: list[str], make: Callable[[list[str]], _T]) -> dict[str, _T]:
+    """Make what each name of a group stands for, under its label; the words that are no names go to all."""
+    names = [word for word in words if _is_name(word)]
     if not names:
-        raise ValueError(f"plot {picture} wants at least one name; python -m diffaug plot --help shows the forms.")
-    if picture == "levels":
-        made_picture = plots.levels(read_levels(names))
-    elif picture == "recipes":
-        made_picture = plots.recipes(
-            {
-                write_label(name, "experiment"): instantiate(
-                    compose_config([*common, *_chosen("experiment", name)]).process
-                )
-                for name in names
-            },
-            loss=own["loss"],
-        )
-    else:
-        schedules = {
-            write_label(name, "schedule"): instantiate(compose_config([*common, *_chosen("schedule", name)]).schedule)
-            for name in names
-        }
-        if picture == "schedules":
-            made_picture = plots.schedules(schedules)
-        else:
-            data = _data(compose_config(common))
-            sizes = [int(size) for size in own["sizes"].strip("[]").split(",") if size]
-            made_picture = plots.strip(schedules, first_image(data), sizes=sizes)
-    print(made_picture.save(own["out"]))
+        raise ValueError("plot wants at least one name; python -m diffaug --help shows the forms.")
+    common = [word for word in words if not _is_name(word)]
+    return {write_label(name, group): make([*common, *f"{group}={name}".split(",")]) for name in names}
+
+
+def _is_name(word: str) -> bool:
+    return "=" not in word.split(",")[0]
+
+
+def _schedule(overrides: list[str]) -> Schedule:
+    return instantiate(compose_config(overrides).schedule)
+
+
+def _process(overrides: list[str]) -> ForwardProcess:
+    return instantiate(compose_config(overrides).process)
 
 
 def _data(config: DictConfig) -> Any:
@@ -121,83 +132,79 @@ def _data(config: DictConfig) -> Any:
     return instantiate(config.data)
 
 
-def _chosen(group: str, name: str) -> list[str]:
-    choice, *overrides = name.split(",")
-    return [f"{group}={choice}", *overrides]
+def _preview(overrides: list[str], *, out: str = "preview.png") -> None:
+    seen = preview(_data(compose_config(overrides)))
+    print(f"{seen.text}\n\n{seen.picture.save(out)}")
 
 
-def _preview(options: argparse.Namespace) -> None:
-    own, rest = _own(options.overrides, out="preview.png")
-    config = compose_config(rest)
-    seen = preview(_data(config))
-    print(seen.text)
-    print(f"\n{seen.picture.save(own['out'])}")
-
-
-def _check(options: argparse.Namespace) -> int:
-    own, rest = _own(options.overrides, workers="")
-    if own["workers"] and not own["workers"].isdecimal():
-        raise ValueError(f"workers must be a whole number, but got {own['workers']!r}.")
-    config = compose_config(rest)
+def _check(overrides: list[str], *, workers: str = "") -> int:
+    if workers and not workers.isdecimal():
+        raise ValueError(f"workers must be a whole number, but got {workers!r}.")
+    config = compose_config(overrides)
     if "on_error" in config.data:
         config.data.on_error = "raise"  # all files are wanted: the list is made here
-    found = check(_data(config), workers=int(own["workers"]) if own["workers"] else None)
+    found = check(_data(config), workers=int(workers) if workers else None)
     print(found.text)
     return 0 if found.fine else _BROKEN
 
 
-def _encode(options: argparse.Namespace) -> None:
+def _encode(
+    overrides: list[str],
+    *,
+    out: str = "",
+    keep: str | None = None,
+    dtype: str = "float32",
+    allow_rounding: str = "false",
+    variants: str = "identity",
+) -> None:
     from diffaug.commands.encode import encode
 
-    defaults = {"dtype": "float32", "allow_rounding": "false", "variants": "identity"}
-    own, rest = _own(options.overrides, out=None, keep=None, **defaults)
-    if own["out"] is None:
+    if not out:
         raise ValueError("encode wants out=FOLDER, where the store is to be.")
-    config = compose_config([*rest, "callbacks=none", "logger=none"])
-    keep = None if own["keep"] is None else _listed(own["keep"])
-    allow = choice("allow_rounding", own["allow_rounding"], ("true", "false")) == "true"
+    config = compose_config([*overrides, "callbacks=none", "logger=none"])
+    allow = choice("allow_rounding", allow_rounding, ("true", "false")) == "true"
     quieten(config.lightning.diffaug)
     config.trainer.enable_checkpointing = False
     if "timeout" in (config.trainer.strategy if isinstance(config.trainer.strategy, DictConfig) else ()):
         config.trainer.strategy.timeout.minutes = _A_DAY  # a rank waits at the end for one that has a shard more
     module = get_class(f"{config.lightning.diffaug}.Encoding")
-    rows = {"keep": keep, "dtype": own["dtype"], "allow_rounding": allow, "variants": _listed(own["variants"])}
-    encode(_data(config), own["out"], instantiate(config.trainer), module, **rows)
+    rows = {"keep": None if keep is None else _listed(keep), "variants": _listed(variants)}
+    trainer = instantiate(config.trainer)
+    encode(_data(config), out, trainer, module, dtype=dtype, allow_rounding=allow, **rows)
 
 
 def _listed(words: str) -> list[str]:
     return [word for word in words.strip("[]").replace(" ", "").split(",") if word]
 
 
-def _export(options: argparse.Namespace) -> None:
+def _export(overrides: list[str], *, ckpt: str = "", out: str = "") -> None:
     from omegaconf import OmegaConf
 
     from diffaug.commands.export import export, find_run, load_weights, write_usage
 
-    own, rest = _own(options.overrides, ckpt=None, out=None)
-    if rest or None in own.values():
+    if overrides or not ckpt or not out:
         raise ValueError("export wants ckpt=RUN (the folder that train.py left) and out=FOLDER, and nothing else.")
-    run, file = find_run(own["ckpt"])
+    run, file = find_run(ckpt)
     config = OmegaConf.load(run / ".hydra" / "config.yaml")
     config.folder = str(run)
     model = instantiate(config.model, process=instantiate(config.process))
     load_weights(model, file)
-    pipeline = export(model, own["out"], tuple(config.data.image_shape or ()))
-    print(f"{own['out']} holds a {type(pipeline).__name__}. To sample from it, without diffaug:\n")
-    print(write_usage(pipeline, own["out"]))
+    pipeline = export(model, out, tuple(config.data.image_shape or ()))
+    print(f"{out} holds a {type(pipeline).__name__}. To sample from it, without diffaug:\n")
+    print(write_usage(pipeline, out))
 
 
-def _own(overrides: Sequence[str], **defaults: Any) -> tuple[dict[str, Any], list[str]]:
-    """Split off the command's own key=value pairs, and return them and what is left for Hydra."""
-    own, rest = dict(defaults), []
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if equals and key in defaults:
-            own[key] = value
-        else:
-            rest.append(override)
-    return own, rest
-
+_COMMANDS: dict[str, Callable[..., int | None]] = {
+    "report": _report,
+    "plot schedules": _plot_schedules,
+    "plot recipes": _plot_recipes,
+    "plot strip": _plot_strip,
+    "plot levels": _plot_levels,
+    "preview": _preview,
+    "check": _check,
+    "encode": _encode,
+    "export": _export,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

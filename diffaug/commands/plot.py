@@ -1,7 +1,6 @@
 """plot: the inputs of its pictures, beside schedules and recipes."""
 
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +40,9 @@ def write_label(name: str, group: str) -> str:
     return ", ".join(words)
 
 
-def read_levels(names: Sequence[str]) -> list[tuple[Any, ...]]:
-    """Read the rows of a run's loss_by_level.csv.
-
-    Arguments:
-        names: one: the folder of a run, or the file.
-    """
-    path = Path(names[0])
+def read_levels(name: str) -> list[tuple[Any, ...]]:
+    """Read the rows of a run's loss_by_level.csv, from the run's folder or the file's own name."""
+    path = Path(name)
     path = path / "loss_by_level.csv" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path}: train with callbacks=loss_by_level.")

@@ -64,7 +64,7 @@ def test_what_others_raise_keeps_its_stack(tmp_path):
     bad = tmp_path / "bad.csv"
     columns = "stage,step,epoch,low,high,count,mean,std,weighted,over"
     bad.write_text(f"{columns}\ntrain,x,0,0,1,1,1,1,1,unit\n")
-    error = caught(read_levels, [str(bad)])
+    error = caught(read_levels, str(bad))
     assert "invalid literal" in str(error), "int() fails, in a line of diffaug's"
     assert sentence(error) is None
 
@@ -149,10 +149,14 @@ def test_commands_say_what_was_wrong(arguments, message, broken, capsys, monkeyp
 
 
 def test_alone_it_prints_its_help(capsys):
-    with pytest.raises(SystemExit) as end:
-        main([])
-    assert end.value.code == 0
-    assert "export ckpt=RUN out=FOLDER" in capsys.readouterr().out
+    for words in ([], ["plot", "--help"]):
+        assert main(words) == 0
+        assert "export ckpt=RUN out=FOLDER" in capsys.readouterr().out
+
+
+def test_what_is_no_command_is_said(capsys):
+    assert main(["plot", "scheduels", "linear"]) == 2
+    assert "there is no 'plot scheduels', only report, plot schedules, plot recipes," in capsys.readouterr().err
 
 
 def failed(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
