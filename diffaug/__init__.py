@@ -77,9 +77,14 @@ diffaug.register.register_configs()
 
 if TYPE_CHECKING:
     from diffaug.data.folder import ImageFolder as ImageFolder
+    from diffaug.data.mixture import Mixture as Mixture
     from diffaug.pytorch_lightning import DiffusionDataModule as DiffusionDataModule
 
-_WHEN_ASKED_FOR = {"DiffusionDataModule": "diffaug.pytorch_lightning", "ImageFolder": "diffaug.data.folder"}
+_WHEN_ASKED_FOR = {
+    "DiffusionDataModule": "diffaug.pytorch_lightning",
+    "ImageFolder": "diffaug.data.folder",
+    "Mixture": "diffaug.data.mixture",
+}
 """What is imported only then: Lightning takes seconds, and a ForwardProcess needs none."""
 
 

@@ -17,7 +17,6 @@ import diffaug
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Offset
 from diffaug.checks import bounded, check_fields, flag, instance, integer, number, one_of
 from diffaug.data.latents import Latents
-from diffaug.data.order import EpochSampler
 from diffaug.pytorch_lightning import Denoiser, image_folder, torchvision
 
 PROCESS = ForwardProcess(LinearBeta(), compile=False)
@@ -64,11 +63,9 @@ def test_words_are_no_flags(name, word):
         FLAGS[name](word)
 
 
-def test_wrapped_modules_and_samplers_take_no_words():
+def test_wrapped_modules_take_no_words():
     with pytest.raises(ValueError, match=r"data\.allow_changed_recipe must be true or false, but got 'no' \(str\)"):
         DiffusionDataModule.wrap(pl.LightningDataModule(), PROCESS, allow_changed_recipe="no")
-    with pytest.raises(ValueError, match=r"data\.shuffle must be true or false, but got 'no' \(str\)"):
-        EpochSampler(4, shuffle="no")
 
 
 def test_flags_are_taken():

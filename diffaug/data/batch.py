@@ -24,15 +24,20 @@ class Place(NamedTuple):
         index: the item of the dataset.
         view: how often that item has come before in this epoch, counted over all ranks.
         position: the place in the epoch's global order.
-        epoch: the epoch; 0 in evaluation.
+        epoch: the epoch; 0 in evaluation. Where samples come in laps (`diffaug.data.laps`), the lap.
+        dataset: the number of the set within a mixture.
+        order: the epoch of the order; -1 is ``epoch``.
     """
 
     index: int  # pyright: ignore[reportIncompatibleMethodOverride] - tuple.index is not needed
     view: int
     position: int
     epoch: int
+    dataset: int = 0
+    order: int = -1
 
 
+_COLUMNS = len(Place._fields)
 Sample = tuple[Tensor, Place, dict[str, Any]]
 _ROWS = 256
 
@@ -44,7 +49,7 @@ class Places(NamedTuple):
     `diffaug.process.ForwardProcess.forward`.
 
     Attributes:
-        rows: int64, shape (B, 4): the columns of `Place`.
+        rows: int64, shape (B, 6): the columns of `Place`.
         first: the first of them: what keys the draws of a whole batch.
     """
 
@@ -54,15 +59,18 @@ class Places(NamedTuple):
     @classmethod
     def of(cls, places: Sequence[Place]) -> "Places":
         """Gather the places of these samples."""
-        rows = np.fromiter(chain.from_iterable(places), np.int64, 4 * len(places))
-        return cls(torch.from_numpy(rows.reshape(len(places), 4)), places[0])
+        rows = np.fromiter(chain.from_iterable(places), np.int64, _COLUMNS * len(places))
+        return cls(torch.from_numpy(rows.reshape(len(places), _COLUMNS)), places[0])
 
     @classmethod
     def count_from(cls, first: Place, length: int) -> "Places":
         """Count places from a first one on, where rows have none of their own; past 256 they count as views."""
         row = torch.arange(length, device="cpu")
-        index, view = first.index + row % _ROWS, row // _ROWS
-        return cls(torch.stack([index, view, first.position + row, torch.full_like(row, first.epoch)], 1), first)
+        rows = torch.tensor(first, device="cpu").repeat(length, 1)
+        rows[:, 0] += row % _ROWS
+        rows[:, 1] = row // _ROWS
+        rows[:, 2] += row
+        return cls(rows, first)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # From a worker every tensor comes over a connection of its own, at the cost of reading some thirty small
@@ -183,5 +191,5 @@ class PlacedCollate:
 
     def __call__(self, samples: list[tuple[Any, Place]]) -> Batch:
         items, places = [item for item, _ in samples], [place for _, place in samples]
-        (batch,) = call_keyed(self.collate, [items], [mix_key(*self.domain, _COLLATE, *places[0])])
+        (batch,) = call_keyed(self.collate, [items], [mix_key(*self.domain, _COLLATE, *places[0][:4])])
         return Batch(batch, [Places.of(places)])

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from diffaug.data.batch import Place, Sample
 from diffaug.data.items import as_tensor, check_range, split
+from diffaug.data.mixture import Mixture
 from diffaug.data.store import Store
 from diffaug.randomness.keys import INDEX_BITS
 from diffaug.randomness.user_code import call_keyed, detect_draws, mix_key
@@ -50,6 +51,16 @@ class Keyed(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def place(self, index: int) -> Place:
+        """Return a place of this sample, outside of any order."""
+        dataset, index = self.dataset.locate(index) if isinstance(self.dataset, Mixture) else (0, index)
+        return Place(index, 0, 0, 0, dataset)
+
+    def where(self, place: Place) -> str:
+        """Name a sample as error messages do."""
+        of_set = f"[{self.dataset.names[place.dataset]!r}]" if isinstance(self.dataset, Mixture) else ""
+        return f"{self.name}{of_set}[{place.index}]"
+
     def __getitems__(self, places: Sequence[Place]) -> list[Any]:
         fetched = self._fetched([place.index for place in places]) if self._in_batches else None
         if not self.may_draw():
@@ -62,8 +73,9 @@ class Keyed(Dataset[Any]):
 
     def seeds(self, places: Sequence[Place]) -> list[int]:
         """Return the seed of the random states for the sample at each of these places: 64 bits."""
-        epochs = {epoch: mix_key(*self.domain, epoch) for epoch in {place.epoch for place in places}}
-        return [mix_key(place.view << INDEX_BITS | place.index, state=epochs[place.epoch]) for place in places]
+        *domain, number = self.domain
+        epochs = {place[3:5]: mix_key(*domain, number + place.dataset, place.epoch) for place in places}
+        return [mix_key(place.view << INDEX_BITS | place.index, state=epochs[place[3:5]]) for place in places]
 
     def __getitem__(self, place: Place) -> Any:
         return self.__getitems__([place])[0]
@@ -82,9 +94,10 @@ class Keyed(Dataset[Any]):
     def read(self, place: Place) -> Any:
         """Read the sample at a place, under the random states as they are."""
         try:
-            item = self.dataset[place.index]
+            dataset = self.dataset.sets[place.dataset] if isinstance(self.dataset, Mixture) else self.dataset
+            item = dataset[place.index]
         except Exception as error:
-            note(error, f"in reading {self.name}[{place.index}]")
+            note(error, f"in reading {self.where(place)}")
             raise
         return self.finished((place, item))
 
@@ -124,7 +137,7 @@ class Images(Keyed):
 
     def finished(self, placed: tuple[Place, Any]) -> Sample:
         place, item = placed
-        where = f"{self.name}[{place.index}]"
+        where = self.where(place)
         image, extra = split(item, self.image_key, where)
         if self.transform is not None:
             try:
@@ -167,6 +180,8 @@ def _may_draw(dataset: Any) -> bool:
     To seed three random states takes 11 microseconds, more than all else that is done for a small image.
     """
     dataset = _whole(dataset)
+    if type(dataset) is Mixture:
+        return any(map(_may_draw, dataset.sets))
     if type(dataset).__module__ in ("torchvision.datasets.mnist", "torchvision.datasets.cifar"):
         return dataset.transform is not None or dataset.target_transform is not None
     return dataset.draws if type(dataset) is Store else type(dataset) is not TensorDataset

@@ -90,7 +90,8 @@ class Noiser:
             dtype: the trainer's true precision, if it has one: of the image-shaped fields and of floats in ``extra``.
         """
         train = stage == "train"
-        key = (seed, Purpose.DEVICE_TRANSFORM, STAGES[stage], dataset, *places.first)
+        first = places.first
+        key = (seed, Purpose.DEVICE_TRANSFORM, STAGES[stage], dataset + first.dataset, *first[:4])
         if train and self.device_transform is not None:
             with keyed_random_state(image.device, *key, 0):
                 image = check_batch(on_device(self.device_transform, image, "data.device_transform"), image)
@@ -98,7 +99,7 @@ class Noiser:
         moments = None if self.encoder is None else self.encode(image, (*key, 1))
         if dtype is not None:
             extra = {name: value.to(dtype) if _floats(value) else value for name, value in extra.items()}
-        index, view, position, epoch = places.rows.unbind(1)
+        index, view, position, epoch, number, order = places.rows.unbind(1)
         if train and self.views > 1:
             copies = torch.arange(self.views, device=index.device)
             view = (view[:, None] * self.views + copies).flatten()
@@ -107,9 +108,11 @@ class Noiser:
                 image = image.repeat_interleave(self.views, 0)
             else:
                 moments = moments.repeat(self.views)
-            index, epoch = (x.repeat_interleave(self.views, 0) for x in (index, epoch))
+            index, epoch, number, order = (x.repeat_interleave(self.views, 0) for x in (index, epoch, number, order))
             extra = {name: _repeated(value, self.views) for name, value in extra.items()}
-        domain = {"seed": seed, "stage": stage, "dataset": dataset}
+        domain: dict[str, Any] = {"seed": seed, "stage": stage, "dataset": dataset}
+        if first.order >= 0:
+            domain |= {"dataset": dataset + number, "order": order}
         packed = Keys.pack(index, epoch=epoch, view=view, **domain)
         if moments is not None:
             image = self._latents(moments, Keys.pack(index, **domain) if self.posterior.kind == "fixed" else packed)

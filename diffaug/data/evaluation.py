@@ -1,14 +1,17 @@
 """Evaluation: each sample of a dataset once, in order, shared out over the ranks in equal numbers of batches."""
 
 from collections.abc import Iterator, Sized
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import DistributedSampler, Sampler, SequentialSampler
 
 from diffaug.data.batch import Place
-from diffaug.data.order import Loader, count_occurrences, run_sampler
+from diffaug.data.loader import Loader
+from diffaug.data.order import count_occurrences, run_sampler
 from diffaug.randomness.keys import Purpose
 
 
@@ -94,17 +97,69 @@ class EvaluationBatches(Sampler[list[Place]]):
         return self.count
 
 
+class BucketBatches(Sampler[list[Place]]):
+    """The batches of an `EvaluationSampler` over a dataset with buckets: each of one bucket, as many on every rank.
+
+    The batches of all buckets are dealt out in turn. Where their number is no multiple of the ranks, the largest are
+    cut in two until it is: nothing is padded and no sample counts twice.
+
+    Arguments:
+        sampler, batch_size, name: as in `EvaluationBatches`.
+        bucket_of: the bucket of each sample, int64, shape (N,).
+
+    Raises:
+        ValueError: there are fewer samples than ranks, or batches of one sample that the ranks cannot share out.
+    """
+
+    def __init__(self, sampler: EvaluationSampler, batch_size: int, name: str, bucket_of: NDArray[np.int64]) -> None:
+        ranks, repeats = sampler.num_replicas, sampler.repeats
+        order = np.repeat(np.argsort(bucket_of, kind="stable"), repeats)
+        ends = np.cumsum(np.bincount(bucket_of)) * repeats
+        batches = [
+            order[low : min(low + batch_size, end)]
+            for begin, end in zip([0, *ends], ends, strict=False)
+            for low in range(begin, end, batch_size)
+        ]
+        while len(batches) % ranks:
+            largest = max(range(len(batches)), key=lambda number: len(batches[number]))
+            whole = batches[largest]
+            if len(whole) < 2:
+                raise ValueError(
+                    f"{name} has {len(order)} images in {len(set(bucket_of.tolist()))} buckets, which {ranks} "
+                    "processes cannot share out in equal numbers of batches, and they wait for each other at each "
+                    "batch. Hold out more images, use fewer devices, or set data.batch_size to 2 or more."
+                )
+            batches[largest : largest + 1] = [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
+        begins = np.cumsum([0, *map(len, batches)])
+        self.repeats = repeats
+        self.batches = [(int(begins[k]), batches[k]) for k in range(sampler.rank, len(batches), ranks)]
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        for begin, batch in self.batches:
+            yield [Place(index, (begin + n) % self.repeats, begin + n, 0) for n, index in enumerate(batch.tolist())]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
 class EvaluationLoader(Loader):
-    """A DataLoader over an `EvaluationSampler`, in `EvaluationBatches`."""
+    """A DataLoader over an `EvaluationSampler`, in `EvaluationBatches`, or in `BucketBatches`."""
 
     sampler: EvaluationSampler  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def __init__(self, *args: Any, name: str = "the dataset", **options: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        name: str = "the dataset",
+        bucket_of: NDArray[np.int64] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(*args, **options)
-        self._batches = EvaluationBatches(self.sampler, self.batch_size or 1, name)
+        batches = EvaluationBatches if bucket_of is None else partial(BucketBatches, bucket_of=bucket_of)
+        self._batches = batches(self.sampler, self.batch_size or 1, name)
 
     @property
-    def _index_sampler(self) -> EvaluationBatches:  # where torch's DataLoader looks for its batches
+    def _index_sampler(self) -> EvaluationBatches | BucketBatches:  # where torch's DataLoader looks for its batches
         return self._batches
 
 
@@ -113,6 +168,9 @@ def evaluation_loader(dataset: Any, sampler: EvaluationSampler, stage: str, name
 
     In prediction, where nothing is shared between ranks, it is one of which Lightning makes another.
     """
+    bucket_of = getattr(dataset.dataset, "bucket_of", None)
     if stage == "predict":
+        if bucket_of is not None:
+            raise ValueError(f"{name} has buckets, which are not for prediction: give a dataset of one shape.")
         return Loader(dataset, sampler=sampler, **options)
-    return EvaluationLoader(dataset, sampler=sampler, name=name, **options)
+    return EvaluationLoader(dataset, sampler=sampler, name=name, bucket_of=bucket_of, **options)

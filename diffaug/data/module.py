@@ -11,10 +11,13 @@ from torch.utils.data import IterableDataset, Sampler
 
 from diffaug.checks import choice, flag, integer, number, refuse
 from diffaug.data.base import OPTIONS, STAGES_OF_SETUP, NoisingBase
-from diffaug.data.batch import Batch, Place, collate
+from diffaug.data.batch import Batch, collate
 from diffaug.data.dataset import Images
 from diffaug.data.evaluation import EvaluationSampler, evaluation_loader
-from diffaug.data.order import LOADER_OPTIONS, EpochLoader, EpochSampler, FixedSampler, Loader, check_loader_options
+from diffaug.data.laps import Bucketed, Mixed
+from diffaug.data.loader import LOADER_OPTIONS, EpochLoader, EpochSampler, FixedSampler, Loader, check_loader_options
+from diffaug.data.mixture import Mixture
+from diffaug.data.order import Order, Sampled, Shuffled, Unshuffled
 from diffaug.data.recipe import check_ranks, describe, describe_dataset
 from diffaug.data.sources import (
     Source,
@@ -23,7 +26,8 @@ from diffaug.data.sources import (
     build_images,
     check_sources,
     dataset_name,
-    is_function,
+    functions,
+    largest_bucket,
     spread_indices,
 )
 from diffaug.data.stream import Stream, StreamLoader, check_overfit
@@ -130,9 +134,8 @@ class DiffusionBase(NoisingBase):
     def prepare_data(self) -> None:
         """Make what is made by a function once, on one process, so that it can download."""
         for stage in STAGES:
-            for source in as_list(self._sources[stage]):
-                if is_function(source):
-                    source()
+            for make in functions(self._sources[stage]):
+                make()
 
     def setup(self, stage: str | None = None) -> None:
         """Make the datasets of a stage, and look at one item of each: what is wrong with it is said before training."""
@@ -223,7 +226,10 @@ class DiffusionBase(NoisingBase):
         images = self.images(stage)
         if isinstance(images.dataset, IterableDataset):
             return None
-        return collate(images.__getitems__([Place(i, 0, 0, 0) for i in spread_indices(len(images), count)])).image
+        alike = largest_bucket(images.dataset)
+        chosen = spread_indices(len(images) if alike is None else len(alike), count)
+        places = [images.place(i if alike is None else int(alike[i])) for i in chosen]
+        return collate(images.__getitems__(places)).image
 
     def _options(self) -> dict[str, Any]:
         pin = torch.cuda.is_available()
@@ -241,9 +247,9 @@ class DiffusionBase(NoisingBase):
         if isinstance(images.dataset, IterableDataset):
             check_overfit(overfit, images.name)
             return StreamLoader(Stream(images, **self._ranks(), epoch=self._epoch), **options)
-        sampler = (FixedSampler if overfit else EpochSampler)(
-            len(images), seed=self.seed or 0, shuffle=self.shuffle, sampler=self.sampler, **self._ranks()
-        )
+        ranks = self._ranks()
+        order = self._order(images, self.batch_size * ranks["ranks"], fixed=overfit)
+        sampler = (FixedSampler if overfit else EpochSampler)(order, **ranks)
         if self.drop_last and sampler.num_samples < self.batch_size:
             raise ValueError(
                 f"data.drop_last=true leaves no batch to train on: each of {sampler.num_replicas} processes has "
@@ -251,6 +257,25 @@ class DiffusionBase(NoisingBase):
                 "data.batch_size, or data.drop_last=false."
             )
         return EpochLoader(images, sampler=sampler, **options)
+
+    def _order(self, images: Images, batch: int, *, fixed: bool) -> Order:
+        """Return the order of the training samples; where it is fixed, that of every epoch."""
+        seed, dataset = self.seed or 0, images.dataset
+        bucket_of = getattr(dataset, "bucket_of", None)
+        if (bucket_of is not None or isinstance(dataset, Mixture)) and (self.sampler is not None or not self.shuffle):
+            option = "data.shuffle=false" if self.sampler is None else "data.sampler"
+            kind = type(dataset).__name__
+            raise ValueError(f"{images.name}, a {kind}, has batches in an order of its own: leave out {option}.")
+        if isinstance(dataset, Mixture):
+            options = {"samples": dataset.samples, "seed": seed, "fixed": fixed}
+            return Mixed(dataset.sizes, batch, dataset.weights, **options)
+        if bucket_of is not None:
+            return Bucketed(bucket_of, batch, seed=seed, fixed=fixed)
+        if fixed:
+            return Unshuffled(len(images))
+        if self.sampler is not None:
+            return Sampled(self.sampler, len(images), seed=seed)
+        return Shuffled(len(images), seed=seed) if self.shuffle else Unshuffled(len(images))
 
     def _evaluation_loaders(self, stage: str) -> Any:
         loaders, repeats = [], self.val_repeats if stage == "val" else 1

@@ -16,14 +16,14 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
-    Sampler,
     SequentialSampler,
 )
 
 from diffaug.data.batch import PlacedCollate
 from diffaug.data.dataset import Keyed
 from diffaug.data.evaluation import EvaluationSampler, evaluation_loader
-from diffaug.data.order import EpochLoader, EpochSampler, FixedSampler, Loader, check_order
+from diffaug.data.loader import EpochLoader, EpochSampler, FixedSampler, Loader, check_order
+from diffaug.data.order import Order, Sampled, Shuffled, Unshuffled
 from diffaug.data.stream import Stream, StreamLoader, check_overfit
 from diffaug.randomness.keys import STAGES
 
@@ -86,13 +86,15 @@ def rebuild(
         return kind(stream, batch_size=loader.batch_size, drop_last=loader.drop_last, **options)
     batches: Any = loader.batch_sampler  # with batch_sampler=BatchSampler(...), the loader's own batch_size is None
     options |= {"batch_size": batches.batch_size, "drop_last": batches.drop_last}
-    own, shuffle = _order(batches.sampler, len(loader.dataset))
-    _log.info("%s: noise keyed by sample index, order: %s", name, type(own or batches.sampler).__name__)
-    size, ours = len(loader.dataset), {"seed": seed, "rank": rank, "ranks": ranks, "sampler": own}
+    size = len(loader.dataset)
+    _log.info("%s: noise keyed by sample index, order: %s", name, type(batches.sampler).__name__)
+    order = _order(batches.sampler, size, seed=seed, dataset=number)
     if train:
-        kind = FixedSampler if overfit else EpochSampler
-        return EpochLoader(items, sampler=kind(size, shuffle=shuffle, dataset=number, **ours), **options)
-    return evaluation_loader(items, EvaluationSampler(size, **ours), stage, name, **options)
+        kind, order = (FixedSampler, Unshuffled(size)) if overfit else (EpochSampler, order)
+        return EpochLoader(items, sampler=kind(order, rank=rank, ranks=ranks), **options)
+    own = order.sampler if isinstance(order, Sampled) else None
+    sampler = EvaluationSampler(size, rank=rank, ranks=ranks, seed=seed, sampler=own)
+    return evaluation_loader(items, sampler, stage, name, **options)
 
 
 def _why_not(loader: Any) -> str:
@@ -113,12 +115,12 @@ def _why_not(loader: Any) -> str:
     return ""
 
 
-def _order(sampler: Any, size: int) -> tuple[Sampler[int] | None, bool]:
-    """Return the user's sampler if it must be run, else None; and whether the order is shuffled."""
-    if type(sampler) is SequentialSampler:
-        return None, False
-    if type(sampler) is DistributedSampler:
-        return None, sampler.shuffle
-    if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == size:
-        return None, True
-    return sampler, False
+def _order(sampler: Any, size: int, *, seed: int, dataset: int) -> Order:
+    """Return the order that a user's sampler makes: our own where it is in order or shuffles, else by running it."""
+    in_order = type(sampler) is SequentialSampler or (type(sampler) is DistributedSampler and not sampler.shuffle)
+    if in_order:
+        return Unshuffled(size)
+    shuffles = type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == size
+    if shuffles or type(sampler) is DistributedSampler:
+        return Shuffled(size, seed=seed, dataset=dataset)
+    return Sampled(sampler, size, seed=seed)

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from diffaug.data.order import EpochLoader
+from diffaug.data.loader import EpochLoader
 from diffaug.data.progress import (
     EpochProgress,
     read_progress,
@@ -17,7 +17,7 @@ from diffaug.data.progress import (
     replace_states,
     set_progress,
 )
-from diffaug.data.recipe import check_ranks, check_recipe, describe_sampler
+from diffaug.data.recipe import check_ranks, check_recipe
 from diffaug.data.stream import StreamLoader
 
 _log = logging.getLogger("diffaug")
@@ -173,11 +173,13 @@ class Resume:
                 )
             return done
         whole, rest = divmod(done * before, loader.global_batch)
-        again = isinstance(loader, EpochLoader) and done * before >= loader.sampler.length
+        order = loader.sampler.order if isinstance(loader, EpochLoader) else None
         why = f"of which {done * before} images are no whole number" if rest else ""
         if before != loader.global_batch and isinstance(loader, StreamLoader):
             why = "and a stream goes on exactly only in the same batches"
-        elif before != loader.global_batch and again:
+        elif before != loader.global_batch and order and order.batch:
+            why = "and an order of buckets, or of a mixture, is made of these batches"
+        elif before != loader.global_batch and order and done * before >= order.length:
             why = "and a loader that has begun again beside a longer one goes on exactly only in the same batches"
         if why:
             self._refuse(
@@ -190,7 +192,7 @@ class Resume:
     def _epoch_images(self, batches: float) -> list[int | None]:
         """Return how many different images of each loader an epoch of so many batches has; None where unknown."""
         return [
-            int(min(batches * loader.global_batch, loader.sampler.length, len(loader) * loader.global_batch))
+            int(min(batches * loader.global_batch, loader.sampler.order.length, len(loader) * loader.global_batch))
             if isinstance(loader, EpochLoader)
             else None
             for loader in self._loaders
@@ -205,10 +207,8 @@ class Resume:
 def describe_loader(loader: Any) -> dict[str, Any]:
     """Describe what the order of a training loader's samples depends on, in plain types."""
     if isinstance(loader, EpochLoader):
-        sampler = loader.sampler
-        own = "shuffled" if sampler.shuffle else "the dataset's"
-        order = own if sampler.sampler is None else describe_sampler(sampler.sampler)
-        return {"images": sampler.size, "order": order}
+        order = loader.sampler.order
+        return {"images": order.size, "order": order.describe()}
     if isinstance(loader, StreamLoader):
         return {"order": "the stream's", "ranks": loader.dataset.ranks, "workers": loader.num_workers}
     return {"order": f"that of a {type(loader).__qualname__}"}

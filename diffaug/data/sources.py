@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from diffaug.checks import integer, refuse
-from diffaug.data.batch import Place
 from diffaug.data.dataset import Images
+from diffaug.data.mixture import Mixture
 from diffaug.data.store import Store
 from diffaug.randomness.keys import DATASET_BITS, INDEX_BITS, STAGES
 
@@ -50,8 +51,20 @@ def check_sources(**given: Any) -> dict[str, Any]:
                     f"the command line: data=image_folder data.root={part}"
                 )
     if are_datasets(given["train"]):
-        raise refuse("data.train", given["train"], "one dataset; join several by torch.utils.data.ConcatDataset")
+        raise refuse(
+            "data.train",
+            given["train"],
+            "one dataset; join several by diffaug.Mixture, or by torch.utils.data.ConcatDataset",
+        )
     return given
+
+
+def functions(source: Source | Sequence[Source] | None) -> list[Callable[[], Any]]:
+    """List the functions that make a stage's datasets."""
+    parts = [
+        part for each in as_list(source) for part in (each.sources.values() if isinstance(each, Mixture) else [each])
+    ]
+    return [part for part in parts if is_function(part)]
 
 
 def is_function(source: object) -> TypeGuard[Callable[[], Any]]:
@@ -88,7 +101,10 @@ def build_images(
         options: of `Images`.
     """
     dataset: Any = source() if is_function(source) else source
+    dataset = dataset.build() if isinstance(dataset, Mixture) else dataset
     streams = isinstance(dataset, IterableDataset)
+    if isinstance(dataset, Mixture) and stage != "train":
+        raise refuse(name, dataset, f"one dataset, or a list of the sets: data.{stage} goes through each by itself")
     if not streams and not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         wanted = "a map-style dataset, with a length and items by index, or a torch.utils.data.IterableDataset"
         raise refuse(name, dataset, wanted)
@@ -104,11 +120,11 @@ def build_images(
 
 def look_at(images: Images, image_shape: tuple[int, ...] | None) -> None:
     """Look at some images of a dataset: refuse another shape than is said, warn of another range."""
-    first, name = images[Place(0, 0, 0, 0)][0], images.name
+    first, name = images[images.place(0)][0], images.name
     shape = tuple(first.shape)
     if images.check_range and first.is_floating_point():
         chosen = spread_indices(len(images), _LOOKED_AT)
-        some = (images[Place(index, 0, 0, 0)][0] for index in chosen)
+        some = (images[images.place(index)][0] for index in chosen)
         warn_of_half_range(some, images.value_range, f"{name}, of which {len(chosen)} images were looked at,")
     if isinstance(images.dataset, Store):
         shape = images.dataset.shape  # of latents, which come as two moments
@@ -140,6 +156,12 @@ def warn_of_half_range(images: Iterable[Tensor], value_range: tuple[float, float
             low,
             high,
         )
+
+
+def largest_bucket(dataset: Any) -> NDArray[np.int64] | None:
+    """Return the samples of a dataset's largest bucket; None for a dataset without buckets, whose images are alike."""
+    bucket_of = getattr(dataset, "bucket_of", None)
+    return None if bucket_of is None else np.flatnonzero(bucket_of == np.bincount(bucket_of).argmax())
 
 
 def spread_indices(size: int, count: int) -> list[int]:

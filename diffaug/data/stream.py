@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from diffaug.data.batch import Place
 from diffaug.data.dataset import Keyed, note
-from diffaug.data.order import Loader
+from diffaug.data.loader import Loader
 from diffaug.randomness.user_code import seed_all, untouched_random_state
 
 _log = logging.getLogger("diffaug")

@@ -237,7 +237,7 @@ class ForwardProcess(ClosedForm):
         """
         extra = {} if extra is None else extra
         check_call(self.fields, x_0, extra)
-        check_like("key", key.rows, (5, len(x_0)), "one key for each image")
+        check_like("key", key.rows, (6, len(x_0)), "one key for each image")
         times, key = times or self.times, Keys(where_float64_is(key.rows))
         position = None if position is None else where_float64_is(position)
         # Out of inference mode and gradients: what comes out are data, and one compiled form serves every stage.
@@ -252,6 +252,8 @@ class ForwardProcess(ClosedForm):
                 made["index"] = key.sample
             if "view" in self.fields:
                 made["view"] = key.view
+            if "dataset" in self.fields:
+                made["dataset"] = key.number
             made = dict(zip(made, move([*made.values()], x_0.device), strict=True))
         return batch_type(self.fields)(*(made[name] if name in made else extra[name] for name in self.fields))
 

@@ -58,8 +58,9 @@ class Keys(NamedTuple):
     """The keys of B samples: what identifies each draw, packed as in the table above.
 
     Attributes:
-        rows: int64, shape (5, B): the seed's low and high 32 bits; the sample index's low 32 bits; its high bits and
-            the view; and epoch, stage and dataset number.
+        rows: int64, shape (6, B): the seed's low and high 32 bits; the sample index's low 32 bits; its high bits and
+            the view; epoch, stage and dataset number; and these three of the order that the sample stands in, by which
+            a coverage goes that spreads the samples of an order. They differ where samples come in laps.
     """
 
     rows: Tensor
@@ -73,7 +74,8 @@ class Keys(NamedTuple):
         stage: str = "train",
         epoch: int | Tensor = 0,
         view: int | Tensor = 0,
-        dataset: int = 0,
+        dataset: int | Tensor = 0,
+        order: int | Tensor | None = None,
     ) -> "Keys":
         """Pack what identifies B samples.
 
@@ -83,30 +85,33 @@ class Keys(NamedTuple):
             stage: train, val, test or predict. Only train sees the epoch.
             epoch: in [0, 2^20), one number or int64 of shape (B,).
             view: which noised copy of the image within the epoch, in [0, 2^20), one number or int64 of shape (B,).
-            dataset: the number of the dataset (dataloader_idx) within its stage, in [0, 2^10).
+            dataset: the number of the dataset (dataloader_idx) within its stage, in [0, 2^10), likewise.
+            order: the epoch of an order that several laps, or sets, share; None where the order is the epoch's own.
 
         Raises:
             ValueError: a value beyond its width. Tensors on an accelerator are not looked at (that would halt it).
         """
         integer("seed", seed, 0, 2**64 - 1)
         choice("stage", stage, STAGES)
-        integer("dataset", dataset, 0, 2**DATASET_BITS - 1)
         if index.dtype != torch.int64 or index.ndim != 1:
             raise refuse("index", f"{index.dtype} of shape {tuple(index.shape)}", "an int64 tensor of shape (B,)")
         _within("index", index, INDEX_BITS)
         _within("view", view, VIEW_BITS)
         _within("epoch", epoch, EPOCH_BITS)
+        _within("dataset", dataset, DATASET_BITS)
         device, index, view, epoch = index.device, _to_numpy(index), _to_numpy(view), _to_numpy(epoch)
-        rows: Any = np.empty((5, len(index)), np.int64) if device.type == "cpu" else index.new_empty(5, len(index))
+        dataset, order = _to_numpy(dataset), _to_numpy(order)
+        rows: Any = np.empty((6, len(index)), np.int64) if device.type == "cpu" else index.new_empty(6, len(index))
         rows[0], rows[1] = seed & _LOW_32, seed >> 32
         rows[2] = index & _LOW_32
         rows[3] = (index >> 32) + (view << 8)
         rows[4] = (STAGES[stage] << EPOCH_BITS) + (dataset << (EPOCH_BITS + 2)) + (epoch if stage == "train" else 0)
+        rows[5] = rows[4] if order is None else (STAGES[stage] << EPOCH_BITS) + order
         return cls(to_tensor(rows))
 
     @property
     def key_0(self) -> Tensor:
-        """The seed's low 32 bits, int64, shape (B,), as the four others."""
+        """The seed's low 32 bits, int64, shape (B,), as the five others."""
         return self.rows[0]
 
     @property
@@ -130,6 +135,16 @@ class Keys(NamedTuple):
         return self.rows[4]
 
     @property
+    def order(self) -> Tensor:
+        """Epoch, stage and dataset number of the order."""
+        return self.rows[5]
+
+    @property
+    def number(self) -> Tensor:
+        """The dataset number."""
+        return self.domain >> (EPOCH_BITS + 2)
+
+    @property
     def sample(self) -> Tensor:
         """The sample index."""
         return self.low + ((self.high & 255) << 32)
@@ -145,7 +160,7 @@ class Keys(NamedTuple):
 
     def replace(self, low: Tensor, high: Tensor, domain: Tensor) -> "Keys":
         """Return the keys with other words under the same seed, each int64, shape (B,)."""
-        return Keys(torch.stack((self.key_0, self.key_1, low, high, domain)))
+        return Keys(torch.stack((self.key_0, self.key_1, low, high, domain, self.order)))
 
     def to(self, device: torch.device) -> "Keys":
         """Move the keys to a device, by one copy."""

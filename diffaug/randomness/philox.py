@@ -91,7 +91,7 @@ def _points_here(rows: NDArray[np.int64], purpose: int) -> Tensor:
     """
     even = np.empty((2, rows.shape[1]), np.uint32)
     even[0], even[1] = purpose >> 4 << 30, rows[3] + ((purpose & 15) << 28)  # block 0
-    odd, key = rows[2::2].astype(np.uint32), rows[:2].astype(np.uint32)
+    odd, key = rows[2:5:2].astype(np.uint32), rows[:2].astype(np.uint32)
     for _ in range(10):
         halves = (even * _MULTIPLIERS)[::-1].astype("<u8", copy=False).view("<u4")
         even, odd = halves[:, 1::2] ^ odd, halves[:, ::2]

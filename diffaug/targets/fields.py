@@ -105,8 +105,9 @@ WEIGHT_FIELDS = ("weight", "importance_weight")
 PAIR_FIELDS = ("x_s", "s")
 """An earlier state of each image and its time; see `diffaug.targets.pairs`."""
 
-DRAW_FIELDS = ("index", "view")
-"""What identifies a draw, int64, shape (B,)."""
+DRAW_FIELDS = ("index", "view", "dataset")
+"""What identifies a draw, int64, shape (B,): the sample, its noised copy, and the number of its dataset (of its set in
+a `diffaug.Mixture`)."""
 
 FIELDS = (*IMAGE_FIELDS, *NUMBER_FIELDS, *WEIGHT_FIELDS, *PAIR_FIELDS, *DRAW_FIELDS)
 

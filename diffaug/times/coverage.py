@@ -116,7 +116,7 @@ class Antithetic(Coverage):
     """
 
     def points(self, keys: Keys, position: Tensor | None) -> Tensor:
-        return golden(self._require(position), keyed_offset(keys))
+        return golden(self._require(position), keyed_offset(keys, keys.order))
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Sobol(Coverage):
 
     def points(self, keys: Keys, position: Tensor | None) -> Tensor:
         digits = _reverse_bits(sobol(self._require(position))) >> 11 & (2**53 - 1)
-        return digits ^ (keyed_offset(keys) >> 11 & (2**53 - 1))
+        return digits ^ (keyed_offset(keys, keys.order) >> 11 & (2**53 - 1))
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class ByIndex(Coverage):
     """
 
     def points(self, keys: Keys, position: Tensor | None) -> Tensor:
-        return golden(keys.sample, keys.view * _SILVER + keyed_offset(keys))
+        return golden(keys.sample, keys.view * _SILVER + keyed_offset(keys, keys.domain))
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def golden(position: Tensor, offset: Tensor | int = 0) -> Tensor:
 
 def _coins(keys: Keys, word_0: Tensor, word_1: Tensor, word_2: Tensor) -> Tensor:
     """Draw one bit for each epoch and triple of words, the last below 2^28: int64, of the words' shape, (B, N)."""
-    counter = (word_0, word_1, word_2 + (Purpose.COVERAGE << 28), keys.domain[:, None])
+    counter = (word_0, word_1, word_2 + (Purpose.COVERAGE << 28), keys.order[:, None])
     return philox(counter, (keys.key_0[:, None], keys.key_1[:, None]))[0] & 1
 
 
@@ -226,7 +226,11 @@ def _reverse_bits(x: Tensor) -> Tensor:
     return x
 
 
-def keyed_offset(keys: Keys) -> Tensor:
-    """Draw 53 random bits at the top of an int64, shape (B,): of seed, stage, dataset number and epoch alone."""
+def keyed_offset(keys: Keys, domain: Tensor) -> Tensor:
+    """Draw 53 random bits at the top of an int64, shape (B,): of seed, stage, dataset number and epoch alone.
+
+    Arguments:
+        domain: ``keys.order``, for who spreads the samples of an order, or ``keys.domain``.
+    """
     zero = torch.zeros_like(keys.low)
-    return points(keys.replace(zero, zero, keys.domain), Purpose.COVERAGE) << 11
+    return points(keys.replace(zero, zero, domain), Purpose.COVERAGE) << 11

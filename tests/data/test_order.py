@@ -13,7 +13,9 @@ from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.data.batch import Place, collate
 from diffaug.data.dataset import Images
 from diffaug.data.evaluation import EvaluationBatches, EvaluationSampler
-from diffaug.data.order import EpochLoader, EpochSampler, count_occurrences, order_keys, permute
+from diffaug.data.loader import EpochLoader, EpochSampler
+from diffaug.data.order import Order, Sampled, Shuffled, Unshuffled, count_occurrences
+from diffaug.data.permutation import order_keys, permute
 from diffaug.randomness.keys import Keys, Purpose
 from diffaug.randomness.philox import words
 
@@ -98,11 +100,15 @@ def test_a_billion_places_need_no_memory():
     assert some.max() < size
 
 
+def of_hundred(shuffle: bool) -> Order:
+    return Shuffled(100, seed=5) if shuffle else Unshuffled(100)
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_ranks_share_one_order(ranks, shuffle):
-    whole = list(EpochSampler(100, seed=5, shuffle=shuffle))
-    shares = [list(EpochSampler(100, seed=5, rank=r, ranks=ranks, shuffle=shuffle)) for r in range(ranks)]
+    whole = list(EpochSampler(of_hundred(shuffle)))
+    shares = [list(EpochSampler(of_hundred(shuffle), rank=r, ranks=ranks)) for r in range(ranks)]
     assert len({len(share) for share in shares}) == 1
     together = sorted((p for share in shares for p in share), key=lambda p: p.position)
     assert together[:100] == whole
@@ -112,13 +118,13 @@ def test_ranks_share_one_order(ranks, shuffle):
 
 
 def test_a_thousand_ranks_make_the_order_of_one():
-    whole = list(EpochSampler(5000, seed=1))
-    shares = [p for r in range(1024) for p in EpochSampler(5000, seed=1, rank=r, ranks=1024)]
+    whole = list(EpochSampler(Shuffled(5000, seed=1)))
+    shares = [p for r in range(1024) for p in EpochSampler(Shuffled(5000, seed=1), rank=r, ranks=1024)]
     assert sorted(shares, key=lambda p: p.position)[:5000] == whole
 
 
 def test_more_ranks_than_samples():
-    shares = [list(EpochSampler(3, rank=r, ranks=8)) for r in range(8)]
+    shares = [list(EpochSampler(Shuffled(3), rank=r, ranks=8)) for r in range(8)]
     assert all(len(share) == 1 for share in shares)
     assert len({(p.index, p.view) for (p,) in shares}) == 8
 
@@ -146,7 +152,7 @@ def test_occurrences():
 )
 def test_samplers_that_repeat_get_new_views(sampler, same_random_state):
     def places(epoch: int, rank: int = 0, ranks: int = 1) -> list[Place]:
-        ours = EpochSampler(3, sampler=sampler, rank=rank, ranks=ranks)
+        ours = EpochSampler(Sampled(sampler, 3), rank=rank, ranks=ranks)
         ours.set_epoch(epoch)
         return list(ours)
 
@@ -168,7 +174,7 @@ def test_a_sampler_that_lies_about_its_length():
             return iter([0, 1])
 
     with pytest.raises(ValueError, match=r"data\.sampler says its length is 5, but it yielded 2"):
-        list(EpochSampler(3, sampler=Liar()))
+        list(EpochSampler(Sampled(Liar(), 3)))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
@@ -186,7 +192,7 @@ def loader(
     ranks: int = 1, rank: int = 0, batch_size: int = 4, drop_last: bool = False, num_workers: int = 0
 ) -> EpochLoader:
     images = Images(TensorDataset(torch.zeros(30, 1, 2, 2)))
-    sampler = EpochSampler(30, seed=3, rank=rank, ranks=ranks)
+    sampler = EpochSampler(Shuffled(30, seed=3), rank=rank, ranks=ranks)
     return EpochLoader(
         images,
         sampler=sampler,

@@ -40,7 +40,7 @@ def gpu(capability: int = 90) -> Iterator[None]:
 
 def arguments(batch: int, elements: int, fields: int, dtype: torch.dtype) -> tuple[object, ...]:
     x = torch.empty(batch, elements, dtype=torch.uint8, device=fake_gpu.DEVICE)
-    keys = Keys(torch.empty(5, batch, dtype=torch.int64, device=fake_gpu.DEVICE))
+    keys = Keys(torch.empty(6, batch, dtype=torch.int64, device=fake_gpu.DEVICE))
     return x, keys, torch.empty(1000, fields, 2, device=fake_gpu.DEVICE), 255.0, dtype
 
 

@@ -405,7 +405,7 @@ def test_trajectory_is_keyed_and_joint():
         (lambda p: ForwardProcess(LinearBeta(), fields=("x_t", "lable"))(IMAGES, INDEX), r"asks for \['lable'\]"),
         (
             lambda p: p.draw(IMAGES, Keys.pack(INDEX[:1])),
-            r"key must be a tensor of shape \(5, 64\), one key for",
+            r"key must be a tensor of shape \(6, 64\), one key for",
         ),
         (lambda p: p.mix(IMAGES, torch.full((64,), 1000), IMAGES), r"wants t as int64 in \[0, 999\]"),
         (lambda p: p([[1]], INDEX), r"x_0 must be a tensor of uint8 or float images, .*, but got \[\[1\]\] \(list\)"),
