@@ -4,11 +4,12 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess
 from diffaug.schedules import Schedule
@@ -53,6 +54,21 @@ def times_inside(schedule: Schedule, count: int = 41) -> torch.Tensor:
     """From end to end where discrete; the interior of continuous time."""
     ends = 0.0 if schedule.discrete else 1e-4
     return schedule.from_unit(torch.linspace(ends, 1 - ends, count, dtype=torch.float64))
+
+
+class Shapes(Dataset[Any]):
+    """Images of three shapes, and so in three buckets; each pixel is its image's number."""
+
+    bucket_shapes = [(2, 2), (4, 2), (2, 6)]
+
+    def __init__(self, count: int = 21) -> None:
+        self.bucket_of = np.arange(count) * 5 % 7 // 3
+
+    def __len__(self) -> int:
+        return len(self.bucket_of)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.full((1, *self.bucket_shapes[self.bucket_of[index]]), index, dtype=torch.uint8)
 
 
 class Listener(pl.LightningModule):

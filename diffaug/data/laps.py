@@ -39,9 +39,7 @@ class Laps(Order):
         fixed: whether every epoch has the samples of the first, as Lightning's ``overfit_batches`` wants.
     """
 
-    def __init__(
-        self, sizes: Sequence[int], batch: int, *, samples: int | None = None, seed: int, fixed: bool
-    ) -> None:
+    def __init__(self, sizes: Sequence[int], batch: int, *, samples: int | None = None, seed: int, fixed: bool) -> None:
         self.sizes, self.size = np.array(sizes, np.int64), int(sum(sizes))
         self.batch, self.seed, self.fixed = batch, seed, fixed
         self.steps = -(-(samples or self.size) // batch)

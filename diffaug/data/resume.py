@@ -177,8 +177,6 @@ class Resume:
         why = f"of which {done * before} images are no whole number" if rest else ""
         if before != loader.global_batch and isinstance(loader, StreamLoader):
             why = "and a stream goes on exactly only in the same batches"
-        elif before != loader.global_batch and order and order.batch:
-            why = "and an order of buckets, or of a mixture, is made of these batches"
         elif before != loader.global_batch and order and done * before >= order.length:
             why = "and a loader that has begun again beside a longer one goes on exactly only in the same batches"
         if why:

@@ -47,9 +47,10 @@ def test_counts_stay_within_one_of_their_due(step):
             before, counts = counts, share_out(counts, weights, epoch * step)
             assert sum(counts) == epoch * step
             assert all(old <= new for old, new in zip(before, counts, strict=True))
-            assert all(
-                abs(n * whole - epoch * step * w) < whole for n, w in zip(counts, weights, strict=True)
-            ), (weights, epoch)
+            assert all(abs(n * whole - epoch * step * w) < whole for n, w in zip(counts, weights, strict=True)), (
+                weights,
+                epoch,
+            )
 
 
 @pytest.mark.parametrize("batch", [4, 24])
@@ -117,9 +118,10 @@ def test_an_order_is_the_same_whichever_places_are_asked_for(kind):
     for places in (np.array([77]), np.array([300, 5, 24]), np.arange(100, 200)):
         for asked, known in zip(late(places), whole, strict=True):
             assert np.array_equal(asked, known if isinstance(known, int) else known[places])
-    assert order.of_epoch(3, 0, 0)(np.arange(9)).index.tolist() == ORDERS[kind](24).of_epoch(3, 0, 0)(
-        np.arange(9)
-    ).index.tolist()
+    assert (
+        order.of_epoch(3, 0, 0)(np.arange(9)).index.tolist()
+        == ORDERS[kind](24).of_epoch(3, 0, 0)(np.arange(9)).index.tolist()
+    )
 
 
 def test_sums_of_floors():

@@ -25,9 +25,10 @@ from pytorch_lightning.callbacks import (
 )
 from pytorch_lightning.tuner import Tuner
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
+from shared import Shapes
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, TensorDataset, WeightedRandomSampler
 
-from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
+from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Mixture
 from diffaug.data.recipe import describe_sampler
 from diffaug.pytorch_lightning import LastCheckpoint
 from diffaug.times import Antithetic, Importance, Independent, PerImage, Sobol, Stratified, Uniform
@@ -206,6 +207,18 @@ def side_by_side(mode: str, *loaders: Callable[[], DataLoader[Any]]) -> Callable
     return lambda: wrapped(lambda: CombinedLoader({str(i): loader() for i, loader in enumerate(loaders)}, mode))
 
 
+def buckets(batch_size: int = 4, **options: Any) -> DiffusionDataModule:
+    return DiffusionDataModule(
+        Shapes(22), Shapes(9), process=PROCESS, **{"batch_size": batch_size, "seed": 5, **options}
+    )
+
+
+def mixture(batch_size: int = 4, **weights: float) -> DiffusionDataModule:
+    sets = {"few": images(3), "many": images(18)}
+    mixed = Mixture(sets, {0: {"few": 1, "many": 1}, 2: weights or {"few": 2, "many": 1}})
+    return DiffusionDataModule(mixed, images(6), process=PROCESS, batch_size=batch_size, seed=5)
+
+
 TWO = (lambda: DataLoader(images(22), 4, shuffle=True), lambda: DataLoader(images(7), 4))
 SETTINGS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "plain": (own, {}),
@@ -235,6 +248,12 @@ SETTINGS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "sobol": (covered(Sobol()), {}),
     "per_image": (covered(PerImage()), {}),
     "independent": (covered(Independent()), {}),
+    "buckets": (buckets, {}),
+    "buckets_accumulate": (buckets, {"accumulate_grad_batches": 2}),
+    "buckets_limit": (buckets, {"limit_train_batches": 0.6}),
+    "buckets_overfit": (buckets, {"overfit_batches": 2}),
+    "mixture": (mixture, {}),
+    "mixture_overfit": (mixture, {"overfit_batches": 2}),
     "min_epochs": (own, {"min_epochs": 2}),
     "weighted": (lambda: own(sampler=WeightedRandomSampler([1.0] * 10 + [3.0] * 10, 18)), {}),
     "replacement": (lambda: wrapped(lambda: DataLoader(images(), 4, sampler=RandomSampler(images(), True, 18))), {}),
@@ -269,7 +288,7 @@ SETTINGS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
         {},
     ),
 }
-QUICK = ("plain",)
+QUICK = ("plain", "buckets", "mixture")
 THOROUGH = ("wrapped", "no_max_epochs", "accumulate", "val_check_2")
 FEW = (
     "on_fit_start",
@@ -666,6 +685,8 @@ class TestRefusals:
             (own, lambda: own(encoder=torch.nn.Conv2d(1, 2, 1)), r"encoder: None -> Conv2d of 4 parameters"),
             (own, lambda: own(device_transform=torch.clone), r"device_transform: None -> torch\.clone|clone"),
             (own, lambda: own(val_repeats=2), r"val_repeats: 1 -> 2"),
+            (buckets, lambda: buckets(2), r"train\.order\.global batch: 4 -> 2"),
+            (mixture, lambda: mixture(few=3, many=1), r"train\.weights: .* -> .*"),
             (wrapped, lambda: wrapped(lambda: DataLoader(images(21), 4, shuffle=True)), r"train\.images: 20 -> 21"),
             (wrapped, lambda: wrapped(lambda: DataLoader(images(), 4)), r"train\.order: shuffled -> the dataset's"),
         ],

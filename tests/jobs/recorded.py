@@ -12,19 +12,39 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
-from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
+from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Mixture
 
-FIELDS = ("x_t", "epsilon", "t", "index", "view")
+FIELDS = ("x_t", "epsilon", "t", "index", "view", "dataset")
 
 
 def images(count: int, seed: int) -> TensorDataset:
     generator = torch.Generator().manual_seed(seed)
     return TensorDataset(torch.randint(0, 256, (count, 1, 4, 4), generator=generator, dtype=torch.uint8))
+
+
+class Shapes(Dataset[torch.Tensor]):
+    """Images of three shapes, and so in three buckets."""
+
+    def __init__(self, count: int) -> None:
+        self.bucket_of = np.arange(count) * 5 % 7 // 3
+
+    def __len__(self) -> int:
+        return len(self.bucket_of)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.full((1, 2, (2, 4, 6)[self.bucket_of[index]]), index, dtype=torch.uint8)
+
+
+def training_set(kind: str, count: int) -> Any:
+    if kind == "mixture":
+        return Mixture({"few": images(7, 0), "many": images(count, 1)}, weights={"few": 1, "many": 2})
+    return Shapes(count) if kind == "buckets" else images(count, 0)
 
 
 class Recorder(pl.LightningModule):
@@ -69,7 +89,7 @@ def main(out: str, options: dict[str, Any]) -> None:
     if "seeds" in options:  # the usual remedy for ranks that draw alike
         pl.seed_everything(options["seeds"] + int(os.environ.get("LOCAL_RANK", "0")))
     data = DiffusionDataModule(
-        train=images(options.get("train", 75), 0),
+        train=training_set(options.get("kind", "plain"), options.get("train", 75)),
         val=[images(count, 1) for count in options.get("val", [10, 10])],
         process=ForwardProcess(LinearBeta(), fields=FIELDS, compile=options.get("compile", False)),
         seed=None if "seeds" in options else 11,

@@ -169,6 +169,45 @@ def test_a_killed_run_goes_on_exactly(killed, resumed, reference, tmp_path):
     assert same(draws, {key: single[key] for key in draws})
 
 
+@pytest.fixture(scope="module", params=["buckets", "mixture"])
+def in_laps(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """One process, 8 images a batch, 2 epochs, of a dataset with buckets and of a mixture."""
+    out = tmp_path_factory.mktemp(request.param)
+    recorded.main(str(out), {"kind": request.param, "max_epochs": 2})
+    return request.param, out
+
+
+def global_batches(out: Path) -> list[list[tuple[Any, ...]]]:
+    """What all ranks together were given at each step, each sample with its triple, as bytes; of one shape."""
+    steps = []
+    for parts in zip(*batches(out), strict=True):
+        assert len({part["x_t"].shape[2:] for part in parts}) == 1
+        rows = (
+            [part[name][row].numpy().tobytes() for name in recorded.FIELDS]
+            for part in parts
+            for row in range(len(part["t"]))
+        )
+        steps.append(sorted(map(tuple, rows)))
+    return steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_buckets_and_mixtures_go_on_exactly_on_other_ranks(ranks, in_laps, tmp_path):
+    """Two ranks are killed inside an epoch; 1, 2 and 4 go on with the rest of the sequence, bit for bit."""
+    kind, reference = in_laps
+    before, after = tmp_path / "before", tmp_path / "after"
+    run(before, expect=None, kind=kind, kill_at=7, devices=2, batch_size=4)
+    checkpoint = torch.load(before / "last.ckpt", weights_only=True)
+    done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
+    assert done == 6  # of 10 or 11 batches of an epoch
+    whole = global_batches(reference)
+    assert global_batches(before)[:done] == whole[:done]
+    options = {"kind": kind, "max_epochs": 2, "devices": ranks, "batch_size": 8 // ranks}
+    run(after, ckpt_path=str(before / "last.ckpt"), **options)
+    assert global_batches(after) == whole[done:]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "done"),
