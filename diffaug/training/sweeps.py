@@ -14,7 +14,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from textwrap import shorten
@@ -32,6 +32,7 @@ from diffaug.training.checkpoint_io import find_holder
 from diffaug.training.errors import UserError, for_the_user
 
 _OUTCOME = "outcome.txt"  # beside Hydra's own records of the job
+_NUMBERS = {"val_loss": ".4f", "prior_kl_bits_per_dim": ".3g", "seconds": ".0f"}  # in the table, and how written
 _OF_THE_SWEEP = ("hydra.mode=", "hydra.sweep.", "hydra.sweeper", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
 
 
@@ -43,8 +44,10 @@ class JobFailed(CompactHydraException):
 
 
 class Guard(Callback):
-    """For Hydra's callbacks: refuse a run in a folder where another one is training, before Hydra writes its configs
-    there. (A run that comes so near that it passes here is refused at setup.)"""
+    """Hydra callback: refuse a run in a folder where another one is training, before Hydra writes its configs there.
+
+    (A run that comes so near that it passes here is refused at setup.)
+    """
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         refusal = find_holder(Path(config.hydra.run.dir, "checkpoints"))
@@ -66,7 +69,7 @@ def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         submitit = "SUBMITIT_EXECUTOR" in os.environ
         if not submitit and HydraConfig.get().mode == RunMode.MULTIRUN:
             run_alone()
-            return val_loss(Path(HydraConfig.get().runtime.output_dir))
+            return read_summary(Path(HydraConfig.get().runtime.output_dir)).get("val_loss")
         try:
             if submitit:
                 export_ranks(config)
@@ -92,7 +95,7 @@ def run_alone() -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     told = [signal.SIGTERM, *([signal.SIGINT] if callable(signal.getsignal(signal.SIGINT)) else [])]  # nohup's is not
     before = {number: signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in told}
-    process = subprocess.Popen(command(), cwd=get_original_cwd())
+    process = subprocess.Popen(build_command(), cwd=get_original_cwd())
     try:
         status = process.wait()
     except BaseException:
@@ -109,13 +112,13 @@ def run_alone() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     if status:
-        said = outcome(folder)
+        said = read_outcome(folder)
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
         error = said.removeprefix("failed: ") if said.startswith("failed: ") else f"the process ended {how}"
         raise JobFailed(error, folder)
 
 
-def command() -> list[str]:
+def build_command() -> list[str]:
     """Return the command line that runs the job that Hydra is at, alone: its overrides and its folder, no ``-m``."""
     import __main__
 
@@ -125,7 +128,7 @@ def command() -> list[str]:
     return [
         sys.executable,
         *start,
-        *options(sys.argv[1:]),
+        *config_options(sys.argv[1:]),
         *(override for override in hydra.overrides.hydra if not override.startswith(_OF_THE_SWEEP)),
         *hydra.overrides.task,
         f'hydra.run.dir="{folder}"',
@@ -134,7 +137,7 @@ def command() -> list[str]:
     ]
 
 
-def options(arguments: list[str]) -> list[str]:
+def config_options(arguments: list[str]) -> list[str]:
     """Return Hydra's options of a command line that choose the configs, without overrides and ``-m``."""
     chosen: list[str] = []
     rest = iter(arguments)
@@ -168,24 +171,24 @@ def export_ranks(config: DictConfig) -> None:
         NODE_RANK=str(here.node),
         WORLD_SIZE=str(here.num_tasks),
         MASTER_ADDR="127.0.0.1" if here.num_nodes == 1 else here.hostnames[0],
-        MASTER_PORT=str(port_of(here.job_id)),
+        MASTER_PORT=str(choose_port(here.job_id)),
     )
 
 
-def port_of(job_id: str) -> int:
+def choose_port(job_id: str) -> int:
     """Choose a port in [10000, 30000) on which the ranks of a job meet, another for each job of an array."""
     number, _, task = job_id.partition("_")
     return 10000 + (int(re.sub(r"\D", "", number) or 0) * 101 + int(re.sub(r"\D", "", task) or 0)) % 20000
 
 
 class Table(Callback):
-    """Note in a job's folder how it ended; when a sweep ends, say in a table what each of its jobs came to.
+    """Hydra callback: note in a job's folder how it ended, and print what the jobs came to when their sweep ends.
 
     Hydra tells of the end of a sweep only where no job failed, so the table is printed as the process ends.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        atexit.register(show, Path(config.hydra.sweep.dir).absolute())
+        atexit.register(show_results, Path(config.hydra.sweep.dir).absolute())
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         self._note(config, "unfinished")
@@ -205,44 +208,31 @@ class Table(Callback):
             Path(config.hydra.runtime.output_dir, config.hydra.output_subdir, _OUTCOME).write_text(text + "\n")
 
 
-def outcome(folder: Path) -> str:
+def read_outcome(folder: Path) -> str:
     """Read how the job in this folder ended: completed, unfinished, or ``failed: ...``."""
     path = folder / ".hydra" / _OUTCOME
     return path.read_text().strip() if path.is_file() else "unfinished"
 
 
-def summary(folder: Path) -> dict[str, Any]:
+def read_summary(folder: Path) -> dict[str, Any]:
     """Read the summary of the run in this folder, empty where there is none."""
     path = folder / "summary.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def val_loss(folder: Path) -> float | None:
-    """Read the validation loss of the run in this folder."""
-    return summary(folder).get("val_loss")
-
-
-def results(folder: Path) -> list[dict[str, Any]]:
+def read_results(folder: Path) -> list[dict[str, Any]]:
     """Read what each job of the sweep in this folder came to, in the order of the jobs.
 
     A job that has not completed has an ``outcome`` and no numbers: those of an earlier validation are not its result.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for path in folder.glob("**/.hydra/hydra.yaml"):
         record, run = OmegaConf.load(path).hydra, path.parent.parent
-        how = outcome(run)
-        found = summary(run) if how == "completed" else {}
-        rows.append(
-            {
-                "job": int(record.job.num),
-                "overrides": list(record.overrides.task),
-                "val_loss": found.get("val_loss"),
-                "prior_kl_bits_per_dim": found.get("prior_kl_bits_per_dim"),
-                "seconds": found.get("seconds"),
-                "outcome": how,
-                "folder": str(run.relative_to(folder)),
-            }
-        )
+        outcome = read_outcome(run)
+        found = read_summary(run) if outcome == "completed" else {}
+        numbers = {name: found.get(name) for name in _NUMBERS}
+        row = {"job": int(record.job.num), "overrides": list(record.overrides.task), **numbers}
+        rows.append({**row, "outcome": outcome, "folder": str(run.relative_to(folder))})
     rows.sort(key=lambda row: row["job"])
     common = set.intersection(*(set(row["overrides"]) for row in rows)) if len(rows) > 1 else set()
     for row in rows:  # what every job shares tells none from another
@@ -250,35 +240,29 @@ def results(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def show(folder: Path) -> None:
+def show_results(folder: Path) -> None:
     """Print the table of a sweep's results, and write it to results.csv in its folder."""
-    rows = results(folder)
+    rows = read_results(folder)
     if not rows:
         return
     with (folder / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    print(f"\n{table(rows)}\n\nresults.csv and each job's folder are in {folder}", flush=True)
+    print(f"\n{format_table(rows)}\n\nresults.csv and each job's folder are in {folder}", flush=True)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def format_table(rows: list[dict[str, Any]]) -> str:
     """Format the results as lines of text: a job that has no numbers has its outcome in their place."""
-
-    def number(row: Mapping[str, Any], key: str, form: str) -> str:
-        return "-" if row[key] is None else format(row[key], form)
-
     width = max(len("overrides"), *(len(row["overrides"]) for row in rows))
     lines = [f"{'job':>4}  {'overrides':{width}}  {'val_loss':>9}  {'prior KL':>9}  {'seconds':>8}"]
     for row in rows:
-        start = f"{row['job']:>4}  {row['overrides']:{width}}  "
         if row["outcome"] == "completed":
             loss, prior, seconds = (
-                number(row, "val_loss", ".4f"),
-                number(row, "prior_kl_bits_per_dim", ".3g"),
-                number(row, "seconds", ".0f"),
+                "-" if row[name] is None else f"{row[name]:{form}}" for name, form in _NUMBERS.items()
             )
-            lines.append(f"{start}{loss:>9}  {prior:>9}  {seconds:>8}")
+            end = f"{loss:>9}  {prior:>9}  {seconds:>8}"
         else:
-            lines.append(start + shorten(row["outcome"], 200, placeholder=" ..."))
+            end = shorten(row["outcome"], 200, placeholder=" ...")
+        lines.append(f"{row['job']:>4}  {row['overrides']:{width}}  {end}")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ import server
 from omegaconf import OmegaConf
 from tiny import OVERRIDES, ROOT, TWO, environment, gone, start
 
-from diffaug.training.sweeps import command, export_ranks, options, port_of, results, table
+from diffaug.training.sweeps import build_command, choose_port, config_options, export_ranks, format_table, read_results
 
 
 def sweep(folder: Path, *overrides: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
@@ -191,7 +191,7 @@ def test_the_commands_of_the_page_compose():
 
 def test_the_options_that_choose_configs_are_kept():
     words = ["-m", "schedule=linear,cosine", "--config-name", "mine", "-cd=more", "--multirun", "seed=1"]
-    assert options(words) == ["--config-name", "mine", "-cd=more"]
+    assert config_options(words) == ["--config-name", "mine", "-cd=more"]
 
 
 def test_the_command_of_a_job_is_its_own(monkeypatch):
@@ -208,7 +208,7 @@ def test_the_command_of_a_job_is_its_own(monkeypatch):
     monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: OmegaConf.create(hydra)))
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "schedule=linear,cosine", "hydra.verbose=true"])
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None, raising=False)
-    assert command() == [
+    assert build_command() == [
         sys.executable,
         os.path.abspath("train.py"),
         "hydra.verbose=true",
@@ -229,7 +229,7 @@ def test_the_table_leaves_out_what_all_share_and_numbers_of_a_job_that_failed(tm
         (record / "outcome.txt").write_text(how)
         summary = {"val_loss": 0.5, "prior_kl_bits_per_dim": 1e-5, "seconds": 12.3}
         (record.parent / "summary.json").write_text(json.dumps(summary))
-    assert table(results(tmp_path)).splitlines() == [
+    assert format_table(read_results(tmp_path)).splitlines() == [
         " job  overrides         val_loss   prior KL   seconds",
         "   0  schedule=linear     0.5000      1e-05        12",
         "   1  schedule=cosine  failed: OSError: no room more",
@@ -237,8 +237,8 @@ def test_the_table_leaves_out_what_all_share_and_numbers_of_a_job_that_failed(tm
 
 
 def test_the_jobs_of_an_array_have_ports_of_their_own():
-    ports = [port_of(f"1234567_{task}") for task in range(100)]
-    assert len({*ports, port_of("1234568_0")}) == 101
+    ports = [choose_port(f"1234567_{task}") for task in range(100)]
+    assert len({*ports, choose_port("1234568_0")}) == 101
     assert all(10000 <= port < 30000 for port in ports)
 
 
