@@ -17,7 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -176,19 +176,19 @@ def machine(device: torch.device) -> str:
     return f"{cpu}, {torch.get_num_threads()} threads"
 
 
-def baseline_of(contenders: dict[str, Contender]) -> str:
-    return "diffusers add_noise" if "diffusers add_noise" in contenders else "by hand"
+class Case(NamedTuple):
+    """What one table times; `first` holds the seconds of each contender's first call."""
+
+    contenders: dict[str, Contender]
+    x: Tensor
+    index: Tensor
+    first: dict[str, float]
+    dtype: torch.dtype
 
 
-def cpu_table(
-    contenders: dict[str, Contender],
-    x: Tensor,
-    index: Tensor,
-    seconds: float,
-    first: dict[str, float],
-    dtype: torch.dtype,
-) -> Iterator[str]:
-    base = baseline_of(contenders)
+def cpu_table(case: Case, seconds: float) -> Iterator[str]:
+    contenders, x, index, first, _ = case
+    base = "diffusers add_noise" if "diffusers add_noise" in contenders else "by hand"
     median = timed(contenders, x, index, seconds)
     yield f"| | ns an element | {base} / it | after other work: ns | {base} / it | first call, s |"
     yield "|---|---|---|---|---|---|"
@@ -201,15 +201,9 @@ def cpu_table(
         yield f"| {name} | {' | '.join(cells)} |"
 
 
-def gpu_table(
-    contenders: dict[str, Contender],
-    x: Tensor,
-    index: Tensor,
-    seconds: float,
-    first: dict[str, float],
-    dtype: torch.dtype,
-) -> Iterator[str]:
-    base = baseline_of(contenders)
+def gpu_table(case: Case, seconds: float) -> Iterator[str]:
+    contenders, x, index, first, dtype = case
+    base = "diffusers add_noise" if "diffusers add_noise" in contenders else "by hand"
     copy = copy_speed(x.device)
     median = timed_on_gpu(contenders, x, index, seconds)
     yield (
@@ -265,7 +259,7 @@ def main() -> None:
                     checked(run, x, index, dtype)
             say(f"\n{shape} uint8 -> {str(dtype).removeprefix('torch.')}\n")
             table = gpu_table if device.type == "cuda" else cpu_table
-            for line in table(contenders, x, index, options.seconds, first, dtype):
+            for line in table(Case(contenders, x, index, first, dtype), options.seconds):
                 say(line)
     say(f"\nGrowth: diffaug compiled, {'us of the device a call' if device.type == 'cuda' else 'ns an element'}\n")
     say("| batch | 3x32x32 | 3x64x64 | 3x128x128 | 3x256x256 |\n|---|---|---|---|---|")

@@ -33,18 +33,17 @@ def _blend(x: Tensor, epsilon: Tensor, mix: Tensor, centre: float, field: int, d
 def _whole(x: Tensor, rows: Tensor, mix: Tensor, centre: float, dtype: torch.dtype) -> list[Tensor]:
     """Draw and mix all fields of all samples at once: what is compiled. The keys come as their rows, one argument."""
     keys = Keys(rows)
-    elements, fields = x.shape[1], range(mix.shape[1])
+    elements = x.shape[1]
     blocks = lanes(elements)
     if elements % 4 and x.device.type == "cuda":
         return _whole_in_two(x, keys, mix, centre, dtype)
     runs = normals(keys, Purpose.EPSILON, torch.arange(blocks, device=x.device))
     if elements % 4:
-        epsilon = torch.cat(runs, 1)[:, :elements]
-        return [_blend(x, epsilon, mix, centre, f, dtype) for f in fields]
+        return mix_given(x, torch.cat(runs, 1)[:, :elements], mix, centre, dtype)
     parts = [x[:, i * blocks : (i + 1) * blocks] for i in range(4)]
     return [
         torch.cat([_blend(part, run, mix, centre, f, dtype) for part, run in zip(parts, runs, strict=True)], 1)
-        for f in fields
+        for f in range(mix.shape[1])
     ]
 
 
