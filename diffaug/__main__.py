@@ -79,11 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(overrides: list[str]) -> None:
-    if "--all" not in overrides:
-        print(page(instantiate(compose_config(overrides).process)))
-        return
-    overrides.remove("--all")
-    print(table({name: _schedule([*overrides, f"schedule={name}"]) for name in schedule_names()}))
+    if "--all" in overrides:
+        overrides.remove("--all")
+        each = [f"+schedule@all.{name}={name}" for name in schedule_names()]
+        configs = compose_config([*overrides, *each])["all"]
+        print(table({name: instantiate(config) for name, config in configs.items()}))
+    else:
+        print(page(_process(overrides)))
 
 
 def _plot_schedules(overrides: list[str], *, out: str = "schedules.png") -> None:

@@ -34,8 +34,14 @@ def composed(*overrides: str, config: str | None = None) -> Any:
 
 
 @functools.cache
+def group(name: str) -> Any:
+    """Every choice of a config group, by its name, in one composition: Hydra takes a tenth of a second for each."""
+    return composed(*(f"+{name}@{choice}={choice}" for choice in names(name)))
+
+
+@functools.cache
 def schedule_of(name: str) -> Schedule:
-    return instantiate(composed(f"+schedule={name}").schedule)
+    return instantiate(group("schedule")[name])
 
 
 def times(schedule: Schedule, points: int = 4001) -> torch.Tensor:
@@ -125,11 +131,11 @@ def together(batches: list[Any], name: str) -> torch.Tensor:
 
 
 @functools.cache
-def part(group: str, name: str) -> Any:
+def part(kind: str, name: str) -> Any:
     """A choice of a config group; coverages of evaluation, which have no file, by the names of their classes."""
     if name in ("Grid", "Fixed"):
         return {"Grid": Grid(3), "Fixed": Fixed(0.3)}[name]
-    return instantiate(composed(f"+{group}={name}")[group])
+    return instantiate(group(kind)[name])
 
 
 def recipe(schedule: Any, density: str = "uniform", **options: Any) -> ForwardProcess | None:

@@ -39,14 +39,15 @@ diffusers = pytest.importorskip("diffusers")
 BETA_SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler")
 
 
-def schedules():
-    return {name: instantiate(compose_config([f"schedule={name}"]).schedule) for name in schedule_names()}
+CONFIGS = compose_config([f"+schedule@all.{name}={name}" for name in schedule_names()])["all"]
+SCHEDULES = {name: instantiate(config) for name, config in CONFIGS.items()}
+DISCRETE = [name for name, s in SCHEDULES.items() if s.discrete and s.scaling is VARIANCE_PRESERVING]
 
 
-@pytest.mark.parametrize("name", [n for n, s in schedules().items() if s.discrete and s.scaling is VARIANCE_PRESERVING])
+@pytest.mark.parametrize("name", DISCRETE)
 @pytest.mark.parametrize("scheduler", BETA_SCHEDULERS)
 def test_every_discrete_schedule_keeps_its_alpha_bar_in_diffusers_and_back(name, scheduler):
-    schedule = instantiate(compose_config([f"schedule={name}"]).schedule)
+    schedule = SCHEDULES[name]
     theirs = to_diffusers(schedule, "v", scheduler)
     table = theirs.alphas_cumprod.double()
     if schedule.alpha_bars[-1] == 0:  # DPM-Solver puts 2^-24 in its place, so that its first log-SNR is finite
