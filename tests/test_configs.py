@@ -62,6 +62,9 @@ def test_every_choice_composes(choice, tmp_path):
         choice += " data.root=photos"
     if "data=own" in choice:
         choice += " data.train={_target_:torchvision.datasets.FakeData,_partial_:true} data.image_shape=[3,32,32]"
+    if choice == "data=mixture":
+        sets = ",".join(f"{name}:{{_target_:torchvision.datasets.FakeData,_partial_:true}}" for name in "ab")
+        choice += f" data.train.sets={{{sets}}} data.train.weights={{a:3,b:1}} data.image_shape=[3,32,32]"
     config = composed(*choice.split())
     OmegaConf.to_container(config, resolve=True)
     assert isinstance(instantiate(config.process), ForwardProcess)
