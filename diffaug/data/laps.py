@@ -102,7 +102,7 @@ class Bucketed(Laps):
         self._known = (0, [0] * len(sizes))  # an epoch, and the batches of each bucket before it
 
     def batches_before(self, epoch: int) -> list[int]:
-        """Count the global batches of each bucket before an epoch."""
+        """Count the global batches of each bucket before an epoch: from those before the last that was asked for."""
         known, counts = self._known if self._known[0] <= epoch else (0, [0] * len(self.sizes))
         while known < epoch:
             known += 1
@@ -111,8 +111,9 @@ class Bucketed(Laps):
         return counts
 
     def streams(self, epoch: int, lap: int) -> Callable[[Numbers], tuple[Numbers, Numbers]]:
-        before = np.array(self.batches_before(epoch), np.int64)
-        edges = np.r_[0, np.cumsum(np.array(self.batches_before(epoch + 1), np.int64) - before)]
+        counts = self.batches_before(epoch)
+        before, after = np.array([counts, share_out(counts, self.sizes.tolist(), (epoch + 1) * self.steps)], np.int64)
+        edges = np.r_[0, np.cumsum(after - before)]
         round_keys = order_keys(self.seed, epoch, lap=lap)
 
         def streams(places: Numbers) -> tuple[Numbers, Numbers]:
