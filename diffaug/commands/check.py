@@ -13,7 +13,7 @@ from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from diffaug.checks import integer
@@ -21,6 +21,7 @@ from diffaug.data.batch import Place
 from diffaug.data.broken import write
 from diffaug.data.dataset import Images
 from diffaug.data.folder import ImageFolder
+from diffaug.data.indexed import is_stream
 from diffaug.data.module import DiffusionBase
 from diffaug.data.sources import as_list
 from diffaug.randomness.keys import STAGES
@@ -91,7 +92,7 @@ def check(data: DiffusionBase, *, workers: int | None = None) -> Checked:
         for stage in STAGES
         for number in range(len(as_list(data._sources[stage])))
     ]
-    streams = [images.name for images in parts if isinstance(images.dataset, IterableDataset)]
+    streams = [images.name for images in parts if is_stream(images.dataset)]
     parts = [images for images in parts if images.name not in streams]
     lists = {images.dataset.broken_list: {} for images in parts if isinstance(images.dataset, ImageFolder)}
     for path in lists:

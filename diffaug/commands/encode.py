@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
 
 from diffaug.checks import choice, refuse
 from diffaug.commands.fingerprint import fingerprint
 from diffaug.data.batch import Batch, collate
 from diffaug.data.encode import VARIANTS, EncodingBase, Source, read_still
+from diffaug.data.indexed import is_stream
 from diffaug.data.items import split
 from diffaug.data.latents import DTYPES, Latents, summarise
 from diffaug.data.module import DiffusionBase
@@ -141,7 +141,7 @@ def _sources(
     for stage in _STAGES:
         for number in range(len(as_list(data._sources[stage]))):
             images = data.build(stage, number, look=False)
-            if isinstance(images.dataset, IterableDataset):
+            if is_stream(images.dataset):
                 raise ValueError(f"{images.name} is a stream, whose items have no index to be stored by.")
             _, extra = split(images.dataset[0], data.image_key, f"{images.name}[0]")
             images.wanted = tuple(name for name in extra if keep is None or name in keep)

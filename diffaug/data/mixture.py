@@ -6,6 +6,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from diffaug.checks import integer, number, refuse
+from diffaug.data.indexed import index_dataset, is_stream
 from diffaug.data.recipe import describe_dataset
 from diffaug.randomness.keys import DATASET_BITS
 
@@ -71,9 +72,9 @@ class Mixture(Dataset[Any]):
         """Make the datasets of functions, and refuse what cannot be mixed."""
         self.sets = []
         for name, source in self.sources.items():
-            dataset: Any = source() if callable(source) and not isinstance(source, Dataset) else source
             where = f"set {name!r} of the Mixture"
-            if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")) or isinstance(dataset, Mixture):
+            dataset = index_dataset(source() if callable(source) and not isinstance(source, Dataset) else source, where)
+            if is_stream(dataset) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")) or isinstance(dataset, Mixture):
                 raise refuse(where, dataset, "a map-style dataset, with a length and items by index")
             if getattr(dataset, "bucket_of", None) is not None:
                 raise refuse(where, dataset, "a dataset of one shape: buckets cannot be mixed with other sets")

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, Sampler
+from torch.utils.data import Sampler
 
 from diffaug.checks import choice, flag, integer, number, refuse
 from diffaug.data.base import OPTIONS, STAGES_OF_SETUP, NoisingBase
 from diffaug.data.batch import Batch, collate
 from diffaug.data.dataset import Images
 from diffaug.data.evaluation import EvaluationSampler, evaluation_loader
+from diffaug.data.indexed import is_stream
 from diffaug.data.laps import Bucketed, Mixed
 from diffaug.data.loader import LOADER_OPTIONS, EpochLoader, EpochSampler, FixedSampler, Loader, check_loader_options
 from diffaug.data.mixture import Mixture
@@ -172,7 +173,7 @@ class DiffusionBase(NoisingBase):
             views, repeats = self.views if name == "train" else 1, self.val_repeats if name == "val" else 1
             for images in self._datasets.get(name, []):
                 whole = {self.batch_size}
-                if not isinstance(images.dataset, IterableDataset) and not (name == "train" and self.drop_last):
+                if not is_stream(images.dataset) and not (name == "train" and self.drop_last):
                     whole.add(-(-len(images) * repeats // self._ranks()["ranks"]) % self.batch_size)  # the last batch
                 sizes[name] |= {size * views for size in whole if size}
         return sizes
@@ -204,7 +205,7 @@ class DiffusionBase(NoisingBase):
         )
         unwanted = "data.sampler" if train and self.sampler is not None else ""
         unwanted = "data.val_repeats" if stage == "val" and self.val_repeats > 1 else unwanted
-        if unwanted and isinstance(images.dataset, IterableDataset):
+        if unwanted and is_stream(images.dataset):
             raise ValueError(
                 f"{name} is a stream ({type(images.dataset).__name__}), which has an order of its own and is gone "
                 f"through once: {unwanted} cannot be set."
@@ -224,7 +225,7 @@ class DiffusionBase(NoisingBase):
 
     def clean_images(self, stage: str, count: int) -> Tensor | None:
         images = self.images(stage)
-        if isinstance(images.dataset, IterableDataset):
+        if is_stream(images.dataset):
             return None
         alike = largest_bucket(images.dataset)
         chosen = spread_indices(len(images) if alike is None else len(alike), count)
@@ -244,7 +245,7 @@ class DiffusionBase(NoisingBase):
         # A generator of its own: a DataLoader without one moves torch's global state at every epoch.
         options = {"drop_last": self.drop_last, "generator": torch.Generator(), **self._options()}
         overfit = bool(self.trainer and self.trainer.overfit_batches)
-        if isinstance(images.dataset, IterableDataset):
+        if is_stream(images.dataset):
             check_overfit(overfit, images.name)
             return StreamLoader(Stream(images, **self._ranks(), epoch=self._epoch), **options)
         ranks = self._ranks()
@@ -281,7 +282,7 @@ class DiffusionBase(NoisingBase):
         loaders, repeats = [], self.val_repeats if stage == "val" else 1
         for images in self._built(stage):
             options = {"generator": torch.Generator(), **self._options()}
-            if isinstance(images.dataset, IterableDataset):
+            if is_stream(images.dataset):
                 loaders.append(Loader(Stream(images, **self._ranks(), train=False), **options))
             else:
                 sampler = EvaluationSampler(len(images), repeats=repeats, **self._ranks())

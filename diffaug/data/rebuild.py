@@ -22,6 +22,7 @@ from torch.utils.data import (
 from diffaug.data.batch import PlacedCollate
 from diffaug.data.dataset import Keyed
 from diffaug.data.evaluation import EvaluationSampler, evaluation_loader
+from diffaug.data.indexed import Indexed, index_dataset
 from diffaug.data.loader import EpochLoader, EpochSampler, FixedSampler, Loader, check_order
 from diffaug.data.order import Order, Sampled, Shuffled, Unshuffled
 from diffaug.data.stream import Stream, StreamLoader, check_overfit
@@ -73,12 +74,15 @@ def rebuild(
     train, domain = stage == "train", (seed, STAGES[stage], number)
     if train:
         check_order(f"{name}.in_order", loader.in_order)
-    items = Keyed(loader.dataset, name=f"{name}.dataset", domain=domain)
+    # A loader cannot say whether an iterable dataset is shuffled: litdata's and MosaicML's do, so theirs is no secret.
+    said = getattr(loader.dataset, "shuffle", None)
+    dataset = index_dataset(loader.dataset, name) if isinstance(said, bool) else loader.dataset
+    items = Keyed(dataset, name=f"{name}.dataset", domain=domain)
     options = {option: getattr(loader, option) for option in _KEPT}
     if loader.num_workers:
         options["multiprocessing_context"] = loader.multiprocessing_context
     options |= {"collate_fn": PlacedCollate(loader.collate_fn, domain), "generator": torch.Generator()}
-    if isinstance(loader.dataset, IterableDataset):
+    if isinstance(dataset, IterableDataset):
         check_overfit(overfit, name)
         stream = Stream(items, rank=rank, ranks=ranks, train=train, epoch=epoch)
         kind = StreamLoader if train else Loader
@@ -86,9 +90,12 @@ def rebuild(
         return kind(stream, batch_size=loader.batch_size, drop_last=loader.drop_last, **options)
     batches: Any = loader.batch_sampler  # with batch_sampler=BatchSampler(...), the loader's own batch_size is None
     options |= {"batch_size": batches.batch_size, "drop_last": batches.drop_last}
-    size = len(loader.dataset)
+    size = len(dataset)
     _log.info("%s: noise keyed by sample index, order: %s", name, type(batches.sampler).__name__)
-    order = _order(batches.sampler, size, seed=seed, dataset=number)
+    if isinstance(dataset, Indexed):
+        order = Shuffled(size, seed=seed, dataset=number) if said else Unshuffled(size)
+    else:
+        order = _order(batches.sampler, size, seed=seed, dataset=number)
     if train:
         kind, order = (FixedSampler, Unshuffled(size)) if overfit else (EpochSampler, order)
         return EpochLoader(items, sampler=kind(order, rank=rank, ranks=ranks), **options)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
+
+from diffaug.data.indexed import is_stream
 
 _log = logging.getLogger("diffaug")
 
@@ -93,7 +94,7 @@ def describe(thing: Any) -> str | None:
 
 def describe_dataset(dataset: Any) -> dict[str, Any]:
     """Return a dataset's length, and what it says of itself by a method ``recipe`` where it has one."""
-    if isinstance(dataset, IterableDataset):
+    if is_stream(dataset):
         return {}
     own: Any = getattr(dataset, "recipe", dict)
     return {"images": len(dataset), **own()}

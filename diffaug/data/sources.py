@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
 from diffaug.checks import integer, refuse
 from diffaug.data.dataset import Images
+from diffaug.data.indexed import index_dataset, is_stream
 from diffaug.data.mixture import Mixture
 from diffaug.data.store import Store
 from diffaug.randomness.keys import DATASET_BITS, INDEX_BITS, STAGES
@@ -101,8 +102,8 @@ def build_images(
         options: of `Images`.
     """
     dataset: Any = source() if is_function(source) else source
-    dataset = dataset.build() if isinstance(dataset, Mixture) else dataset
-    streams = isinstance(dataset, IterableDataset)
+    dataset = dataset.build() if isinstance(dataset, Mixture) else index_dataset(dataset, name)
+    streams = is_stream(dataset)
     if isinstance(dataset, Mixture) and stage != "train":
         raise refuse(name, dataset, f"one dataset, or a list of the sets: data.{stage} goes through each by itself")
     if not streams and not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
