@@ -17,7 +17,7 @@ from diffaug.data.batch import Place, Sample
 from diffaug.data.items import as_tensor, check_range, split
 from diffaug.data.mixture import Mixture
 from diffaug.data.store import Store
-from diffaug.randomness.keys import INDEX_BITS
+from diffaug.randomness.keys import COUNTED_BITS
 from diffaug.randomness.user_code import call_keyed, detect_draws, mix_key
 
 
@@ -75,7 +75,7 @@ class Keyed(Dataset[Any]):
         """Return the seed of the random states for the sample at each of these places: 64 bits."""
         *domain, number = self.domain
         epochs = {place[3:5]: mix_key(*domain, number + place.dataset, place.epoch) for place in places}
-        return [mix_key(place.view << INDEX_BITS | place.index, state=epochs[place[3:5]]) for place in places]
+        return [mix_key(place.view << COUNTED_BITS ^ place.index, state=epochs[place[3:5]]) for place in places]
 
     def __getitem__(self, place: Place) -> Any:
         return self.__getitems__([place])[0]

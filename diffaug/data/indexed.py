@@ -43,7 +43,7 @@ class Indexed(Dataset[Any]):
             sizes = [last - first for _, first, last, _ in dataset.shuffler.cache.get_chunk_intervals()]
         elif hasattr(dataset, "samples_per_shard"):  # MosaicML's
             sizes = dataset.samples_per_shard.tolist()
-            chosen = [stream.choose for stream in dataset.streams]
+            chosen = [int(stream.choose) for stream in dataset.streams]
             if chosen != dataset.samples_per_stream.tolist():
                 raise ValueError(
                     f"{name} is a {type(dataset).__name__} whose streams would give {chosen} of their "

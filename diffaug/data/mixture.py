@@ -74,7 +74,11 @@ class Mixture(Dataset[Any]):
         for name, source in self.sources.items():
             where = f"set {name!r} of the Mixture"
             dataset = index_dataset(source() if callable(source) and not isinstance(source, Dataset) else source, where)
-            if is_stream(dataset) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")) or isinstance(dataset, Mixture):
+            if (
+                is_stream(dataset)
+                or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"))
+                or isinstance(dataset, Mixture)
+            ):
                 raise refuse(where, dataset, "a map-style dataset, with a length and items by index")
             if getattr(dataset, "bucket_of", None) is not None:
                 raise refuse(where, dataset, "a dataset of one shape: buckets cannot be mixed with other sets")

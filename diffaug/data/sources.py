@@ -16,7 +16,7 @@ from diffaug.data.dataset import Images
 from diffaug.data.indexed import index_dataset, is_stream
 from diffaug.data.mixture import Mixture
 from diffaug.data.store import Store
-from diffaug.randomness.keys import DATASET_BITS, INDEX_BITS, STAGES
+from diffaug.randomness.keys import COUNTED_BITS, DATASET_BITS, STAGES
 
 _log = logging.getLogger("diffaug")
 
@@ -109,7 +109,7 @@ def build_images(
     if not streams and not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         wanted = "a map-style dataset, with a length and items by index, or a torch.utils.data.IterableDataset"
         raise refuse(name, dataset, wanted)
-    if not streams and not 0 < len(dataset) <= 2**INDEX_BITS:
+    if not streams and not 0 < len(dataset) <= 2**COUNTED_BITS:
         raise ValueError(
             f"{name} must hold at least one image, but {type(dataset).__name__} has length {len(dataset)}."
         )

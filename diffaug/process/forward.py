@@ -178,7 +178,7 @@ class ForwardProcess(ClosedForm):
 
         Arguments:
             x_0: images, uint8 in [0, 255] or float in ``value_range``, shape (B, *), that require no gradient.
-            index: which item of the dataset each image is, int64, shape (B,), in [0, 2^40); on the host, or where x_0
+            index: which item of the dataset each image is, int64, shape (B,), in [0, 2^63); on the host, or where x_0
                 is.
             generator: instead of ``index``: a torch.Generator that gives this call a seed; images are then numbered.
             seed: in [0, 2^64).

@@ -6,14 +6,16 @@ The layout of key and counter is part of diffaug's contract (a test holds it; ch
 word       bits
 =========  ====================================================================================
 key 0      seed, low 32
-key 1      seed, high 32
+key 1      seed, high 32, xor sample index, bits 40 to 62
 counter 0  block: which four numbers of the sample, 30 bits | purpose, high 2 bits, << 30
 counter 1  sample index, low 32
-counter 2  sample index, high 8 | view, 20 bits, << 8 | purpose, low 4 bits, << 28
+counter 2  sample index, bits 32 to 39 | view, 20 bits, << 8 | purpose, low 4 bits, << 28
 counter 3  epoch, 20 bits | stage, 2 bits, << 20 | dataset number, 10 bits, << 22
 =========  ====================================================================================
 
-Two draws share a counter only if they agree in all of these, and Philox is a bijection: nothing is ever drawn twice.
+Two draws of one seed share key and counter only if they agree in all of these, and Philox is a bijection: under one
+seed nothing is ever drawn twice. An index below 2^40 leaves the key to the seed, as every dataset's does; beyond are
+the hashes that stand for an index in a stream.
 """
 
 from enum import IntEnum
@@ -30,7 +32,8 @@ _LOW_32 = 0xFFFFFFFF
 _T = TypeVar("_T")
 
 STAGES = {"train": 0, "val": 1, "test": 2, "predict": 3}
-INDEX_BITS, VIEW_BITS, EPOCH_BITS, DATASET_BITS, PURPOSE_BITS = 40, 20, 20, 10, 6
+INDEX_BITS, VIEW_BITS, EPOCH_BITS, DATASET_BITS, PURPOSE_BITS = 63, 20, 20, 10, 6
+COUNTED_BITS = 40  # of the index, those in the counter: all that a dataset's has
 ELEMENTS_MAX = 2**32
 
 
@@ -58,9 +61,10 @@ class Keys(NamedTuple):
     """The keys of B samples: what identifies each draw, packed as in the table above.
 
     Attributes:
-        rows: int64, shape (6, B): the seed's low and high 32 bits; the sample index's low 32 bits; its high bits and
-            the view; epoch, stage and dataset number; and these three of the order that the sample stands in, by which
-            a coverage goes that spreads the samples of an order. They differ where samples come in laps.
+        rows: int64, shape (6, B): the seed's low 32 bits; its high ones, as in the table, with the sample index's bits
+            40 to 62 above them once more, where Philox does not look; the index's low 32 bits; its next 8 and the view;
+            epoch, stage and dataset number; and these three of the order that the sample stands in, by which a coverage
+            goes that spreads the samples of an order. They differ where samples come in laps.
     """
 
     rows: Tensor
@@ -80,7 +84,7 @@ class Keys(NamedTuple):
         """Pack what identifies B samples.
 
         Arguments:
-            index: the sample index, int64, shape (B,), in [0, 2^40).
+            index: the sample index, int64, shape (B,), in [0, 2^63).
             seed: in [0, 2^64).
             stage: train, val, test or predict. Only train sees the epoch.
             epoch: in [0, 2^20), one number or int64 of shape (B,).
@@ -102,9 +106,10 @@ class Keys(NamedTuple):
         device, index, view, epoch = index.device, _to_numpy(index), _to_numpy(view), _to_numpy(epoch)
         dataset, order = _to_numpy(dataset), _to_numpy(order)
         rows: Any = np.empty((6, len(index)), np.int64) if device.type == "cpu" else index.new_empty(6, len(index))
-        rows[0], rows[1] = seed & _LOW_32, seed >> 32
+        rows[0] = seed & _LOW_32
+        rows[1] = (index >> COUNTED_BITS) * (2**32 + 1) ^ (seed >> 32)
         rows[2] = index & _LOW_32
-        rows[3] = (index >> 32) + (view << 8)
+        rows[3] = (index >> 32 & 255) + (view << 8)
         rows[4] = (STAGES[stage] << EPOCH_BITS) + (dataset << (EPOCH_BITS + 2)) + (epoch if stage == "train" else 0)
         rows[5] = rows[4] if order is None else (STAGES[stage] << EPOCH_BITS) + order
         return cls(to_tensor(rows))
@@ -116,7 +121,7 @@ class Keys(NamedTuple):
 
     @property
     def key_1(self) -> Tensor:
-        """The seed's high 32 bits."""
+        """The seed's high 32 bits and the sample index's highest: of its 64 bits Philox reads the low 32."""
         return self.rows[1]
 
     @property
@@ -126,7 +131,7 @@ class Keys(NamedTuple):
 
     @property
     def high(self) -> Tensor:
-        """The sample index's high 8 bits and the view."""
+        """The sample index's bits 32 to 39 and the view."""
         return self.rows[3]
 
     @property
@@ -147,7 +152,7 @@ class Keys(NamedTuple):
     @property
     def sample(self) -> Tensor:
         """The sample index."""
-        return self.low + ((self.high & 255) << 32)
+        return self.low + ((self.high & 255) << 32) + (self.key_1 >> 32 << COUNTED_BITS)
 
     @property
     def view(self) -> Tensor:
@@ -158,9 +163,19 @@ class Keys(NamedTuple):
         """Return the keys of some samples."""
         return Keys(self.rows[:, which])
 
-    def replace(self, low: Tensor, high: Tensor, domain: Tensor) -> "Keys":
-        """Return the keys with other words under the same seed, each int64, shape (B,)."""
-        return Keys(torch.stack((self.key_0, self.key_1, low, high, domain, self.order)))
+    def of_image(self) -> "Keys":
+        """Return the keys of the samples' images: without view and epoch."""
+        no_epoch = self.domain - (self.domain & (2**EPOCH_BITS - 1))
+        return Keys(torch.stack((self.key_0, self.key_1, self.low, self.high & 255, no_epoch, self.order)))
+
+    def shared(self, domain: Tensor) -> "Keys":
+        """Return the keys that all samples of a domain share: without sample index and view.
+
+        Arguments:
+            domain: ``keys.order`` or ``keys.domain``.
+        """
+        nothing, seed = torch.zeros_like(self.low), (self.key_1 ^ self.key_1 >> 32) & _LOW_32
+        return Keys(torch.stack((self.key_0, seed, nothing, nothing, domain, self.order)))
 
     def to(self, device: torch.device) -> "Keys":
         """Move the keys to a device, by one copy."""

@@ -97,11 +97,11 @@ class Stratified(Coverage):
     def points(self, keys: Keys, position: Tensor | None) -> Tensor:
         position = self._require(position)[:, None]
         depth = torch.arange(_DEPTH, device=position.device)
-        above = position >> (depth + 1)
+        above, shared = position >> (depth + 1), keys.shared(keys.order)
         # (0, 0, 0) is that of `keyed_offset`; no triple is used twice.
-        digit = (position >> depth & 1) ^ _coins(keys, depth, above & 0xFFFFFFFF, (above >> 32) + 1)
+        digit = (position >> depth & 1) ^ _coins(shared, depth, above & 0xFFFFFFFF, (above >> 32) + 1)
         before = ((digit << depth).cumsum(1) - (digit << depth)) | (1 << depth)
-        digit = digit ^ _coins(keys, before, torch.zeros_like(before), torch.zeros_like(before))
+        digit = digit ^ _coins(shared, before, torch.zeros_like(before), torch.zeros_like(before))
         return (digit << (52 - depth)).sum(1) | (points(keys, Purpose.TIME) & (2 ** (53 - _DEPTH) - 1))
 
 
@@ -147,9 +147,7 @@ class PerImage(Coverage):
 
     def points(self, keys: Keys, position: Tensor | None) -> Tensor:
         epoch = keys.domain & (2**EPOCH_BITS - 1)
-        # The image's own number: not of its view (the low 8 bits of `high` are the index's) nor of the epoch.
-        own = keys.replace(keys.low, keys.high & 255, keys.domain - epoch)
-        return golden(epoch, keys.view * _SILVER + (points(own, Purpose.COVERAGE) << 11))
+        return golden(epoch, keys.view * _SILVER + (points(keys.of_image(), Purpose.COVERAGE) << 11))
 
 
 @dataclass(frozen=True)
@@ -232,5 +230,4 @@ def keyed_offset(keys: Keys, domain: Tensor) -> Tensor:
     Arguments:
         domain: ``keys.order``, for who spreads the samples of an order, or ``keys.domain``.
     """
-    zero = torch.zeros_like(keys.low)
-    return points(keys.replace(zero, zero, domain), Purpose.COVERAGE) << 11
+    return points(keys.shared(domain), Purpose.COVERAGE) << 11

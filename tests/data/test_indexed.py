@@ -13,7 +13,7 @@ import torch
 from shared import fit, together
 from torch.utils.data import DataLoader, IterableDataset
 
-from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
+from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Mixture
 from diffaug.data.indexed import Indexed, index_dataset, is_stream
 
 N = 1000
@@ -129,6 +129,9 @@ def test_which_datasets_are_streams():
             return 1
 
     class Unmeasured(IterableDataset[Any]):
+        def __iter__(self):
+            yield 1
+
         def __getitem__(self, index: int) -> int:
             return index
 
@@ -209,6 +212,24 @@ def test_started_workers_can_read(make_set):
     assert data.noise(next(iter(loader))).t.shape == (20,)
 
 
+def test_in_a_mixture(make_set):
+    mixture = Mixture({"one": make_set(), "other": Both()}, samples=N)
+    seen = together(fit(Rank(mixture), max_epochs=2)["train"], "index")
+    assert sorted(seen.tolist()) == sorted([*range(N)] * 2)
+
+
+def test_a_stream_in_a_mixture_is_refused():
+    class Sized(IterableDataset[Any]):
+        def __iter__(self):
+            yield 1
+
+        def __len__(self):
+            return 1
+
+    with pytest.raises(ValueError, match="set 'one' of the Mixture must be a map-style dataset"):
+        Rank(Mixture({"one": Sized()})).setup("fit")
+
+
 def test_a_part_of_litdata_keeps_its_indices(litdata_set):
     whole, part = litdata_set(), Indexed(litdata_set(subsample=0.5))
     assert len(part) == sum(part.shard_sizes or ()) == N // 2
@@ -228,7 +249,7 @@ def test_a_loader_of_another_module_is_indexed(litdata_set, shuffle):
         def train_dataloader(self) -> Any:
             return DataLoader(litdata_set(shuffle=shuffle), batch_size=50)
 
-    data = DiffusionDataModule.wrap(Theirs(), process=PROCESS, seed=1, image_key="image")
+    data: Any = DiffusionDataModule.wrap(Theirs(), process=PROCESS, seed=1, image_key="image")
     index = together(fit(data)["train"], "index").tolist()
     assert sorted(index) == [*range(N)]
     assert (index == [*range(N)]) is not shuffle

@@ -50,6 +50,17 @@ def test_layout_of_the_counter():
     assert [w.item() for w in words(key, Purpose.EPSILON, torch.tensor([block]))] == [w.item() for w in expected]
     assert key.sample.item() == index
     assert key.view.item() == view
+    # An index beyond 2^40 moves the key's high half.
+    wide = 0x5ABCDE << 40 | index
+    key = Keys.pack(torch.tensor([wide, index]), seed=seed, epoch=epoch, view=view, dataset=dataset)
+    expected = philox(counter, each(0x89ABCDEF, 0x01234567 ^ 0x5ABCDE))
+    assert [w[0].item() for w in words(key, Purpose.EPSILON, torch.tensor([block]))] == [w.item() for w in expected]
+    assert key.sample.tolist() == [wide, index]
+    # What samples share is of no index; what is of an image is of no view and no epoch.
+    none = Keys.pack(torch.tensor([0, 0]), seed=seed, epoch=epoch, dataset=dataset)
+    assert torch.equal(key.shared(key.domain).rows, none.rows)
+    assert torch.equal(key.of_image().rows[:5], Keys.pack(key.sample, seed=seed, dataset=dataset).rows[:5])
+    key = Keys.pack(torch.tensor([index]), seed=seed, epoch=epoch, view=view, dataset=dataset)
     # A purpose beyond 15 has its two high bits above the block's thirty.
     purpose = 0b10_0101
     counter = each(block | 0b10 << 30, 0x89ABCDEF, 0xA7 | 0x54321 << 8 | 0b0101 << 28, 0xFEDCB | 0x2A5 << 22)
@@ -60,8 +71,8 @@ def test_layout_of_the_counter():
 
 def test_points_of_the_host_are_those_of_the_words():
     """On the host Philox is written once more, in numpy."""
-    index = torch.tensor([0, 1, 2**32 - 1, 2**32, 2**40 - 1])
-    key = Keys.pack(index, seed=2**64 - 5, epoch=2**20 - index.shape[0] + torch.arange(5), view=2**20 - 1, dataset=1023)
+    index = torch.tensor([0, 1, 2**32 - 1, 2**32, 2**40 - 1, 2**40, 2**63 - 1])
+    key = Keys.pack(index, seed=2**64 - 5, epoch=2**20 - index.shape[0] + torch.arange(7), view=2**20 - 1, dataset=1023)
     for purpose in range(2**PURPOSE_BITS):
         w_0, w_1, _, _ = words(key, purpose, torch.zeros(1, dtype=torch.int64))
         assert torch.equal(points(key, purpose), (w_0[:, 0] << 21) + (w_1[:, 0] >> 11))
@@ -112,6 +123,17 @@ def test_no_two_draws_share_a_counter():
                 seen |= set(map(tuple, draws))
 
 
+def test_no_two_indices_of_a_seed_share_their_draws():
+    """Each bit of an index tells, alone and with the others: so do two hashes that agree in the counter's 40 bits."""
+    bits = torch.tensor([1 << bit for bit in range(63)])
+    index = torch.cat([torch.tensor([0]), bits, 2**63 - 1 - bits, bits[1:] | bits[:-1], bits + 12345]).unique()
+    for seed in (0, 2**64 - 1):
+        drawn = points(Keys.pack(index, seed=seed), Purpose.TIME)
+        assert len(drawn.unique()) == len(index)
+        one = torch.cat([points(Keys.pack(index[i : i + 1], seed=seed), Purpose.TIME) for i in range(len(index))])
+        assert torch.equal(drawn, one)
+
+
 def test_only_training_sees_the_epoch():
     index = torch.arange(4)
     for stage in STAGES:
@@ -129,8 +151,7 @@ def test_only_training_sees_the_epoch():
         ({"view": 2**20}, r"view must be"),
         ({"dataset": 1024}, r"dataset must be"),
         ({"stage": "fit"}, r"stage must be one of 'train', 'val', 'test', 'predict', but got 'fit'"),
-        ({"index": torch.tensor([2**40])}, r"index must lie in \[0, 2\^40\)"),
-        ({"index": torch.tensor([-1])}, r"index must lie in"),
+        ({"index": torch.tensor([5, -1])}, r"index must lie in \[0, 2\^63\), but its values span \[-1, 5\]"),
         ({"index": torch.tensor([1.0])}, r"index must be an int64 tensor of shape \(B,\)"),
     ],
 )

@@ -117,6 +117,15 @@ def test_sobol_agrees_with_scipys() -> None:
     assert mine.tolist() == [int(x * 2**53) for x in theirs]
 
 
+@by_name
+def test_wide_indices_leave_the_cover_of_a_run_as_it_is(coverage: Coverage) -> None:
+    """What is of the epoch is drawn without the index, whose highest bits are in the generator's key."""
+    position = torch.arange(64)
+    keys = (Keys.pack(index, seed=5, epoch=3) for index in (position, position * 0x123456_789ABCDE + 2**62))
+    near, far = (coverage.points(key, position) >> 24 for key in keys)  # below them each sample is anywhere
+    assert torch.equal(near, far)
+
+
 def test_golden_is_integer_arithmetic() -> None:
     n, step = [0, 1, 2, 1000, 2**40, 2**53 - 1], 0x9E3779B97F4A7C15
     offset = 0x0123456789ABCDEF
