@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
 
@@ -37,7 +38,7 @@ class Indexed(Dataset[Any]):
     def __init__(self, dataset: Any, name: str = "data.train") -> None:
         self.dataset, self._process = dataset, os.getpid()
         self._litdata = any(base.__module__.partition(".")[0] == "litdata" for base in type(dataset).__mro__)
-        sizes: Any = getattr(dataset, "shard_sizes", None)
+        sizes = None
         if self._litdata:
             len(dataset)  # it reads its table of chunks; the number is one rank's
             sizes = [last - first for _, first, last, _ in dataset.shuffler.cache.get_chunk_intervals()]
@@ -50,8 +51,9 @@ class Indexed(Dataset[Any]):
                     f"{dataset.samples_per_stream.tolist()} samples to an epoch. diffaug takes each sample once an "
                     "epoch: leave out proportion, repeat, choose and epoch_size."
                 )
-        self.shard_sizes: Sequence[int] | None = sizes
+        self.shard_sizes: Sequence[int] | None = getattr(dataset, "shard_sizes", None) if sizes is None else sizes
         self._length: int = len(dataset) if sizes is None else sum(sizes)
+        self._ends = None if sizes is None else np.cumsum(sizes)
 
     def recipe(self) -> dict[str, Any]:
         """Return what the dataset says of itself, where it does."""
@@ -67,9 +69,13 @@ class Indexed(Dataset[Any]):
         return self.dataset[index]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """Read the items of a batch shard after shard: litdata keeps one open."""
-        items = {index: self[index] for index in sorted(set(indices))}
-        return [items[index] for index in indices]
+        """Read the items of a batch shard after shard, as the shards first come in it: litdata keeps one open."""
+        if self._ends is None:
+            return [self[index] for index in indices]
+        shards = np.searchsorted(self._ends, indices, side="right").tolist()
+        first = {shard: row for row, shard in reversed(list(enumerate(shards)))}
+        items = {row: self[indices[row]] for row in sorted(range(len(indices)), key=lambda row: first[shards[row]])}
+        return [items[row] for row in range(len(indices))]
 
 
 def index_dataset(dataset: Any, name: str) -> Any:

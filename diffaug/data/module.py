@@ -18,7 +18,7 @@ from diffaug.data.indexed import is_stream
 from diffaug.data.laps import Bucketed, Mixed
 from diffaug.data.loader import LOADER_OPTIONS, EpochLoader, EpochSampler, FixedSampler, Loader, check_loader_options
 from diffaug.data.mixture import Mixture
-from diffaug.data.order import Order, Sampled, Shuffled, Unshuffled
+from diffaug.data.order import SHARD_WINDOW, Order, Sampled, Unshuffled, shuffled_order
 from diffaug.data.recipe import check_ranks, describe, describe_dataset
 from diffaug.data.sources import (
     Source,
@@ -64,6 +64,9 @@ class DiffusionBase(NoisingBase):
         batch_size: images per process, before ``views``.
         shuffle: whether each training epoch has an order of its own.
         sampler: the training order instead: any sampler of indices.
+        shard_window: how many shards are open at a time in the order of a training set that says how its samples lie in
+            shards: litdata's and MosaicML's StreamingDataset, or one with an attribute ``shard_sizes``. None shuffles
+            the set as a whole.
         drop_last: whether a training epoch's last batch is dropped where it is short.
         options: those of `diffaug.data.base.NoisingBase`, which every DataModule here has: seed, views, encoder,
             label_dropout, ...; and DataLoader's own: num_workers, pin_memory, prefetch_factor, persistent_workers, ...,
@@ -94,6 +97,7 @@ class DiffusionBase(NoisingBase):
         batch_size: int = 32,
         shuffle: bool = True,
         sampler: Sampler[int] | None = None,
+        shard_window: int | None = SHARD_WINDOW,
         drop_last: bool = False,
         **options: Any,
     ) -> None:
@@ -120,6 +124,7 @@ class DiffusionBase(NoisingBase):
                 raise refuse(f"data.{name}", given, "a function or a torch.nn.Module, from an image to another")
         self.transform, self.eval_transform = transform, eval_transform
         self.shuffle, self.sampler = flag("data.shuffle", shuffle), sampler
+        self.shard_window = shard_window if shard_window is None else integer("data.shard_window", shard_window, 1)
         self.drop_last = flag("data.drop_last", drop_last)
         if image_shape is not None and (isinstance(image_shape, str) or not isinstance(image_shape, Sequence)):
             raise refuse("data.image_shape", image_shape, "a list of whole numbers, for example [3, 64, 64]")
@@ -272,11 +277,11 @@ class DiffusionBase(NoisingBase):
             return Mixed(dataset.sizes, batch, dataset.weights, **options)
         if bucket_of is not None:
             return Bucketed(bucket_of, batch, seed=seed, fixed=fixed)
-        if fixed:
-            return Unshuffled(len(images))
-        if self.sampler is not None:
+        if self.sampler is not None and not fixed:
             return Sampled(self.sampler, len(images), seed=seed)
-        return Shuffled(len(images), seed=seed) if self.shuffle else Unshuffled(len(images))
+        if fixed or not self.shuffle:
+            return Unshuffled(len(images))
+        return shuffled_order(dataset, images.name, self.shard_window, seed=seed)
 
     def _evaluation_loaders(self, stage: str) -> Any:
         loaders, repeats = [], self.val_repeats if stage == "val" else 1

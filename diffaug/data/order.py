@@ -4,8 +4,10 @@ An order is a pure function of (seed, stage, epoch), computed place by place, th
 dataset. The ranks share it out like cards (`diffaug.data.loader.EpochSampler`): place p goes to rank p mod ranks.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from diffaug.data.permutation import order_keys, permute
+from diffaug.checks import integer, refuse
+from diffaug.data.permutation import order_keys, permute, permute_in_windows
 from diffaug.data.recipe import describe_sampler
 from diffaug.randomness.keys import Purpose
 from diffaug.randomness.user_code import seed_all, untouched_random_state
 
 Numbers = NDArray[np.int64]
+SHARD_WINDOW = 8  # shards open at a time, unless told otherwise
 
 
 class Visits(NamedTuple):
@@ -87,6 +91,37 @@ class Shuffled(Order):
         return "shuffled"
 
 
+class Sharded(Order):
+    """Each epoch has an order of its own, in which so many shards are open at a time; and so has each lap of one.
+
+    The shards come in a random order, in windows of so many; within a window the samples of its shards are shuffled as
+    one. Whoever goes through the order, or through any share of it, needs each shard only while its window lasts.
+
+    Arguments:
+        sizes: the number of samples of each shard, in the order of the indices.
+        window: how many shards are open at a time, 1 at least.
+        seed, dataset: as in `Shuffled`.
+    """
+
+    def __init__(self, sizes: Sequence[int], window: int, *, seed: int = 0, dataset: int = 0) -> None:
+        self.sizes, self.window, self.seed, self.dataset = np.array(sizes, np.int64), window, seed, dataset
+        self.size = self.length = int(self.sizes.sum())
+
+    def of_epoch(self, epoch: int, lap: int, total: int) -> Callable[[Numbers], Visits]:
+        round_keys = partial(order_keys, self.seed, epoch, self.dataset, lap, 0)
+        indices = permute_in_windows(self.sizes, self.window, round_keys)
+
+        def visits(places: Numbers) -> Visits:
+            view, within = _views(places, self.length, lap, total)
+            return Visits(indices(within), view, epoch)
+
+        return visits
+
+    def describe(self) -> Any:
+        digest = hashlib.blake2b(self.sizes.astype("<i8").tobytes(), digest_size=8).hexdigest()
+        return f"shuffled, {self.window} of {len(self.sizes)} shards at a time, {digest}"
+
+
 class Unshuffled(Order):
     """Every epoch is in the dataset's own order.
 
@@ -106,6 +141,29 @@ class Unshuffled(Order):
 
     def describe(self) -> Any:
         return "the dataset's"
+
+
+def shuffled_order(dataset: Any, name: str, window: int | None = SHARD_WINDOW, *, seed: int, number: int = 0) -> Order:
+    """Return a shuffled order of a dataset: by its shards, where it says what they hold.
+
+    Arguments:
+        dataset: map-style; its attribute ``shard_sizes``, if any, lists the samples of each shard.
+        name: how errors call it.
+        window: how many shards are open at a time; None shuffles the dataset as a whole.
+        seed: in [0, 2^64).
+        number: the dataset's within its stage.
+
+    Raises:
+        ValueError: the sizes are no whole numbers, or do not add up to its length.
+    """
+    sizes: Any = getattr(dataset, "shard_sizes", None)
+    if sizes is None or window is None:
+        return Shuffled(len(dataset), seed=seed, dataset=number)
+    sizes = [integer(f"each of the shard_sizes of {name}", size, 0) for size in sizes]
+    if sum(sizes) != len(dataset):
+        wanted = f"its length, {len(dataset)}; or set data.shard_window=null"
+        raise refuse(f"the sum of the shard_sizes of {name}", sum(sizes), wanted)
+    return Sharded(sizes, window, seed=seed, dataset=number)
 
 
 class Sampled(Order):

@@ -24,7 +24,7 @@ from diffaug.data.dataset import Keyed
 from diffaug.data.evaluation import EvaluationSampler, evaluation_loader
 from diffaug.data.indexed import Indexed, index_dataset
 from diffaug.data.loader import EpochLoader, EpochSampler, FixedSampler, Loader, check_order
-from diffaug.data.order import Order, Sampled, Shuffled, Unshuffled
+from diffaug.data.order import Order, Sampled, Shuffled, Unshuffled, shuffled_order
 from diffaug.data.stream import Stream, StreamLoader, check_overfit
 from diffaug.randomness.keys import STAGES
 
@@ -93,7 +93,7 @@ def rebuild(
     size = len(dataset)
     _log.info("%s: noise keyed by sample index, order: %s", name, type(batches.sampler).__name__)
     if isinstance(dataset, Indexed):
-        order = Shuffled(size, seed=seed, dataset=number) if said else Unshuffled(size)
+        order = shuffled_order(dataset, name, seed=seed, number=number) if said else Unshuffled(size)
     else:
         order = _order(batches.sampler, size, seed=seed, dataset=number)
     if train:

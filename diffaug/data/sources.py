@@ -124,7 +124,8 @@ def look_at(images: Images, image_shape: tuple[int, ...] | None) -> None:
     first, name = images[images.place(0)][0], images.name
     shape = tuple(first.shape)
     if images.check_range and first.is_floating_point():
-        chosen = spread_indices(len(images), _LOOKED_AT)
+        shards: Any = getattr(images.dataset, "shard_sizes", None) or [len(images)]
+        chosen = spread_indices(shards[0] or 1, _LOOKED_AT)  # of the first shard: others may be far away
         some = (images[images.place(index)][0] for index in chosen)
         warn_of_half_range(some, images.value_range, f"{name}, of which {len(chosen)} images were looked at,")
     if isinstance(images.dataset, Store):

@@ -1,20 +1,27 @@
-"""Sources that are iterable and have items by index: litdata's and MosaicML's, asked for by index; and their shards."""
+"""Sources that are iterable and have items by index, litdata's and MosaicML's, and the order of what lies in shards.
+
+Statistical limits are set for one false alarm in 10^6; the draws are keyed, so that no test is random.
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from shared import fit, together
-from torch.utils.data import DataLoader, IterableDataset
+from scipy import stats
+from shared import Listener, fit, together, trainer
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Mixture
 from diffaug.data.indexed import Indexed, index_dataset, is_stream
+from diffaug.data.loader import EpochSampler
+from diffaug.data.order import Sharded
 
 N = 1000
 PROCESS = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "index", "label"))
@@ -260,3 +267,185 @@ def test_items_of_a_batch_come_in_the_order_asked_for():
     asked = [5, 999, 5, 40, 0]
     assert [item["label"] for item in dataset.__getitems__(asked)] == asked
     assert np.array_equal(dataset[7]["image"], make_item(7)["image"])
+
+
+SIZES = [[5], [0, 3, 0, 4], [30] * 33 + [10], [7, 1, 64, 2, 65, 1, 1, 3, 200, 9]]
+
+
+def live(shards: np.ndarray[Any, Any]) -> int:
+    """The most shards that are between their first and their last sample at one place of an order."""
+    ends = [(np.flatnonzero(shards == shard)[[0, -1]]) for shard in np.unique(shards)]
+    return max(sum(first <= place <= last for first, last in ends) for place in range(len(shards)))
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 8, 100])
+@pytest.mark.parametrize("sizes", SIZES, ids=len)
+def test_a_sharded_order_has_every_index_once_and_few_shards_open(sizes, window):
+    total = sum(sizes)
+    order = Sharded(sizes, window, seed=3)
+    for epoch, lap in ((0, 0), (0, 1), (5, 0)):
+        visits = order.of_epoch(epoch, lap, total)
+        index = visits(np.arange(total)).index
+        assert sorted(index.tolist()) == list(range(total))
+        assert live(np.repeat(np.arange(len(sizes)), sizes)[index]) <= window
+        some = np.arange(total)[::-3]
+        assert np.array_equal(visits(some).index, index[some])  # place by place
+    if total > 10:
+        first, lap, epoch = (
+            order.of_epoch(e, n, total)(np.arange(total)).index.tolist() for e, n in ((0, 0), (0, 1), (5, 0))
+        )
+        assert first != lap != epoch != first
+    shares = [[*EpochSampler(order, rank=rank, ranks=3)] for rank in range(3)]
+    together = [place for places in zip(*shares, strict=True) for place in places]
+    assert [place.index for place in together][:total] == order.of_epoch(0, 0, total)(np.arange(total)).index.tolist()
+    assert len(set(together)) == -(-total // 3) * 3
+
+
+def test_a_window_is_shuffled_as_one_and_shards_come_in_any_order():
+    """Three shards of two, two open at a time: 3 pairs of shards come first, in 24 orders; the last has 2. All alike."""
+    seen = Counter(
+        tuple(Sharded([2, 2, 2], 2, seed=seed).of_epoch(0, 0, 6)(np.arange(6)).index.tolist()) for seed in range(7200)
+    )
+    assert len(seen) == 3 * 24 * 2
+    statistic = sum((count - 50) ** 2 / 50 for count in seen.values())
+    assert statistic < stats.chi2.isf(1e-6, 3 * 24 * 2 - 1)
+
+
+def test_within_a_window_neighbours_are_strangers():
+    """Eight shards of 1,000 open at a time: a sample's shard says nothing of the next one's, nor its place in it."""
+    index = Sharded([1000] * 64, 8, seed=1).of_epoch(0, 0, 64_000)(np.arange(64_000)).index
+    shard, within = np.divmod(index, 1000)
+    same = (shard[1:] == shard[:-1]).mean()
+    expected = 999 / 7999
+    assert abs(same - expected) < 5 * (expected / 64_000) ** 0.5
+    assert abs(np.corrcoef(within[1:], within[:-1])[0, 1]) < 5 / 64_000**0.5
+    for window in index.reshape(8, 8000):
+        assert stats.kendalltau(np.arange(8000), window).pvalue > 1e-6
+
+
+def test_a_billion_samples_in_shards_need_few_numbers():
+    order = Sharded([10_000] * 100_000, 8, seed=1)
+    visits = order.of_epoch(3, 0, order.length)
+    assert len(set(visits(np.arange(10**9 - 100_000, 10**9)).index // 10_000)) <= 16
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("window", "ranks"), [(4, 1), (4, 2), (1, 1), (None, 1)])
+def test_each_process_opens_each_shard_once(window, ranks, workers, tmp_path):
+    """Not so where the set is shuffled as a whole: then nearly every sample opens one."""
+    for rank in range(ranks):
+        log = tmp_path / str(rank)
+        dataset = Both(log, held=window or 4)
+        data, loader = loader_of(dataset, rank=rank, ranks=ranks, num_workers=workers, shard_window=window)
+        log.write_text("")  # the look at the first item
+        assert len(list(loader)) == N // ranks // 20
+        opened = Counter(log.read_text().split("\n")[:-1])
+        assert len({line.split()[0] for line in opened}) == max(workers, 1)
+        if window is None:
+            assert opened.total() > N / ranks / 2
+        else:
+            assert opened.total() <= 34 * max(workers, 1)
+            assert set(opened.values()) == {1}
+
+
+def test_litdata_opens_few_chunks_a_batch(litdata_set, monkeypatch):
+    """It keeps one chunk open: a batch is read chunk after chunk, so it opens as many as lie in it."""
+    from litdata.streaming.item_loader import PyTreeLoader
+
+    dataset, opened = litdata_set(), []
+    data, loader = loader_of(dataset, batch_size=50, shard_window=4)
+    load = PyTreeLoader.load_item_from_chunk
+    monkeypatch.setattr(
+        PyTreeLoader,
+        "load_item_from_chunk",
+        lambda self, i, chunk, *rest: (opened.append(chunk), load(self, i, chunk, *rest))[1],
+    )
+    assert len(list(loader)) == 20
+    assert len(opened) == N
+    runs = 1 + sum(a != b for a, b in itertools.pairwise(opened))
+    assert runs <= 34 + 20 * 4  # of 1,000 samples
+
+
+def test_mosaic_fetches_each_shard_once_and_keeps_few(mosaic_set, tmp_path, monkeypatch):
+    """Shards that lie far away, and a cache that holds seven of the forty."""
+    import streaming
+
+    remote = mosaic_set().streams[0].local
+    fetched = []
+    prepare = streaming.Stream.prepare_shard
+    monkeypatch.setattr(
+        streaming.Stream, "prepare_shard", lambda self, shard: (fetched.append(shard), prepare(self, shard))[1]
+    )
+    counts = {}
+    for window in (3, None):
+        fetched.clear()
+        far = streaming.StreamingDataset(
+            remote=remote, local=str(tmp_path / str(window)), batch_size=1, shuffle=False, cache_limit=20_000
+        )
+        data, loader = loader_of(far, shard_window=window)
+        assert len(list(loader)) == N // 20
+        counts[window] = len(fetched)
+    shards = len(Indexed(mosaic_set()).shard_sizes or ())
+    assert shards <= counts[3] <= shards + 1  # one more: the look at the first item
+    assert counts[None] > 5 * shards
+
+
+def saved(data: Any, path: Path, **options: Any) -> None:
+    fit_trainer = trainer(max_steps=7, **options)
+    fit_trainer.fit(Listener(), data)
+    fit_trainer.save_checkpoint(path)
+
+
+def test_a_resume_with_another_window_or_other_shards_is_refused(tmp_path):
+    path = tmp_path / "last.ckpt"
+    saved(Rank(Both()), path)
+
+    def go_on(dataset: Any, **options: Any) -> list[Any]:
+        listener = Listener()
+        trainer().fit(listener, Rank(dataset, **options), ckpt_path=path)
+        return listener.seen["train"]
+
+    with pytest.raises(ValueError, match=r"train\.order: shuffled, 8 of 34 shards at a time, \w+ -> shuffled, 4 of 34"):
+        go_on(Both(), shard_window=4)
+    with pytest.raises(ValueError, match=r"train\.order: shuffled, 8 of 34 .* -> shuffled\n"):
+        go_on(Both(), shard_window=None)
+    other = Both()
+    other.shard_sizes = [31, 29, *other.shard_sizes[2:]]
+    with pytest.raises(ValueError, match=r"train\.order: shuffled, 8 of 34 .* -> shuffled, 8 of 34"):
+        go_on(other)
+    whole = fit(Rank(Both()))["train"]
+    rest = go_on(Both())
+    assert len(rest) == len(whole) - 7
+    assert all(torch.equal(a.epsilon, b.epsilon) for a, b in zip(rest, whole[7:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options", "message"),
+    [
+        (None, {"shard_window": 0}, r"data\.shard_window must be a whole number .* but got 0"),
+        (None, {"shard_window": 1.5}, r"data\.shard_window must be a whole number"),
+        ([500, 499], {}, r"the sum of the shard_sizes of data\.train must be its length, 1000; .*null, but got 999"),
+        ([1001, -1], {}, r"each of the shard_sizes of data\.train must be a whole number .* but got -1"),
+        (["many"], {}, r"each of the shard_sizes of data\.train must be a whole number"),
+    ],
+)
+def test_what_shards_cannot_be(sizes, options, message):
+    dataset = Both()
+    dataset.shard_sizes = sizes or dataset.shard_sizes
+    with pytest.raises(ValueError, match=message):
+        loader_of(dataset, **options)
+
+
+def test_a_map_style_dataset_may_say_its_shards():
+    class Mapped(Dataset[Any]):
+        shard_sizes = (30,) * 33 + (10,)
+
+        def __len__(self):
+            return N
+
+        def __getitem__(self, index: int):
+            return make_item(index)
+
+    assert [place.index for place in loader_of(Mapped())[1].sampler] == [
+        place.index for place in loader_of(Both())[1].sampler
+    ]
