@@ -302,7 +302,7 @@ def test_a_sharded_order_has_every_index_once_and_few_shards_open(sizes, window)
 
 
 def test_a_window_is_shuffled_as_one_and_shards_come_in_any_order():
-    """Three shards of two, two open at a time: 3 pairs of shards come first, in 24 orders; the last has 2. All alike."""
+    """Three shards of two, two open at a time: 3 pairs come first, in 24 orders; the last has 2. All alike."""
     seen = Counter(
         tuple(Sharded([2, 2, 2], 2, seed=seed).of_epoch(0, 0, 6)(np.arange(6)).index.tolist()) for seed in range(7200)
     )
@@ -320,7 +320,7 @@ def test_within_a_window_neighbours_are_strangers():
     assert abs(same - expected) < 5 * (expected / 64_000) ** 0.5
     assert abs(np.corrcoef(within[1:], within[:-1])[0, 1]) < 5 / 64_000**0.5
     for window in index.reshape(8, 8000):
-        assert stats.kendalltau(np.arange(8000), window).pvalue > 1e-6
+        assert abs(np.corrcoef(np.arange(8000), window.argsort())[0, 1]) < 5 / 8000**0.5
 
 
 def test_a_billion_samples_in_shards_need_few_numbers():
@@ -336,7 +336,7 @@ def test_each_process_opens_each_shard_once(window, ranks, workers, tmp_path):
     for rank in range(ranks):
         log = tmp_path / str(rank)
         dataset = Both(log, held=window or 4)
-        data, loader = loader_of(dataset, rank=rank, ranks=ranks, num_workers=workers, shard_window=window)
+        _, loader = loader_of(dataset, rank=rank, ranks=ranks, num_workers=workers, shard_window=window)
         log.write_text("")  # the look at the first item
         assert len(list(loader)) == N // ranks // 20
         opened = Counter(log.read_text().split("\n")[:-1])
@@ -350,13 +350,12 @@ def test_each_process_opens_each_shard_once(window, ranks, workers, tmp_path):
 
 def test_litdata_opens_few_chunks_a_batch(litdata_set, monkeypatch):
     """It keeps one chunk open: a batch is read chunk after chunk, so it opens as many as lie in it."""
-    from litdata.streaming.item_loader import PyTreeLoader
-
+    loaders = pytest.importorskip("litdata.streaming.item_loader")
     dataset, opened = litdata_set(), []
-    data, loader = loader_of(dataset, batch_size=50, shard_window=4)
-    load = PyTreeLoader.load_item_from_chunk
+    _, loader = loader_of(dataset, batch_size=50, shard_window=4)
+    load = loaders.PyTreeLoader.load_item_from_chunk
     monkeypatch.setattr(
-        PyTreeLoader,
+        loaders.PyTreeLoader,
         "load_item_from_chunk",
         lambda self, i, chunk, *rest: (opened.append(chunk), load(self, i, chunk, *rest))[1],
     )
@@ -368,8 +367,7 @@ def test_litdata_opens_few_chunks_a_batch(litdata_set, monkeypatch):
 
 def test_mosaic_fetches_each_shard_once_and_keeps_few(mosaic_set, tmp_path, monkeypatch):
     """Shards that lie far away, and a cache that holds seven of the forty."""
-    import streaming
-
+    streaming = pytest.importorskip("streaming")
     remote = mosaic_set().streams[0].local
     fetched = []
     prepare = streaming.Stream.prepare_shard
@@ -382,7 +380,7 @@ def test_mosaic_fetches_each_shard_once_and_keeps_few(mosaic_set, tmp_path, monk
         far = streaming.StreamingDataset(
             remote=remote, local=str(tmp_path / str(window)), batch_size=1, shuffle=False, cache_limit=20_000
         )
-        data, loader = loader_of(far, shard_window=window)
+        _, loader = loader_of(far, shard_window=window)
         assert len(list(loader)) == N // 20
         counts[window] = len(fetched)
     shards = len(Indexed(mosaic_set()).shard_sizes or ())
