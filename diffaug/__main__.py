@@ -13,7 +13,7 @@ encode [data=...] out=FOLDER [keep=label]   the dataset decoded once, into a sto
                                             [trainer=ddp trainer.devices=8]; run again, it goes on; latents, with
                                             encoder@data.encoder=autoencoder_kl [dtype=float32 or float16, bfloat16]
                                             [variants=identity,hflip]: each encoded, one drawn at every visit
-export ckpt=RUN out=FOLDER                  a trained run as a diffusers pipeline folder
+export ckpt=RUN out=FOLDER [vae=FOLDER]     a trained run as a diffusers pipeline folder; of latents, with its VAE
 
 out= is a .png, .svg or .pdf file; the numbers of a picture go beside it as .csv. A NAME may carry overrides of its own:
 cosine,schedule.timesteps=4000.
@@ -179,19 +179,29 @@ def _listed(words: str) -> list[str]:
     return [word for word in words.strip("[]").replace(" ", "").split(",") if word]
 
 
-def _export(overrides: list[str], *, ckpt: str = "", out: str = "") -> None:
+def _export(overrides: list[str], *, ckpt: str = "", out: str = "", vae: str | None = None) -> None:
     from omegaconf import OmegaConf
 
+    from diffaug.commands.autoencoder import find_autoencoder, latent_shape, recipe_in
     from diffaug.commands.export import export, find_run, load_weights, write_usage
 
     if overrides or not ckpt or not out:
-        raise ValueError("export wants ckpt=RUN (the folder that train.py left) and out=FOLDER, and nothing else.")
+        raise ValueError(
+            "export wants ckpt=RUN (the folder that train.py left) and out=FOLDER, of latents also vae=FOLDER where "
+            "the autoencoder is no longer where it was, and nothing else."
+        )
     run, file = find_run(ckpt)
     config = OmegaConf.load(run / ".hydra" / "config.yaml")
     config.folder = str(run)
     model = instantiate(config.model, process=instantiate(config.process))
-    load_weights(model, file)
-    pipeline = export(model, out, tuple(config.data.image_shape or ()))
+    checkpoint = load_weights(model, file)
+    shape, latents = tuple(config.data.image_shape or ()), {}
+    if model.latents:
+        recipe = recipe_in(checkpoint)
+        latents["autoencoder"] = found = find_autoencoder(recipe, config.data, vae, instantiate)
+        latents["latent_stats"] = recipe["latent_stats"]
+        shape = latent_shape(found, shape) if config.data.get("encoder") else shape
+    pipeline = export(model, out, shape, **latents)
     print(f"{out} holds a {type(pipeline).__name__}. To sample from it, without diffaug:\n")
     print(write_usage(pipeline, out))
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import choice, refuse
+from diffaug.commands.autoencoder import folder_of
 from diffaug.commands.fingerprint import fingerprint
 from diffaug.data.batch import Batch, collate
 from diffaug.data.encode import VARIANTS, EncodingBase, Source, read_still
@@ -79,6 +80,7 @@ def encode(
         "finished": False,
         "made_from": {**fingerprint(data, sources), "dtype": latents and dtype},
         "latents": None,
+        "autoencoder": folder_of(data._noiser.encoder),
         "parts": {stage: [source.part for source in of_stage] for stage, of_stage in sources.items()},
     }
     _check_same(root, info)

@@ -13,6 +13,11 @@ edm                 x_in, c_noise (target F)     EDMEuler; EDMDPMSolver         
 
 ConsistencyModelPipeline is the one pipeline of diffusers for a UNet2DModel that scales the network's input and hands
 it labels; a network with ``condition`` is exported under it, too. Nothing of it is specific to consistency models.
+
+A network of latents goes with its autoencoder: into LDMPipeline, which scales the network's input too; with labels into
+DiTPipeline, which does not, but calls a UNet2DModel as its transformer. Of flows these take DPM-Solver alone, as
+FlowMatchEuler has neither ``init_noise_sigma`` nor ``scale_model_input``. The scale of the channels is put into the
+autoencoder: see `diffaug.interop.scale_autoencoder`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diffaug.checks import refuse
-from diffaug.interop import to_diffusers
+from diffaug.interop import scale_autoencoder, to_diffusers
 from diffaug.schedules import EDM, VE, Rectified
-from diffaug.schedules.base import STRAIGHT
+from diffaug.schedules.base import STRAIGHT, VARIANCE_PRESERVING
 from diffaug.training.checkpoint_io import find_damage
 from diffaug.training.denoiser import DenoiserBase
 
@@ -57,8 +62,8 @@ def find_run(ckpt: str) -> tuple[Path, Path]:
     )
 
 
-def load_weights(model: DenoiserBase, file: Path) -> None:
-    """Put a checkpoint's weights into a model; of a run with EMA these are the averaged ones.
+def load_weights(model: DenoiserBase, file: Path) -> dict[str, Any]:
+    """Put a checkpoint's weights into a model, and return it; of a run with EMA these are the averaged ones.
 
     Raises:
         ValueError: the file is damaged, or they are of another network.
@@ -72,15 +77,25 @@ def load_weights(model: DenoiserBase, file: Path) -> None:
         model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         raise ValueError(f"{file} does not fit the network that its run's config describes: {error}") from error
+    return checkpoint
 
 
-def export(model: DenoiserBase, out: str | Path, image_shape: tuple[int, ...]) -> "DiffusionPipeline":
+def export(
+    model: DenoiserBase,
+    out: str | Path,
+    image_shape: tuple[int, ...],
+    *,
+    autoencoder: Any = None,
+    latent_stats: Mapping[str, Sequence[float]] | None = None,
+) -> "DiffusionPipeline":
     """Write a Denoiser as a diffusers pipeline folder.
 
     Arguments:
         model: its network must be a diffusers UNet2DModel.
         out: the folder, made here; what it holds of an earlier export is written over.
-        image_shape: (C, H, W).
+        image_shape: (C, H, W) of what the network makes.
+        autoencoder: where these are latents, the diffusers AutoencoderKL that made them.
+        latent_stats: how they were scaled, as ``data.latent_stats``; None where they were not.
 
     Returns:
         The pipeline.
@@ -91,39 +106,44 @@ def export(model: DenoiserBase, out: str | Path, image_shape: tuple[int, ...]) -
     import diffusers
     from diffusers.models.unets.unet_2d import UNet2DModel
 
-    network, schedule = model.network, model.process.schedule
+    network, schedule, labels = model.network, model.process.schedule, model.condition is not None
     if not isinstance(network, UNet2DModel):
         raise refuse("model.network", type(network).__name__, "a diffusers.UNet2DModel, which pipelines call")
-    if model.latents:
+    if model.latents == (autoencoder is None):
         raise ValueError(
-            "A pipeline makes images and clips them to [-1, 1], but this network, trained with a data.encoder or "
-            "process.value_range=null, makes latents. Draw them by Denoiser.sample, or with a scheduler of "
-            "to_diffusers (clip_sample=False where it would clip), and decode them."
+            "This network, trained with a data.encoder or process.value_range=null, makes latents: a pipeline needs "
+            "the autoencoder that decodes them, autoencoder=."
+            if model.latents
+            else "This network makes images, which no autoencoder decodes."
         )
     _check_convention(model)
-    scaled = isinstance(schedule, (EDM, VE))
+    scaled, sigma_data = isinstance(schedule, (EDM, VE)), model.process.sigma_data
     if len(image_shape) != 3:
         raise refuse("data.image_shape", image_shape, "[channels, height, width]")
     _, height, width = image_shape
-    through_consistency = scaled or model.condition is not None
-    if through_consistency and height != width:
+    if model.latents:
+        name = "DiTPipeline" if labels else "LDMPipeline"
+    else:
+        name = "ConsistencyModelPipeline" if scaled or labels else "DDPMPipeline"
+    if name != "DDPMPipeline" and height != width:
+        raise ValueError(f"diffusers' {name} makes squares, but data.image_shape is {list(image_shape)}.")
+    if name == "DiTPipeline" and scaled:
         raise ValueError(
-            f"diffusers' only pipeline that scales a UNet2DModel's input or hands it labels makes squares, but "
-            f"data.image_shape is {list(image_shape)}."
+            f"diffusers has no pipeline of latents that hands a network labels and scales its input, as {schedule!r} "
+            "needs: train on a variance preserving schedule, without labels, or sample by Denoiser.sample and decode."
         )
-    scheduler = None
-    if model.condition is not None and schedule.scaling is STRAIGHT:
-        scheduler = (
-            "DPMSolverMultistepScheduler"  # FlowMatchEuler has no init_noise_sigma, which that pipeline asks for
-        )
+    solver = None  # FlowMatchEuler has no init_noise_sigma, for which all but DDPMPipeline ask
+    if name != "DDPMPipeline" and schedule.scaling is STRAIGHT:
+        solver = "DPMSolverMultistepScheduler"
+    options = {"clip_sample": False} if model.latents and schedule.scaling is VARIANCE_PRESERVING else {}
     size = height if height == width else [height, width]
     network.register_to_config(**{**{key: _plain(value) for key, value in network.config.items()}, "sample_size": size})
-    pipeline = getattr(diffusers, "ConsistencyModelPipeline" if through_consistency else "DDPMPipeline")(
-        unet=network.eval(),
-        scheduler=to_diffusers(
-            schedule, model.target, scheduler, timesteps=EMBEDDED, sigma_data=model.process.sigma_data
-        ),
-    )
+    parts = {"transformer" if name == "DiTPipeline" else "unet": network.eval()}
+    if model.latents:
+        made = scale_autoencoder(autoencoder, latent_stats, sigma_data)
+        parts["vae" if name == "DiTPipeline" else "vqvae"] = made
+    scheduler = to_diffusers(schedule, model.target, solver, timesteps=EMBEDDED, sigma_data=sigma_data, **options)
+    pipeline = getattr(diffusers, name)(**parts, scheduler=scheduler)
     pipeline.save_pretrained(out)
     return pipeline
 
@@ -162,12 +182,16 @@ def _check_convention(model: DenoiserBase) -> None:
 def write_usage(pipeline: Any, out: str | Path) -> str:
     """Write how to sample from an exported folder, as Python for a machine without diffaug."""
     name = type(pipeline).__name__
-    labels = ", class_labels=[0] * 16" if pipeline.unet.config.num_class_embeds else ""
+    if name == "DiTPipeline":
+        call = "class_labels=[0] * 16, guidance_scale=1, num_inference_steps=50"
+    else:
+        labels = ", class_labels=[0] * 16" if pipeline.unet.config.num_class_embeds else ""
+        call = f"batch_size=16, num_inference_steps=50{labels}"
     return "\n".join(
         [
             f"from diffusers import {name}",
             "",
             f'pipeline = {name}.from_pretrained("{out}")  # {type(pipeline.scheduler).__name__}',
-            f"images = pipeline(batch_size=16, num_inference_steps=50{labels}).images",
+            f"images = pipeline({call}).images",
         ]
     )

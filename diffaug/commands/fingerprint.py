@@ -45,14 +45,14 @@ def fingerprint(data: DiffusionBase, sources: Mapping[str, Sequence[Source]]) ->
         "transform": describe(data.transform),
         "eval_transform": describe(data.eval_transform),
         "encoder": describe(data._noiser.encoder),
-        "weights": _weights(data._noiser.encoder),
+        "weights": digest_weights(data._noiser.encoder),
         "image_key": data.image_key,
         "value_range": data.process.value_range and list(data.process.value_range),
         "versions": {name: version(name) for name in _LIBRARIES},
     }
 
 
-def _weights(encoder: Any) -> str | None:
+def digest_weights(encoder: Any) -> str | None:
     """Return a digest of the weights of a network, or of those that a function holds: bound, or in its closure."""
     inside = [encoder, getattr(encoder, "__self__", None), *getattr(encoder, "args", ())]
     inside += [cell.cell_contents for cell in getattr(encoder, "__closure__", None) or ()]

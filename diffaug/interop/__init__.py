@@ -22,6 +22,7 @@ their draw as an index into timesteps that fall, so ``--logit_mean`` is -mean of
 weights there, on the error of x_0 by default: see `diffaug.targets.weight_kinds`.
 """
 
+from diffaug.interop.autoencoder import scale_autoencoder as scale_autoencoder
 from diffaug.interop.from_diffusers import from_diffusers as from_diffusers
 from diffaug.interop.from_diffusers import target_of as target_of
 from diffaug.interop.to_diffusers import PREDICTIONS as PREDICTIONS

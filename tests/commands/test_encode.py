@@ -17,7 +17,6 @@ import pytest
 import torch
 from PIL import Image
 from server import Popen
-from server import run as server_run
 from shared import ROOT, Listener, together, trainer
 from tiny import environment
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
@@ -142,29 +141,6 @@ def test_memory_does_not_grow_with_the_dataset(tmp_path):
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment(tmp_path), check=True)
         peaks.append(int(done.stdout.split()[-1]) / 1024)
     assert peaks[1] - peaks[0] < 20
-
-
-@pytest.mark.slow
-def test_train_py_trains_on_latents_of_a_diffusers_vae(tmp_path):
-    """Digits encoded by a small AutoencoderKL, and trained on for twenty steps; preview refuses latents."""
-    diffusers = pytest.importorskip("diffusers")
-    sizes = {"block_out_channels": [8, 8], "down_block_types": ["DownEncoderBlock2D"] * 2, "norm_num_groups": 4}
-    sizes |= {"up_block_types": ["UpDecoderBlock2D"] * 2, "in_channels": 1, "out_channels": 1, "latent_channels": 2}
-    diffusers.AutoencoderKL(**sizes).save_pretrained(tmp_path / "vae")
-    own = "data.encoder.pretrained_model_name_or_path"
-    words = ["encode", "encoder@data.encoder=autoencoder_kl", f"{own}={tmp_path}/vae", f"out={tmp_path}/made"]
-    root = [f"data.root={tmp_path}/made", "data=store", "process.value_range=null", "process.sigma_data=1"]
-    steps = ["trainer.max_steps=20", "trainer.val_check_interval=10", f"hydra.run.dir={tmp_path}/run"]
-    steps += ["process.compile=false", "trainer.enable_progress_bar=false"]
-    for command in (["-m", "diffaug", *words, "trainer=cpu"], ["train.py", *root, *steps, "trainer=cpu"]):
-        done = server_run([sys.executable, *command], ROOT, environment(tmp_path))
-        assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 20
-    done = server_run([sys.executable, "-m", "diffaug", "preview", *root], ROOT, environment(tmp_path))
-    assert done.returncode == 1
-    assert "preview looks at images, but data.encoder makes latents" in done.stderr
-    done = server_run([sys.executable, "-m", "diffaug", "report", *root], ROOT, environment(tmp_path))
-    assert "What the recipe trains on" in done.stdout
 
 
 def test_floats_keep_their_range(tmp_path):
