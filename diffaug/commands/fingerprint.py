@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from diffaug.data.recipe import describe, describe_dataset
 from diffaug.data.sources import spread_indices
 
 _LOOKED_AT = 16  # items whose bytes are part of the fingerprint
-_LIBRARIES = ("diffaug", "torch", "numpy", "pillow")
+_LIBRARIES = ("torch", "numpy", "pillow")
 
 
 def fingerprint(data: DiffusionBase, sources: Mapping[str, Sequence[Source]]) -> dict[str, Any]:
@@ -48,7 +49,8 @@ def fingerprint(data: DiffusionBase, sources: Mapping[str, Sequence[Source]]) ->
         "weights": digest_weights(data._noiser.encoder),
         "image_key": data.image_key,
         "value_range": data.process.value_range and list(data.process.value_range),
-        "versions": {name: version(name) for name in _LIBRARIES},
+        # diffaug's own from the code: a checkout that is not installed has no other.
+        "versions": {"diffaug": import_module("diffaug").__version__, **{name: version(name) for name in _LIBRARIES}},
     }
 
 

@@ -1,6 +1,7 @@
 """encode: a store holds the very bits of what it was made from, whole, or is refused with the line that differs."""
 
 import errno
+import importlib.metadata
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from shared import ROOT, Listener, together, trainer
 from tiny import environment
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
+import diffaug
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.commands.encode import encode
 from diffaug.commands.preview import preview
@@ -350,6 +353,17 @@ def test_what_cannot_be_stored_is_refused(options, message, tmp_path):
 class _Stream(IterableDataset[Any]):
     def __iter__(self) -> Any:
         return iter(())
+
+
+def test_a_checkout_that_is_not_installed_makes_stores_too(photos, tmp_path, monkeypatch):
+    def version(name: str) -> str:
+        if name == "diffaug":
+            raise PackageNotFoundError(name)
+        return importlib.metadata.version(name)
+
+    monkeypatch.setattr("diffaug.commands.fingerprint.version", version)
+    out = write(folder(photos), tmp_path / "made")
+    assert json.loads((out / "store.json").read_text())["made_from"]["versions"]["diffaug"] == diffaug.__version__
 
 
 def test_only_what_is_kept_is_stored(photos, tmp_path):
