@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from diffaug.commands.fingerprint import digest_weights
+from diffaug.data.layout import INFO
 from diffaug.data.posterior import Moments
 from diffaug.data.recipe import describe
-from diffaug.data.store import INFO
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny")
 

@@ -23,11 +23,11 @@ from diffaug.data.encode import VARIANTS, EncodingBase, Source, read_still
 from diffaug.data.indexed import is_stream
 from diffaug.data.items import split
 from diffaug.data.latents import DTYPES, Latents, summarise
+from diffaug.data.layout import FORMAT, INFO, TEXT, Field, Part, read_info, write_info
 from diffaug.data.module import DiffusionBase
 from diffaug.data.recipe import differences
 from diffaug.data.shards import choose_shard_rows
 from diffaug.data.sources import are_datasets, as_list, look_at
-from diffaug.data.store import FORMAT, INFO, TEXT, Field, Part, read_info, write_info
 from diffaug.training.checkpoint_io import lock
 
 _STAGES = ("train", "val", "test")

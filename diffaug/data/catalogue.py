@@ -16,9 +16,10 @@ from torch.utils.data import Dataset, TensorDataset
 
 from diffaug.checks import choice, flag, integer, number
 from diffaug.data.broken import ON_ERROR
+from diffaug.data.layout import read_info
 from diffaug.data.module import DiffusionBase
 from diffaug.data.posterior import Stored
-from diffaug.data.store import Store, read_info
+from diffaug.data.store import Store
 
 Module = TypeVar("Module", bound=DiffusionBase)
 

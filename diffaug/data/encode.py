@@ -16,9 +16,9 @@ from torch.utils.data import Dataset, Sampler
 from diffaug.data.batch import Batch, Place, collate
 from diffaug.data.dataset import Images
 from diffaug.data.latents import Latents
+from diffaug.data.layout import Part
 from diffaug.data.loader import Loader
 from diffaug.data.shards import ShardWriter
-from diffaug.data.store import Part
 from diffaug.randomness.user_code import detect_draws
 
 VARIANTS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffaug.data.store import ENDS, TEXT, Field, Part, file_of, header
+from diffaug.data.layout import ENDS, TEXT, Field, Part, file_of, header
 
 _SHARD_BYTES = 2**29  # at most, so that a billion rows of 16 KiB are no more maps than a process may have
 _SHARDS = 64  # so many where they are smaller than that, so that ranks can share out a small set

@@ -1,0 +1,161 @@
+"""How a store lies on the disk, and what it says of itself.
+
+A folder of `store.json`, which says what made it and what it holds, and one folder a part, train and val:
+
+    train/image-00000.npy          rows of one shape, uint8 or float: numpy.load reads them, without diffaug
+    train/label-00000.npy          whatever numbers the dataset yields beside the image, by name
+    train/caption-00000.jsonl      texts, a line of JSON each, and
+    train/caption-00000.ends.npy   where each line ends, in bytes
+
+In the place of ``image``, a store of latents has ``mean`` and, of an encoder that returns a distribution, ``std``.
+numpy has no bfloat16: such a file holds the same 16 bits as uint16, and store.json names the dtype.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+INFO = "store.json"
+FORMAT = 1
+TEXT = "text"
+
+
+@dataclass(frozen=True)
+class Field:
+    """What a row of a field is: a tensor of a dtype of torch's, by its name, and a shape; or a text."""
+
+    dtype: str
+    shape: tuple[int, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of a row; 0 of a text, which has none beforehand."""
+        return 0 if self.dtype == TEXT else getattr(torch, self.dtype).itemsize * int(np.prod(self.shape, dtype=int))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One dataset of a stage.
+
+    Attributes:
+        folder: its name within the store.
+        rows: of all variants, those of an item side by side.
+        shard_rows: the rows of a shard; the last may have fewer.
+        fields: by name.
+        variants: what each item was stored as, by name.
+    """
+
+    folder: str
+    rows: int
+    shard_rows: int
+    fields: dict[str, Field]
+    variants: tuple[str, ...] = ("identity",)
+
+    @property
+    def items(self) -> int:
+        return self.rows // len(self.variants)
+
+    @property
+    def floats(self) -> bool:
+        """Whether its images are floats, whose range must be known."""
+        return "image" in self.fields and self.fields["image"].dtype != "uint8"
+
+    @property
+    def shards(self) -> int:
+        return -(-self.rows // self.shard_rows)
+
+    def rows_of(self, shard: int) -> int:
+        """Return how many rows a shard has."""
+        return min(self.shard_rows, self.rows - shard * self.shard_rows)
+
+    def fault(self, root: Path, shard: int) -> str | None:
+        """Say what is wrong with a shard's files; None if it is whole."""
+        rows = self.rows_of(shard)
+        for name, field in self.fields.items():
+            path = file_of(root, self.folder, name, shard, "npy" if field.dtype != TEXT else "ends.npy")
+            kind = field if field.dtype != TEXT else ENDS
+            wanted = len(header(kind, rows)) + rows * kind.bytes
+            fault = _size_fault(path, wanted)
+            if fault is None and field.dtype == TEXT:
+                end = int(np.frombuffer(path.read_bytes()[-8:], "<i8")[0])
+                fault = _size_fault(file_of(root, self.folder, name, shard, "jsonl"), end)
+            if fault:
+                return fault
+        sums = self.sums(root, shard)
+        return f"{sums} is missing" if "mean" in self.fields and not sums.exists() else None
+
+    def sums(self, root: Path, shard: int) -> Path:
+        """Return the file of what the latents of a shard come to."""
+        return file_of(root, self.folder, "sums", shard, "json")
+
+
+ENDS = Field("int64")
+
+
+def file_of(root: Path, folder: str, name: str, shard: int, ending: str) -> Path:
+    """Return the path of a shard's file."""
+    return root / folder / f"{name}-{shard:05}.{ending}"
+
+
+def header(field: Field, rows: int) -> bytes:
+    """Make the header of a .npy file, format 1.0: alike under every version of numpy, so that its length is known."""
+    stored = "uint16" if field.dtype == "bfloat16" else field.dtype
+    kind = {"descr": np.dtype(stored).newbyteorder("<").str, "fortran_order": False, "shape": (rows, *field.shape)}
+    text = repr(kind)
+    length = -(-(len(text) + 11) // 64) * 64  # a multiple of 64, with the 10 bytes before and the line's end
+    return b"\x93NUMPY\x01\x00" + (length - 10).to_bytes(2, "little") + text.ljust(length - 11).encode() + b"\n"
+
+
+def _size_fault(path: Path, wanted: int) -> str | None:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return f"{path} is missing"
+    return None if size == wanted else f"{path} is cut short or not whole: {size} bytes of {wanted}"
+
+
+def read_info(root: str | Path) -> dict[str, Any]:
+    """Read what a store says of itself; its parts as lists of `Part` by stage.
+
+    Raises:
+        FileNotFoundError: there is no store.
+        ValueError: it is of another format.
+    """
+    path = Path(root).expanduser() / INFO
+    try:
+        info = json.loads(path.read_text())
+        if info["format"] != FORMAT:
+            raise ValueError(f"{path} is of format {info['format']}, but this version of diffaug reads {FORMAT}.")
+        info["parts"] = {stage: [_part(part) for part in parts] for stage, parts in info["parts"].items()}
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(
+            f"data.root={str(root)!r} holds no store: there is no {path.resolve()}. This makes one: "
+            f"python -m diffaug encode data=... out={root}"
+        ) from error
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no store's: {error!r}.") from error
+    return info
+
+
+def _part(part: dict[str, Any]) -> Part:
+    fields = {name: Field(field["dtype"], tuple(field["shape"])) for name, field in part.pop("fields").items()}
+    return Part(**{**part, "fields": fields, "variants": tuple(part["variants"])})
+
+
+def write_info(root: Path, info: dict[str, Any]) -> None:
+    """Write store.json, whole or not at all."""
+    parts = {stage: [asdict(part) for part in parts] for stage, parts in info["parts"].items()}
+    beside = root / f".{INFO}.new"
+    beside.write_text(json.dumps({**info, "parts": parts}, indent=1) + "\n")
+    beside.replace(root / INFO)
+
+
+def shape_of(root: str) -> list[int]:
+    """Return the shape of a store's images or latents, as ``data.image_shape`` is written."""
+    parts: dict[str, list[Part]] = read_info(root)["parts"]
+    fields = next(iter(parts.values()))[0].fields
+    return list(fields["mean" if "mean" in fields else "image"].shape)
