@@ -12,7 +12,8 @@ check [data=...] [workers=N]                every image of the dataset read; whi
 encode [data=...] out=FOLDER [keep=label]   the dataset decoded once, into a store for data=store data.root=FOLDER
                                             [trainer=ddp trainer.devices=8]; run again, it goes on; latents, with
                                             encoder@data.encoder=autoencoder_kl [dtype=float32 or float16, bfloat16]
-                                            [variants=identity,hflip]: each encoded, one drawn at every visit
+                                            [variants=identity,hflip]: each encoded, one drawn at every visit;
+                                            update=true makes the rows of files that have changed, keeps the others
 export ckpt=RUN out=FOLDER [vae=FOLDER]     a trained run as a diffusers pipeline folder; of latents, with its VAE
 
 out= is a .png, .svg or .pdf file; the numbers of a picture go beside it as .csv. A NAME may carry overrides of its own:
@@ -158,13 +159,15 @@ def _encode(
     dtype: str = "float32",
     allow_rounding: str = "false",
     variants: str = "identity",
+    update: str = "false",
 ) -> None:
     from diffaug.commands.encode import encode
 
     if not out:
         raise ValueError("encode wants out=FOLDER, where the store is to be.")
     config = compose_config([*overrides, "callbacks=none", "logger=none"])
-    allow = choice("allow_rounding", allow_rounding, ("true", "false")) == "true"
+    flags = {"allow_rounding": allow_rounding, "update": update}
+    given = {name: choice(name, value, ("true", "false")) == "true" for name, value in flags.items()}
     quieten(config.lightning.diffaug)
     config.trainer.enable_checkpointing = False
     if "timeout" in (config.trainer.strategy if isinstance(config.trainer.strategy, DictConfig) else ()):
@@ -172,7 +175,7 @@ def _encode(
     module = get_class(f"{config.lightning.diffaug}.Encoding")
     rows = {"keep": None if keep is None else _listed(keep), "variants": _listed(variants)}
     trainer = instantiate(config.trainer)
-    encode(_data(config), out, trainer, module, dtype=dtype, allow_rounding=allow, **rows)
+    encode(_data(config), out, trainer, module, dtype=dtype, **given, **rows)
 
 
 def _listed(words: str) -> list[str]:

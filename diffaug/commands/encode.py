@@ -17,7 +17,8 @@ from torch import Tensor
 
 from diffaug.checks import choice, refuse
 from diffaug.commands.autoencoder import folder_of
-from diffaug.commands.fingerprint import fingerprint
+from diffaug.commands.fingerprint import fingerprint, list_files
+from diffaug.commands.update import BESIDE, begin, changed_files, check_kept, keep_rows, replace, write_files
 from diffaug.data.batch import Batch, collate
 from diffaug.data.encode import VARIANTS, EncodingBase, Source, read_still
 from diffaug.data.indexed import is_stream
@@ -44,6 +45,7 @@ def encode(
     dtype: str = "float32",
     allow_rounding: bool = False,
     variants: Sequence[str] = ("identity",),
+    update: bool = False,
 ) -> None:
     """Write the datasets of a DataModule as a store; rank 0 prints what it comes to before, and after.
 
@@ -57,6 +59,7 @@ def encode(
         allow_rounding: whether rounding to that may be by more than the posterior's deviation.
         variants: what each training image is stored as, "identity" and "hflip": each is encoded as an image of its own,
             and one of them is drawn by key at every visit.
+        update: whether a store of other files is brought up to date: see `diffaug.commands.update`.
 
     Raises:
         ValueError: another recipe made the store, or something cannot be stored.
@@ -74,17 +77,26 @@ def encode(
         choice("each of variants", variant, VARIANTS)
     data.prepare_data()
     latents = Latents(data._noiser.encode, dtype, allow_rounding) if data.encodes else None
-    root, sources = Path(out).expanduser(), _sources(data, keep, latents, variants, trainer.strategy.root_device)
+    device, whole = trainer.strategy.root_device, Path(out).expanduser()
+    sources = _sources(data, keep, latents, variants, device)
+    flat = [source for of_stage in sources.values() for source in of_stage]
+    files = {source.part.folder: list_files(source.images.dataset) for source in flat}
     info = {
         "format": FORMAT,
         "finished": False,
-        "made_from": {**fingerprint(data, sources), "dtype": latents and dtype},
+        "made_from": {**fingerprint(data, sources, files), "dtype": latents and dtype},
         "latents": None,
         "autoencoder": folder_of(data._noiser.encoder),
         "parts": {stage: [source.part for source in of_stage] for stage, of_stage in sources.items()},
     }
-    _check_same(root, info)
-    flat = [source for of_stage in sources.values() for source in of_stage]
+    root, changed = whole, _changed(whole, info)
+    if update and (changed or (whole / BESIDE).exists()):
+        if begin(whole, info, trainer.is_global_zero):
+            return
+        flat, root = keep_rows(whole, info, flat, files), whole / BESIDE
+        check_kept(flat, latents, device)
+    elif changed or (whole / BESIDE).exists():
+        raise _refusal(whole, changed, changed_files(whole, flat, files))
     options = {"pin_memory": torch.cuda.is_available(), **data.loader_options}
     writer = module(root, flat, batch_size=data.batch_size, options=options, latents=latents)
     missing = writer.missing()
@@ -93,12 +105,14 @@ def encode(
     if trainer.is_global_zero:
         print(_plan(root, flat, rows, total))
         _check_space(root, flat, missing)
-    with _alone(root) if trainer.is_global_zero else nullcontext():
+    with _alone(whole) if trainer.is_global_zero else nullcontext():
         if trainer.is_global_zero:
             for left in root.glob("*/.*.part"):  # by a run that was killed
                 left.unlink(missing_ok=True)
             if missing:
+                root.mkdir(exist_ok=True)
                 write_info(root, info)
+                write_files(root, flat, files)
         if missing:
             try:
                 trainer.predict(writer, return_predictions=False)
@@ -109,11 +123,19 @@ def encode(
                 raise ValueError(f"{root} is not finished: {len(writer.missing())} shards are missing. Run it again.")
             if latents is not None:
                 info["latents"] = said = summarise(_read_sums(root, next(iter(sources.values()))))
+                if root != whole:  # of rows that were copied the error is not known anew
+                    said["largest_error"] = max(said["largest_error"], _error(whole))
                 deviation = said["median_deviation"]
                 beside = "" if deviation is None else f", where the posterior's median deviation is {deviation:.3g}"
                 print(f"The largest error of rounding to {dtype} is {said['largest_error']:.3g}{beside}")
             write_info(root, {**info, "finished": True})
-            print(f"{root} holds {total} rows, {rows} of them written now. To train on it: data=store data.root={out}")
+            if root != whole:
+                replace(whole)
+            kept = sum(int((one.kept >= 0).sum()) * len(one.part.variants) for one in flat if one.kept is not None)
+            copied = f", {kept} of these from before" if kept else ""
+            print(
+                f"{whole} holds {total} rows, {rows} of them written now{copied}. To train on it: data=store data.root={out}"
+            )
 
 
 @contextmanager
@@ -127,9 +149,13 @@ def _alone(root: Path) -> Generator[None]:
 
 
 def _read_sums(root: Path, sources: list[Source]) -> Iterator[dict[str, Any]]:
-    for _, part in sources:
-        for shard in range(part.shards):
-            yield json.loads(part.sums(root, shard).read_text())
+    for source in sources:
+        for shard in range(source.part.shards):
+            yield json.loads(source.part.sums(root, shard).read_text())
+
+
+def _error(root: Path) -> float:
+    return (read_info(root)["latents"] or {"largest_error": 0.0})["largest_error"]
 
 
 def _sources(
@@ -187,7 +213,7 @@ def _encoded(data: DiffusionBase, latents: Latents, image: Tensor) -> dict[str, 
             "data.encoder draws random numbers: a store would keep one draw for ever. Give one that returns the "
             "distribution, with its mean and std (a diffusers VAE as it is): then every visit has a draw of its own."
         )
-    fields = {name: _field(rows) for name, rows in latents(image).items()}
+    fields = {name: _field(rows) for name, rows in latents.rows(latents.encode(image)).items()}
     latents.take_sums()
     return fields
 
@@ -196,22 +222,28 @@ def _field(rows: Any) -> Field:
     return Field(str(rows.dtype).removeprefix("torch."), tuple(rows.shape[1:]))
 
 
-def _check_same(root: Path, info: dict[str, Any]) -> None:
-    """Refuse to go on with a store that something else made."""
+def _changed(root: Path, info: dict[str, Any]) -> list[str]:
+    """List in what a store that is there already was made from something else, a line each."""
     if not (root / INFO).exists():
         if root.is_dir() and any(path.name != ".lock" for path in root.iterdir()):
             raise ValueError(f"out={root} holds other files, and no {INFO}: name a new folder.")
-        return
+        return []
     before = read_info(root)
     changed = differences(info["made_from"], before["made_from"])
     if not changed and before["parts"] != info["parts"]:
         changed = [f"parts: {before['parts']} -> {info['parts']}"]
-    if changed:
-        raise ValueError(
-            f"The store out={root} was made from something else:\n  "
-            + "\n  ".join(changed)
-            + "\nName a new folder, or remove this one."
-        )
+    return changed
+
+
+def _refusal(root: Path, changed: list[str], of_files: list[str]) -> ValueError:
+    if not changed:
+        return ValueError(f"An update of out={root} was interrupted: update=true goes on with it.")
+    way = "update=true makes the rows of files that have changed, and keeps the others. Or name" if of_files else "Name"
+    return ValueError(
+        f"The store out={root} was made from something else:\n  "
+        + "\n  ".join(changed + of_files)
+        + f"\n{way} a new folder, or remove this one."
+    )
 
 
 def _check_space(root: Path, sources: list[Source], missing: list[tuple[int, int]]) -> None:
@@ -230,7 +262,8 @@ def _row_bytes(part: Part) -> int:
 
 def _plan(root: Path, sources: list[Source], rows: int, total: int) -> str:
     lines = [f"{root}: {total} rows, {total - rows} of them already there"]
-    for _, part in sources:
+    for source in sources:
+        part = source.part
         fields = [f"{name} {field.dtype} {list(field.shape) or ''}".strip() for name, field in part.fields.items()]
         size = f"{_size(part.rows * _row_bytes(part))} in {part.shards} shards"
         lines.append(f"  {part.folder}: {part.rows} rows of {', '.join(fields)}; {size}")

@@ -1,10 +1,11 @@
 """What made a store, in plain types: files, some of the items themselves, options, the encoder's weights, versions."""
 
 import hashlib
+import json
+import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,16 +17,19 @@ from diffaug.data.module import DiffusionBase
 from diffaug.data.recipe import describe, describe_dataset
 from diffaug.data.sources import spread_indices
 
-_LOOKED_AT = 16  # items whose bytes are part of the fingerprint
+LOOKED_AT = 16  # items whose bytes are part of the fingerprint
 _LIBRARIES = ("torch", "numpy", "pillow")
 
 
-def fingerprint(data: DiffusionBase, sources: Mapping[str, Sequence[Source]]) -> dict[str, Any]:
+def fingerprint(
+    data: DiffusionBase, sources: Mapping[str, Sequence[Source]], files: Mapping[str, list[str] | None]
+) -> dict[str, Any]:
     """Describe what makes a store.
 
     Arguments:
         data: the DataModule.
         sources: what is stored of it, by stage.
+        files: of each part, as `list_files` has them.
 
     Raises:
         ValueError: items are not the same when they are read again.
@@ -35,7 +39,7 @@ def fingerprint(data: DiffusionBase, sources: Mapping[str, Sequence[Source]]) ->
             source.part.folder: {
                 "dataset": type(source.images.dataset).__name__,
                 **describe_dataset(source.images.dataset),
-                "sizes and times of the files": _files(source.images.dataset),
+                "sizes and times of the files": _digest(files[source.part.folder]),
                 "items looked at": _looked_at(source),
                 "kept": list(source.images.wanted),
                 "variants": list(source.part.variants),
@@ -68,18 +72,33 @@ def digest_weights(encoder: Any) -> str | None:
     return digest.hexdigest() if networks else None
 
 
-def _files(dataset: Any) -> str | None:
-    """Return how many files a dataset is of, and a digest of their sizes and times; None where it names none."""
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
+def list_files(dataset: Any) -> list[str] | None:
+    """List what a dataset's items are read from, a line of JSON each: name, bytes, time of change in nanoseconds.
+
+    None where it names no files, or is a stream. Names are those within the dataset's folder, so that this may move.
+    """
+    if isinstance(dataset, Subset):
+        inner = list_files(dataset.dataset)
+        return inner and [inner[index] for index in dataset.indices]
     paths = getattr(dataset, "paths", None) or [sample[0] for sample in getattr(dataset, "samples", [])]
-    if not paths or not all(isinstance(path, str) for path in paths):
+    if not paths or len(paths) != len(dataset) or not all(isinstance(path, str) for path in paths):
+        return None
+    root = str(getattr(dataset, "root", ""))
+    names = getattr(dataset, "names", None) or [path.removeprefix(root).lstrip("/\\") for path in paths]
+    lines = []
+    for name, path in zip(names, paths, strict=True):
+        status = os.stat(path)
+        lines.append(json.dumps([name, status.st_size, status.st_mtime_ns]))
+    return lines
+
+
+def _digest(files: list[str] | None) -> str | None:
+    if files is None:
         return None
     digest = hashlib.blake2b(digest_size=8)
-    for path in paths:
-        status = Path(path).stat()
-        digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
-    return f"{len(paths)} files, {digest.hexdigest()}"
+    for line in files:
+        digest.update(line.encode())
+    return f"{len(files)} files, {digest.hexdigest()}"
 
 
 def _looked_at(source: Source) -> str:
@@ -87,7 +106,7 @@ def _looked_at(source: Source) -> str:
 
     def digest() -> str:
         made = hashlib.blake2b(digest_size=8)
-        for row in spread_indices(source.part.items, _LOOKED_AT):
+        for row in spread_indices(source.part.items, LOOKED_AT):
             image, _, extra = read_still(source.images, row)
             made.update(image.contiguous().flatten().view(torch.uint8).numpy().tobytes())
             made.update(repr(extra).encode(errors="surrogatepass"))

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -19,6 +21,7 @@ from diffaug.data.latents import Latents
 from diffaug.data.layout import Part
 from diffaug.data.loader import Loader
 from diffaug.data.shards import ShardWriter
+from diffaug.data.store import Rows
 from diffaug.randomness.user_code import detect_draws
 
 VARIANTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -29,10 +32,45 @@ VARIANTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Source(NamedTuple):
-    """A dataset to be stored, and the part that it becomes."""
+    """A dataset to be stored, and the part that it becomes.
+
+    Attributes:
+        images: the dataset.
+        part: of the store.
+        before: of a store that is updated, the rows of that; None of a new one.
+        kept: int64, the number that each item had there; -1 of what is read anew.
+    """
 
     images: Images
     part: Part
+    before: Rows | None = None
+    kept: NDArray[np.int64] | None = None
+
+
+class Kept(NamedTuple):
+    """Of a batch's rows, those that an earlier store holds already.
+
+    Attributes:
+        new: where in the batch the others are.
+        old: where these are.
+        rows: what they hold, by name.
+    """
+
+    new: list[int]
+    old: list[int]
+    rows: dict[str, Any]
+
+    def join(self, made: dict[str, Any]) -> dict[str, Any]:
+        """Put rows that were made between those that were kept; of each field by its name."""
+        return {name: self._joined(self.rows[name], made.get(name, [])) for name in made or self.rows}
+
+    def _joined(self, old: Any, new: Any) -> Any:
+        both = [*zip(self.old, old, strict=True), *zip(self.new, new, strict=True)]
+        values = [value for _, value in sorted(both, key=lambda pair: pair[0])]
+        if isinstance(values[0], str):
+            return values
+        dtype = (new[0] if len(new) else old[0]).dtype  # of latents, that of before they are rounded
+        return torch.stack([value.cpu().to(dtype) for value in values])
 
 
 class _Rows(Dataset[Any]):
@@ -44,15 +82,23 @@ class _Rows(Dataset[Any]):
     def __len__(self) -> int:
         return sum(source.part.rows for source in self.sources)
 
-    def __getitem__(self, where: tuple[int, int, range]) -> tuple[int, int, Batch]:
+    def __getitem__(self, where: tuple[int, int, range]) -> tuple[int, int, int, Batch | None, Kept | None]:
         number, shard, rows = where
-        images, part = self.sources[number]
-        samples = []
-        for row in rows:
+        images, part, before, kept = self.sources[number]
+        samples, known, places = [], [], ([], [])
+        for position, row in enumerate(rows):
             item, variant = divmod(row, len(part.variants))
+            old = -1 if kept is None else int(kept[item])
+            places[old >= 0].append(position)
+            if old >= 0:
+                known.append(old * len(part.variants) + variant)
+                continue
             image, place, extra = read_still(images, item)
             samples.append((VARIANTS[part.variants[variant]](image), place, extra))
-        return number, shard, collate(samples)
+        held = None
+        if known and before is not None:
+            held = Kept(*places, {name: before.read(name, known) for name in part.fields})
+        return number, shard, len(rows), collate(samples) if samples else None, held
 
 
 def read_still(images: Images, row: int) -> Any:
@@ -136,9 +182,9 @@ class EncodingBase:
         """List the shards that are not there in full, as (source, shard)."""
         return [
             (number, shard)
-            for number, (_, part) in enumerate(self.sources)
-            for shard in range(part.shards)
-            if part.fault(self.root, shard)
+            for number, source in enumerate(self.sources)
+            for shard in range(source.part.shards)
+            if source.part.fault(self.root, shard)
         ]
 
     def predict_dataloader(self: Any) -> _Plain:
@@ -148,14 +194,20 @@ class EncodingBase:
         options = {**self.options, "generator": torch.Generator(), "batch_size": None}
         return _Plain(Loader(_Rows(self.sources), sampler=batches, **options))
 
-    def predict_step(self, batch: tuple[int, int, Batch], batch_idx: int) -> tuple[()]:
-        number, shard, images = batch
-        with torch.autocast(images.image.device.type, enabled=False):  # as where a live encoder is called
-            made = {"image": images.image} if self.latents is None else self.latents(images.image)
-        made = {**images.extra, **made}
+    def predict_step(self, batch: tuple[int, int, int, Batch | None, Kept | None], batch_idx: int) -> tuple[()]:
+        number, shard, count, images, kept = batch
+        made: dict[str, Any] = {}
+        if images is not None:
+            with torch.autocast(images.image.device.type, enabled=False):  # as where a live encoder is called
+                encoded = {"image": images.image} if self.latents is None else self.latents.encode(images.image)
+            made = {**images.extra, **encoded}
+        if kept is not None:
+            made = kept.join(made)
+        if self.latents is not None:
+            made = {**made, **self.latents.rows(made)}
         rows = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in made.items()}
         writer = self._writer = self._writer or ShardWriter(self.root, self.sources[number].part, shard)
-        writer.write(rows, len(images.image))
+        writer.write(rows, count)
         if writer.rows == writer.part.rows_of(shard):
             writer.finish(self.latents and self.latents.take_sums())
             self._writer = None

@@ -25,16 +25,23 @@ class Latents:
     """
 
     def __init__(self, encode: Callable[[Tensor], Moments], dtype: str, allow_rounding: bool) -> None:
-        self.encode, self.dtype, self.allow_rounding = encode, dtype, flag("allow_rounding", allow_rounding)
+        self._encode, self.dtype, self.allow_rounding = encode, dtype, flag("allow_rounding", allow_rounding)
         self._sums: list[dict[str, Any]] = []
 
-    def __call__(self, image: Tensor) -> dict[str, Tensor]:
-        """Return ``mean`` and, of a distribution, ``std``, each of shape (B, *), on the CPU.
+    def encode(self, image: Tensor) -> dict[str, Tensor]:
+        """Return ``mean`` and, of a distribution, ``std``, each float32 of shape (B, *)."""
+        return {name: part for name, part in self._encode(image)._asdict().items() if part is not None}
+
+    def rows(self, made: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Round the moments of a batch to the rows that are stored, on the CPU, and sum them up.
+
+        Arguments:
+            made: ``mean`` and ``std`` among others.
 
         Raises:
             ValueError: they are rounded by more than the distribution's own deviation, or not finite.
         """
-        moments = {name: part.cpu() for name, part in self.encode(image)._asdict().items() if part is not None}
+        moments = {name: made[name].cpu().float().contiguous() for name in ("mean", "std") if name in made}
         rows = {name: part.to(getattr(torch, self.dtype)) for name, part in moments.items()}
         error = max(float((rows[name].float() - part).abs().max()) for name, part in moments.items())
         std = moments.get("std")

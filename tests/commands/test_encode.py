@@ -387,7 +387,7 @@ class _Stopped(Dataset[Any]):
 
 
 def test_an_interrupted_store_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("diffaug.commands.fingerprint._LOOKED_AT", 1)  # what stops is not looked at
+    monkeypatch.setattr("diffaug.commands.fingerprint.LOOKED_AT", 1)  # what stops is not looked at
 
     def data(stop: int) -> DiffusionDataModule:
         return DiffusionDataModule(_Stopped(stop), process=PROCESS, batch_size=2)
