@@ -133,9 +133,8 @@ def encode(
                 replace(whole)
             kept = sum(int((one.kept >= 0).sum()) * len(one.part.variants) for one in flat if one.kept is not None)
             copied = f", {kept} of these from before" if kept else ""
-            print(
-                f"{whole} holds {total} rows, {rows} of them written now{copied}. To train on it: data=store data.root={out}"
-            )
+            done = f"{whole} holds {total} rows, {rows} of them written now{copied}."
+            print(f"{done} To train on it: data=store data.root={out}")
 
 
 @contextmanager
