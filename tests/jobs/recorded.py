@@ -9,6 +9,7 @@ import os
 import pickle
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import Dataset, TensorDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Mixture
+from diffaug.pytorch_lightning import store
 
 FIELDS = ("x_t", "epsilon", "t", "index", "view", "dataset")
 
@@ -45,6 +47,18 @@ def training_set(kind: str, count: int) -> Any:
     if kind == "mixture":
         return Mixture({"few": images(7, 0), "many": images(count, 1)}, weights={"few": 1, "many": 2})
     return Shapes(count) if kind == "buckets" else images(count, 0)
+
+
+class Spread(torch.nn.Module):
+    """An encoder that returns a distribution, of each image by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, images: torch.Tensor) -> torch.distributions.Normal:
+        mean = self.weight * torch.nn.functional.avg_pool2d(images, 2)
+        return torch.distributions.Normal(mean, 0.1 + mean.abs() / 3)
 
 
 class Recorder(pl.LightningModule):
@@ -88,10 +102,17 @@ def main(out: str, options: dict[str, Any]) -> None:
     devices = options.get("devices", 1)
     if "seeds" in options:  # the usual remedy for ranks that draw alike
         pl.seed_everything(options["seeds"] + int(os.environ.get("LOCAL_RANK", "0")))
-    data = DiffusionDataModule(
-        train=training_set(options.get("kind", "plain"), options.get("train", 75)),
-        val=[images(count, 1) for count in options.get("val", [10, 10])],
-        process=ForwardProcess(LinearBeta(), fields=FIELDS, compile=options.get("compile", False)),
+    root = options.get("store")
+    made: dict[str, Any] = {
+        "train": training_set(options.get("kind", "plain"), options.get("train", 75)),
+        "val": [images(count, 1) for count in options.get("val", [10, 10])],
+        "encoder": Spread() if options.get("encoder") else None,
+    }
+    process = ForwardProcess(
+        LinearBeta(), fields=FIELDS, compile=options.get("compile", False), value_range=None if root else (-1, 1)
+    )
+    data = (partial(store, root=root) if root else partial(DiffusionDataModule, **made))(
+        process=process,
         seed=None if "seeds" in options else 11,
         batch_size=options.get("batch_size", 8),
         num_workers=options.get("num_workers", 0),
