@@ -82,8 +82,11 @@ def run(log: Path, out: Path, photos: Path, *overrides: str) -> Any:
 
 
 @pytest.mark.slow
-def test_any_ranks_and_any_kills_write_the_same_store(tmp_path):
-    """By 1, 2 and 3 ranks, and by one that is killed twice."""
+@pytest.mark.parametrize(
+    ("field", "overrides"), [("image", ()), ("mean", ("data.encoder={_target_:recorded.Spread}",))]
+)
+def test_any_ranks_and_any_kills_write_the_same_store(field, overrides, tmp_path):
+    """By 1, 2 and 3 ranks, and by one that is killed twice; of images, and of latents with what they come to."""
     photos, log, draw = tmp_path / "photos", tmp_path / "log", np.random.default_rng(0)
     photos.mkdir()
     for i in range(7000):
@@ -92,14 +95,16 @@ def test_any_ranks_and_any_kills_write_the_same_store(tmp_path):
     for ranks in (1, 2, 3):
         out = tmp_path / str(ranks)
         several = ["trainer=ddp", f"trainer.devices={ranks}", "trainer.accelerator=cpu"]
-        assert run(log, out, photos, *(several if ranks > 1 else ["trainer=cpu"])).wait(300) == 0, log.read_text()
+        assert run(log, out, photos, *overrides, *(several if ranks > 1 else ["trainer=cpu"])).wait(300) == 0, (
+            log.read_text()
+        )
         whole = whole or contents(out)
         assert contents(out) == whole
-    assert len([name for name in whole if name.startswith("train/image")]) >= 5
+    assert len([name for name in whole if name.startswith(f"train/{field}")]) >= 5
     out = tmp_path / "killed"
     for shard in (0, 2):
-        process = run(log, out, photos, "trainer=cpu")
-        while not (out / "train" / f"image-{shard:05}.npy").exists():
+        process = run(log, out, photos, *overrides, "trainer=cpu")
+        while not (out / "train" / f"{field}-{shard:05}.npy").exists():
             assert process.poll() is None, log.read_text()
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
@@ -108,7 +113,7 @@ def test_any_ranks_and_any_kills_write_the_same_store(tmp_path):
         assert len(there) < len(whole)
         named = [name for name in there if name != "store.json" and not name.endswith(".part")]
         assert all(there[name] == whole[name] for name in named)
-    assert run(log, out, photos, "trainer=cpu").wait(300) == 0, log.read_text()
+    assert run(log, out, photos, *overrides, "trainer=cpu").wait(300) == 0, log.read_text()
     assert contents(out) == whole
 
 
@@ -447,6 +452,45 @@ def test_a_full_disk_leaves_the_store_as_it_was(photos, tmp_path, monkeypatch):
     assert contents(out) == there
     write(folder(photos), out)
     assert contents(out) == contents(write(folder(photos), tmp_path / "other"))
+
+
+class _Told(Dataset[Any]):
+    """Pictures with long texts, whose size is not known beforehand."""
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"image": torch.full((3, 16, 16), i, dtype=torch.uint8), "text": str(i) * 30_000}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small disk")
+def test_a_disk_that_really_is_full_leaves_what_was_finished(tmp_path):
+    disk, data = tmp_path / "disk", DiffusionDataModule(_Told(), process=NO_LABEL, batch_size=4)
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("mounts are not permitted here")
+    try:
+        for _ in range(2):
+            with pytest.raises(
+                OSError, match=r"Shard \d+ of .*train cannot be written .*No space left on device"
+            ) as raised:
+                write(data, disk / "made")
+            assert raised.value.errno == errno.ENOSPC
+        there = contents(disk / "made")
+        assert "train/image-00001.npy" in there
+        assert not [name for name in there if name.endswith(".part")]
+        with pytest.raises(ValueError, match="is not finished"):
+            Store(str(disk / "made"))
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        whole = contents(write(data, disk / "made"))
+        assert {name: whole[name] for name in there if name != "store.json"} == {
+            name: there[name] for name in there if name != "store.json"
+        }
+        assert whole == contents(write(data, tmp_path / "other"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_resume_compares_what_made_the_store(photos, tmp_path):
