@@ -17,6 +17,7 @@ a signal-to-noise ratio of
 The thresholds 0.1, 0.01 and a third are this project's choice.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -27,12 +28,15 @@ import torch
 from torch import Tensor
 
 from diffaug.data.module import DiffusionBase
+from diffaug.data.posterior import Moments, Stored
 from diffaug.plots import Picture
 from diffaug.plots import preview as draw
 from diffaug.process import ForwardProcess
+from diffaug.randomness.keys import Keys
 from diffaug.schedules.base import VARIANCE_EXPLODING
 
 _IMAGES = 512
+_ENCODED = 64  # by an encoder that is called here, which may take a second an image
 _TIMES = 8192
 _SECONDS = 5.0
 WEAK, STRONG, SHARE = 0.1, 0.01, 1 / 3
@@ -56,21 +60,24 @@ class Preview:
 def preview(data: DiffusionBase) -> Preview:
     """Look at the training data of a DataModule, and at what its process makes of it.
 
+    Of latents, which an encoder or a store makes, it looks at what is noised: scaled, and drawn from the posterior. The
+    picture shows the first three of their channels.
+
     Raises:
-        ValueError: they are no images of shape (B, 1 or 3, H, W), or a stream, which cannot be looked at beforehand; or
-            an encoder makes latents of them.
+        ValueError: they are no images of shape (B, 1 or 3, H, W), nor latents of shape (B, C, H, W); or a stream, which
+            cannot be looked at beforehand.
     """
-    if data.encodes:
-        raise ValueError(
-            "preview looks at images, but data.encoder makes latents of them, to which its numbers do not apply. "
-            "Preview the images without data.encoder, or before they are encoded to a store."
-        )
     data.setup("fit")
-    process = data.process
-    images = data.clean_images("train", _IMAGES)
-    if images is None or images.ndim != 4 or images.shape[1] not in (1, 3):
+    process, live = data.process, data.encodes and not isinstance(data._noiser.encoder, Stored)
+    images = data.clean_images("train", _ENCODED if live else _IMAGES)
+    if images is not None and data.encodes:
+        images = _latents(data, images)
+        process = copy.copy(process)
+        process.value_range = None  # of what it noises
+    wanted = "latents of shape (B, C, H, W)" if process.value_range is None else "images of shape (B, 1 or 3, H, W)"
+    if images is None or images.ndim != 4 or (process.value_range and images.shape[1] not in (1, 3)):
         shape = "a stream" if images is None else f"of shape {tuple(images.shape)}"
-        raise ValueError(f"preview wants images of shape (B, 1 or 3, H, W) from data.train, but they are {shape}.")
+        raise ValueError(f"preview wants {wanted} from data.train, but they are {shape}.")
     x_0 = process.scale(images)
     t = _times(process)
     read, noised = _speed(data)
@@ -97,7 +104,17 @@ def preview(data: DiffusionBase) -> Preview:
         f"images a second  {read:,.0f} read, {noised:,.0f} noised, by this process on the CPU",
         *(["", *(f"WARNING {warning}" for warning in found)] if found else ["", "nothing looks wrong"]),
     ]
-    return Preview("\n".join(lines), found, draw(process, images, t, x_0))
+    shown = images if images.shape[1] in (1, 3) else images[:, : 3 if images.shape[1] > 3 else 1]
+    return Preview("\n".join(lines), found, draw(process, shown, t, x_0))
+
+
+def _latents(data: DiffusionBase, images: Tensor) -> Tensor:
+    """Return what is noised of so many images, as the first visits draw it."""
+    encode, posterior = data._noiser.encode, data._noiser.posterior
+    keys = Keys.pack(torch.arange(len(images)), seed=data.seed or 0, stage="train")
+    several = [encode(some) for some in images.split(8)]
+    std = None if several[0].std is None else torch.cat([one.std for one in several if one.std is not None])
+    return posterior(Moments(torch.cat([one.mean for one in several]), std), keys)
 
 
 def _times(process: ForwardProcess) -> Tensor:

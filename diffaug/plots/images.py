@@ -240,7 +240,7 @@ def preview(process: ForwardProcess, images: Tensor, t: Tensor, pixels: Tensor, 
     edges = whole_bins(pixels, -reach, reach, 64)
     of_pixels, _ = torch.histogram(pixels, edges, density=True)
     left.stairs(of_pixels.numpy(), edges.numpy(), fill=True, color="0.6")
-    tidy(left, xlabel="pixel value, scaled to [-1, 1]", ylabel="density")
+    tidy(left, xlabel="pixel value, scaled to [-1, 1]" if process.value_range else "latents' value", ylabel="density")
     unit = schedule.to_unit(t.cpu(), torch.float64)
     ends = whole_bins(unit, 0.0, 1.0, 40)
     of_times, _ = torch.histogram(unit, ends, density=True)

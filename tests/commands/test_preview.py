@@ -102,11 +102,38 @@ def test_a_preview_of_latents():
     assert "scaled           to" not in text
 
 
-def test_a_preview_before_an_encoder_is_refused():
-    images = TensorDataset(torch.zeros(4, 1, 16, 16, dtype=torch.uint8))
-    process = ForwardProcess(LinearBeta(), compile=False)
-    with pytest.raises(ValueError, match=r"data\.encoder makes latents of them"):
-        preview(DiffusionDataModule(images, process=process, encoder=torch.nn.Identity()))
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("value_range", [(-1, 1), (0, 1)])
+def test_a_preview_of_what_an_encoder_makes(channels, value_range):
+    """It is what is noised: drawn from the posterior, and scaled."""
+    images = TensorDataset(torch.rand(40, 1, 16, 16, generator=torch.Generator().manual_seed(0)))
+
+    def encoder(x):
+        mean = 5 + 3 * torch.cat([x[..., i : 8 + i, i : 8 + i] for i in range(channels)], 1)
+        return torch.distributions.Normal(mean, 0.5)
+
+    process = ForwardProcess(LinearBeta(), value_range=value_range, compile=False)
+    span = 2 / (value_range[1] - value_range[0])
+    centre = 5 + 3 * (0.5 - sum(value_range) / 2) * span
+    stats = {"mean": [centre] * channels, "std": [(9 * span**2 / 12 + 0.25) ** 0.5] * channels}
+    data = DiffusionDataModule(images, process=process, encoder=encoder, latent_stats=stats, seed=0, batch_size=8)
+    seen = preview(data)
+    assert f"40, each ({channels}, 8, 8), float32" in seen.text
+    assert "of latents; looked at 40 images" in seen.text
+    said = [part.split(" ± ") for part in seen.text.split("of each channel: ")[1].split("\n")[0].split(", ")]
+    assert len(said) == channels
+    for mean, std in said:
+        assert abs(float(mean)) < 0.03
+        assert float(std) == pytest.approx(process.sigma_data, abs=0.03)
+    pixels = [row for row in seen.picture.rows if row[0] == "pixels"]
+    assert pixels[-1][2] > 1.1  # not cut off at 1
+
+
+def test_a_preview_of_latents_that_are_no_pictures_is_refused():
+    images = TensorDataset(torch.rand(40, 1, 16, 16))
+    data = DiffusionDataModule(images, process=ForwardProcess(LinearBeta()), encoder=lambda x: x.flatten(1))
+    with pytest.raises(ValueError, match=r"preview wants latents of shape \(B, C, H, W\) .* of shape \(40, 256\)"):
+        preview(data)
 
 
 @pytest.mark.slow
