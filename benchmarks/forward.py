@@ -1,6 +1,6 @@
 """How fast the forward process is, beside what else one could write, on this machine, in one run.
 
-    python benchmarks/forward.py [--device cuda] [--seconds 4] [--markdown FILE]
+    python benchmarks/forward.py [--device cuda] [--seconds 4] [--largest 256] [--markdown FILE]
 
 All contenders take the same uint8 images and return x_t, epsilon and t. They are timed in turn, again and again, so
 that whatever else the machine does falls on all alike; a table gives medians. What was timed is checked first.
@@ -226,6 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seconds", type=float, default=4.0, help="spent on each table row")
+    parser.add_argument("--largest", type=int, default=512, help="side of the largest images")
     parser.add_argument("--markdown", type=Path, help="also write the tables here")
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -236,6 +237,8 @@ def main() -> None:
     shapes = [(128, 3, 32, 32), (64, 3, 64, 64), (64, 3, 256, 256)]
     if device.type == "cuda":
         shapes += [(256, 3, 256, 256), (256, 3, 512, 512)]
+    shapes = [shape for shape in shapes if shape[-1] <= options.largest]
+    sides = [side for side in (32, 64, 128, 256) if side <= options.largest]
     for dtype in (torch.float32, torch.bfloat16) if device.type == "cuda" else (torch.float32,):
         contenders: dict[str, Contender] = {
             "diffaug compiled": ours(True, dtype),
@@ -262,11 +265,11 @@ def main() -> None:
             for line in table(Case(contenders, x, index, first, dtype), options.seconds):
                 say(line)
     say(f"\nGrowth: diffaug compiled, {'us of the device a call' if device.type == 'cuda' else 'ns an element'}\n")
-    say("| batch | 3x32x32 | 3x64x64 | 3x128x128 | 3x256x256 |\n|---|---|---|---|---|")
+    say(f"| batch | {' | '.join(f'3x{side}x{side}' for side in sides)} |\n" + "|---" * (len(sides) + 1) + "|")
     process = ours(True, torch.float32)
     for batch in (1, 4, 16, 64, 256):
         cells = []
-        for side in (32, 64, 128, 256):
+        for side in sides:
             x = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=device)
             some: dict[str, Contender] = {"ours": process, "the bytes alone": floor}
             if device.type == "cuda":

@@ -40,7 +40,7 @@ def gpu(capability: int = 90) -> Iterator[None]:
 
 def arguments(batch: int, elements: int, fields: int, dtype: torch.dtype) -> tuple[object, ...]:
     x = torch.empty(batch, elements, dtype=torch.uint8, device=fake_gpu.DEVICE)
-    keys = Keys(torch.empty(6, batch, dtype=torch.int64, device=fake_gpu.DEVICE))
+    keys = Keys(torch.empty(5, batch, dtype=torch.int64, device=fake_gpu.DEVICE))
     return x, keys, torch.empty(1000, fields, 2, device=fake_gpu.DEVICE), 255.0, dtype
 
 
@@ -79,11 +79,11 @@ def check_source(source: str, elements: int, fields: int) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("i", "batch"), [*enumerate([1, 2, 128])])
+@pytest.mark.parametrize(("i", "batch"), [*enumerate([1, 128])])
 @pytest.mark.parametrize(("j", "elements"), [*enumerate([3072, 3073, 196608])])
 def test_the_program_of_every_size(i, batch, j, elements):
     """Each number of fields and each dtype at some sizes: a program takes seconds to write."""
-    fields, dtype = 1 + (i + j) % 3, (torch.float32, torch.bfloat16)[(i + 2 * j) % 2]
+    fields, dtype = 1 + (i + j) % 3, (torch.float32, torch.bfloat16)[(i + j) % 2]
     with gpu():
         source = fake_gpu.program(kernel.draw_times_and_mix, *arguments(batch, elements, fields, dtype))
     check_source(source, elements, fields)

@@ -16,6 +16,7 @@ from scipy import stats
 from diffaug import Cosine, ForwardProcess, LinearBeta, NoisyBatch, Rectified, ScaledLinearBeta
 from diffaug.process import kernel
 from diffaug.randomness.keys import Keys, Purpose
+from diffaug.targets import mixes
 from diffaug.times import Cubic, Uniform
 
 Z = stats.norm.isf(0.5e-6)
@@ -109,29 +110,10 @@ def test_the_joint_call_draws_what_the_general_one_draws():
     """Uniform times are drawn within the compiled pass; any other times before it. Both make the same bits."""
     process = ForwardProcess(LinearBeta(), compile=True)
     together = process(IMAGES, INDEX)
-    mixes = kernel.draw_and_mix(
-        IMAGES.flatten(1),
-        Keys.pack(INDEX),
-        torch.stack(
-            [
-                torch.stack(
-                    [
-                        process.schedule.alpha_bars.sqrt()[together.t] / 255,
-                        (1 - process.schedule.alpha_bars).sqrt()[together.t],
-                    ],
-                    -1,
-                )
-            ],
-            1,
-        ).float(),
-        255.0,
-        torch.float32,
-        compiled=True,
-    )
-    torch.testing.assert_close(mixes[0].view(IMAGES.shape), together.x_t, rtol=0, atol=1e-6)
-    assert equal(
-        NoisyBatch(*process(IMAGES, INDEX)), NoisyBatch(*ForwardProcess(LinearBeta(), compile=True)(IMAGES, INDEX))
-    )
+    mix = mixes(process.schedule, ("x_t", "epsilon"), together.t, 1 / 255)
+    apart = kernel.draw_and_mix(IMAGES.flatten(1), Keys.pack(INDEX), mix, 255.0, torch.float32, compiled=True)
+    for field, found in zip(apart, (together.x_t, together.epsilon), strict=True):
+        assert torch.equal(field.view(IMAGES.shape), found)
 
 
 @pytest.mark.slow
