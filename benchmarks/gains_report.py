@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffaug.plots.picture import line, new_figure, tidy
+from diffaug.plots.picture import line_style, new_figure, tidy
 
 Results = dict[str, list[dict[Any, Any]]]
 BATCHES = [(when, size) for when in ("early", "late") for size in (32, 128)]
@@ -129,14 +129,14 @@ def draw_picture(results: Results, names: Sequence[str], ranks: Sequence[str], p
     labels = {"true": "16 draws of each image", "fresh": "one fresh draw of each", "fixed": "one fixed draw of each"}
     for (title, runs), row in zip(results.items(), figure.subplots(len(results), 3, squeeze=False), strict=True):
         for number, (kind, label) in enumerate(labels.items()):
-            row[0].plot(runs[0]["validations"][kind], label=label, **line(number))
+            row[0].plot(runs[0]["validations"][kind], label=label, **line_style(number))
         tidy(row[0], title=f"{title}: one run's last epochs", xlabel="epoch, of these", ylabel="validation loss")
         row[0].margins(y=0.3)  # room for the legend
         row[1].axvline(1, color="0.5", linewidth=0.8)
         for number, of in enumerate(("gradient", "loss")):
             ratios = [compare(runs, BATCHES[-1], name, number) for name in names]
             means, places = [statistics.fmean(r) for r in ratios], [i + 0.24 * number - 0.12 for i in range(len(names))]
-            style: Any = {"fmt": "os"[number], "color": line(number)["color"], "label": of}
+            style: Any = {"fmt": "os"[number], "color": line_style(number)["color"], "label": of}
             row[1].errorbar(means, places, xerr=[error(r) for r in ratios], **style)
         row[1].set_yticks(range(len(names)), names)
         row[1].invert_yaxis()
@@ -145,7 +145,7 @@ def draw_picture(results: Results, names: Sequence[str], ranks: Sequence[str], p
         for number, name in enumerate(ranks):
             percent = np.mean([differ(run, name) for run in runs], 0)
             window = max(1, len(percent) // 20)
-            row[2].plot(np.convolve(percent, np.ones(window) / window, "valid"), label=name, **line(number + 1))
+            row[2].plot(np.convolve(percent, np.ones(window) / window, "valid"), label=name, **line_style(number + 1))
         row[2].axhline(0, color="0.5", linewidth=0.8)
         tidy(row[2], title=f"{title}: what ranks alike cost", xlabel="epoch", ylabel="validation loss, % more")
         for axes in row:

@@ -1,4 +1,4 @@
-"""The kinds of noise that are a few lines each. A kind is a frozen dataclass that makes epsilon from keys and images.
+"""The interface of noise, and its kinds: frozen dataclasses that make epsilon from keys and images.
 
 Every number a kind draws is keyed by its sample and its purpose, and every sum over a sample is taken in a fixed
 order, so that a sample's noise does not depend on what else is in the batch.

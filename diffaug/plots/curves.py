@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffaug.plots.picture import Picture, line, new_figure, tidy
+from diffaug.plots.picture import Picture, line_style, new_figure, tidy
 from diffaug.process import ForwardProcess
 from diffaug.process.density import density, span
 from diffaug.schedules import Schedule
@@ -51,7 +51,7 @@ def schedules(named: Mapping[str, Schedule]) -> Picture:
             (name, *(value if value == value else "" for value in row))
             for row in zip(*(x.tolist() for x in (t, unit, betas, alpha.square(), alpha, sigma, log_snr)), strict=True)
         ]
-        x, style = (t if as_steps else unit), line(number, len(named))
+        x, style = (t if as_steps else unit), line_style(number, len(named))
         shown = torch.where(log_snr.isfinite(), log_snr, torch.nan)
         for axes, y in zip(panels.flat, (betas, alpha.square(), shown, alpha, sigma), strict=False):
             axes.plot(x, y, label=f"{_wrapped(name)}\n{_facts(schedule)}", **style)
@@ -135,7 +135,7 @@ def recipes(
         seen = (draws > 1e-4) | (load > 1e-4)
         if bool(seen.any()):
             low, high = min(low, own[:-1][seen][0].item()), max(high, own[1:][seen][-1].item())
-        style = line(number, len(named))
+        style = line_style(number, len(named))
         x = torch.cat([own[:1], own[:1], (own[1:] + own[:-1]) / 2, own[-1:], own[-1:]])
         for axes, height in ((above, draws), (below, load)):
             left, right = (0.0 if ends_inside else 1.0 for ends_inside in (own[0] > edges[0], own[-1] < edges[-1]))

@@ -31,13 +31,13 @@ def forward(process: ForwardProcess, images: Tensor, *, columns: int = 9, seed: 
     log_snr = schedule.log_snr(times, torch.float64)
     titles = ["$x_0$"]
     titles += [f"t = {t:.3g}\n{_snr(level)}" for t, level in zip(times.tolist(), log_snr.tolist(), strict=True)]
-    states = torch.cat([process.scale(images)[:, None], path / _loudness(alpha, sigma).view(-1, 1, 1, 1)], 1)
+    states = torch.cat([process.scale(images)[:, None], path / _display_scale(alpha, sigma).view(-1, 1, 1, 1)], 1)
     rows = list(zip(times.tolist(), alpha.tolist(), sigma.tolist(), log_snr.tolist(), strict=True))
     return Picture(_grid(states, titles), ("t", "alpha", "sigma", "log_snr"), rows)
 
 
-def _loudness(alpha: Tensor, sigma: Tensor) -> Tensor:
-    """Return what a state is divided by to be seen: a variance exploding one is shown at its own standard deviation."""
+def _display_scale(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Return the divisor that brings a state into view: the deviation of a variance exploding one, at least 1."""
     return torch.hypot(alpha, sigma).clamp_min(1).float()
 
 
@@ -82,7 +82,7 @@ def strip(
         for name, schedule in named.items():
             times = schedule.from_unit(unit)
             alpha, sigma = schedule.alpha_sigma(times, torch.float64)
-            scale = _loudness(alpha, sigma)
+            scale = _display_scale(alpha, sigma)
             noised = [
                 (a * x_0 + s * epsilon) / c
                 for a, s, c in zip(alpha.tolist(), sigma.tolist(), scale.tolist(), strict=True)
@@ -201,7 +201,7 @@ def batch(process: ForwardProcess, batch: Fields | NoisyBatch, *, count: int = 8
     schedule = process.schedule
     alpha, sigma = schedule.alpha_sigma(t, torch.float64)
     log_snr = schedule.log_snr(t, torch.float64)
-    noised = x_t.float() / _loudness(alpha, sigma).view(-1, 1, 1, 1)
+    noised = x_t.float() / _display_scale(alpha, sigma).view(-1, 1, 1, 1)
     clean = convert(schedule, source, "x_0", target.float(), x_t.float(), t, process.sigma_data)
     titles = [f"t = {time:.3g}\n{_snr(level)}" for time, level in zip(t.tolist(), log_snr.tolist(), strict=True)]
     rows = list(zip(t.tolist(), alpha.tolist(), sigma.tolist(), log_snr.tolist(), strict=True))
@@ -230,7 +230,7 @@ def preview(process: ForwardProcess, images: Tensor, t: Tensor, pixels: Tensor, 
     rows = min(3, len(images))
     path = process.trajectory(images[:rows], times, torch.arange(rows))
     alpha, sigma = schedule.alpha_sigma(times, torch.float64)
-    states = torch.cat([scaled[:rows, None], path / _loudness(alpha, sigma).view(-1, 1, 1, 1)], 1)
+    states = torch.cat([scaled[:rows, None], path / _display_scale(alpha, sigma).view(-1, 1, 1, 1)], 1)
     levels = schedule.log_snr(times, torch.float64).tolist()
     titles = ["$x_0$", *(f"t = {x:.3g}\n{_snr(level)}" for x, level in zip(times.tolist(), levels, strict=True))]
     _fill(noised, states, titles, fontsize=7)

@@ -1,4 +1,4 @@
-"""Picture: a matplotlib Figure and the numbers in it. And what all pictures share.
+"""Picture, a matplotlib Figure with its numbers, and the helpers that all pictures share.
 
 matplotlib is imported inside the functions, without pyplot: no window, no global state, no cost where it is not used.
 """
@@ -73,8 +73,8 @@ def new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def line(number: int, many: int = 2) -> dict[str, Any]:
-    """Return the style of one of several lines; they come round again after the last, thinner."""
+def line_style(number: int, many: int = 2) -> dict[str, Any]:
+    """Return the style of one of several lines; after the last they repeat, thinner."""
     return {**LINES[number % len(LINES)], "linewidth": (1.6 if many > 1 else 1.8) / (1 + number // len(LINES))}
 
 

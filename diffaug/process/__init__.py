@@ -1,4 +1,4 @@
-"""The forward process: `ForwardProcess` (forward, closed_form), its passes (kernel, whole), the chain, the density."""
+"""The forward process: `ForwardProcess` (forward, closed_form), its passes (kernel, general), its chain and density."""
 
 from diffaug.process.batch import NoisyBatch as NoisyBatch
 from diffaug.process.chain import Posterior as Posterior

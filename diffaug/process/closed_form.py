@@ -1,4 +1,4 @@
-"""ClosedForm: what a schedule gives for times that are given: the mix, a step, the posterior, a path, the prior."""
+"""ClosedForm: the operations at times that are given: the mix, a step, the posterior, a path, the prior."""
 
 import math
 

@@ -29,7 +29,7 @@ from diffaug.process.arguments import (
 )
 from diffaug.process.batch import Fields, NoisyBatch, batch_type
 from diffaug.process.closed_form import ClosedForm
-from diffaug.process.whole import mix_whole, name_fields
+from diffaug.process.general import mix_any_noise, name_fields
 from diffaug.randomness.keys import Keys
 from diffaug.randomness.transfer import move
 from diffaug.schedules import Schedule
@@ -292,7 +292,7 @@ class ForwardProcess(ClosedForm):
             return t, name_fields(names, fields, x_0)
         t = times.draw(key, self.schedule, position, x_0.device)
         if not self._fused:
-            return t, mix_whole(self, self.scale(x_0), key, t, dtype) if names or self._pairs else {}
+            return t, mix_any_noise(self, self.scale(x_0), key, t, dtype) if names or self._pairs else {}
         if not names:
             return t, {}
         rows, mix = move([key.rows, mixes(self.schedule, names, t, scale, self.sigma_data)], x_0.device)

@@ -44,7 +44,7 @@ class Times(ABC):
 
     coverage: Coverage = field(default_factory=Independent, kw_only=True)
     learns: ClassVar[bool] = False
-    """Whether it goes by losses, which are where the images are."""
+    """Whether it learns from the losses, which are where the images are."""
 
     def __post_init__(self) -> None:
         instance("times.coverage", self.coverage, Coverage, "a Coverage object")

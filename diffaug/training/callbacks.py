@@ -20,14 +20,14 @@ _PRIOR_IMAGES = 2048
 
 
 class CallbackBase:
-    """What diffaug's callbacks share: each refuses a Trainer of the other package."""
+    """The base of diffaug's callbacks: each refuses a Trainer of the other package."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         check_package(self, trainer)
 
 
-class Seen(CallbackBase):
-    """A callback that knows what the network is given: the shape of its images, and what they are conditioned on."""
+class SamplesBase(CallbackBase):
+    """The base of callbacks that sample: keeps the shape of the network's images, and what they are conditioned on."""
 
     shape: tuple[int, ...] | None = None
     labels: Tensor | None = None
@@ -55,7 +55,7 @@ class Seen(CallbackBase):
         return model.sample((count, *self.shape), steps=steps, labels=labels, progress=bar)
 
 
-class PicturesBase(Seen):
+class PicturesBase(SamplesBase):
     """Draw schedule.png and forward.png, with their numbers as .csv, when training begins, samples.png when it ends.
 
     Of latents, which are no images, schedule.png alone.
@@ -91,7 +91,7 @@ class PicturesBase(Seen):
             plots.samples(images).save(self.folder / "samples.png")
 
 
-class ProgressBase(Seen):
+class ProgressBase(SamplesBase):
     """Draw progress.png: samples over the course of training, all from the same noise, taken at validations.
 
     Place it after the averaging of weights among the callbacks, and the samples are those of the averaged weights.

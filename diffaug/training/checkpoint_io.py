@@ -26,7 +26,7 @@ _TorchCheckpointIO: Any = object  # that of either package stands here
 
 
 class AtomicCheckpointIOBase(_TorchCheckpointIO):
-    """A checkpoint on a local disk is there whole, under its name, or the one before it is.
+    """Write and read checkpoints atomically: on a local disk the new one is whole under its name, or the one before is.
 
     It is written beside its place, under a name of the writer's own, flushed to the disk, and renamed. (Lightning's own
     goes by way of the system's folder for temporary files; onto another disk that is a copy, which a full disk or a
@@ -66,7 +66,7 @@ class AtomicCheckpointIOBase(_TorchCheckpointIO):
                     part.unlink(missing_ok=True)
             _sync_folder(place.parent)
         except OSError as error:
-            raise _unwritten(place, written, error) from error
+            raise _make_write_error(place, written, error) from error
         finally:
             _WRITING.discard(part.name)
 
@@ -81,7 +81,7 @@ class AtomicCheckpointIOBase(_TorchCheckpointIO):
             return super().load_checkpoint(path, *arguments, **options)
         fault = find_damage(place)
         if fault:
-            raise RuntimeError(f"The checkpoint {path} is damaged: {fault}. {_way_back(place)}")
+            raise RuntimeError(f"The checkpoint {path} is damaged: {fault}. {_suggest_other(place)}")
         try:
             checkpoint = super().load_checkpoint(path, *arguments, **options)
         except (MemoryError, PermissionError, torch.OutOfMemoryError):
@@ -89,7 +89,7 @@ class AtomicCheckpointIOBase(_TorchCheckpointIO):
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
             raise RuntimeError(
-                f"The checkpoint {path} cannot be loaded: {said.rstrip('.')}. {_way_back(place)}"
+                f"The checkpoint {path} cannot be loaded: {said.rstrip('.')}. {_suggest_other(place)}"
             ) from error
         wanted = {"state_dict", "pytorch-lightning_version"}
         if not isinstance(checkpoint, dict) or not wanted <= checkpoint.keys():
@@ -98,7 +98,7 @@ class AtomicCheckpointIOBase(_TorchCheckpointIO):
             )
             raise RuntimeError(
                 f"{path} is no checkpoint of Lightning's, which has the keys {' and '.join(sorted(wanted))}: it holds "
-                f"{held}. {_way_back(place)}"
+                f"{held}. {_suggest_other(place)}"
             )
         return checkpoint
 
@@ -173,7 +173,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _unwritten(place: Path, written: int, error: OSError) -> OSError:
+def _make_write_error(place: Path, written: int, error: OSError) -> OSError:
     """Make the error for a checkpoint that could not be written."""
     whole = place.is_file()
     before = "The one before it is whole" if whole else "There is none before it"
@@ -190,7 +190,7 @@ def _unwritten(place: Path, written: int, error: OSError) -> OSError:
     )
 
 
-def _way_back(place: Path) -> str:
+def _suggest_other(place: Path) -> str:
     """Say from which checkpoint to go on instead: the newest other one in the folder that is whole."""
     others = [path for path in place.parent.glob("*.ckpt") if path.name != place.name and path.is_file()]
     for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):

@@ -143,15 +143,15 @@ class LastCheckpointBase(CallbackBase):
                 os.write(2, _HEARD)  # a log may be in the middle of a line here
 
     def _keep_forked(self) -> None:
-        """Let a process forked from this one, such as a loader's worker, live on when all are sent SIGINT."""
+        """Make processes forked from this one, such as a loader's workers, ignore SIGINT."""
         if self._fits:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def _keep_spawned(self, trainer: Trainer) -> None:
-        """Let workers that are not forked live on likewise."""
+        """Make workers that are not forked ignore SIGINT too."""
         for loader in tree_leaves([trainer.train_dataloader, trainer.val_dataloaders]):
-            if isinstance(loader, DataLoader) and not isinstance(loader.worker_init_fn, _LiveOn):
-                loader.worker_init_fn = _LiveOn(loader.worker_init_fn)
+            if isinstance(loader, DataLoader) and not isinstance(loader.worker_init_fn, _IgnoreInterrupt):
+                loader.worker_init_fn = _IgnoreInterrupt(loader.worker_init_fn)
 
     def _agree(self, trainer: Trainer, due: bool = False) -> bool:
         """Agree over the ranks whether to save: on any of them it is due, or a signal came since last asked."""
@@ -205,8 +205,8 @@ class LastCheckpointBase(CallbackBase):
             self._claim = None
 
 
-class _LiveOn:
-    """A loader's worker_init_fn, after which the worker lives on when a terminal tells all of SIGINT."""
+class _IgnoreInterrupt:
+    """A worker_init_fn of a loader: its workers ignore SIGINT, which a terminal sends to every process."""
 
     def __init__(self, inner: Callable[[int], object] | None) -> None:
         self.inner = inner

@@ -1,4 +1,4 @@
-"""The general way of noising a batch: noise of any kind, drawn whole, and an earlier state of each image."""
+"""The general pass over a batch: noise of any kind, drawn before it is mixed, and an earlier state of each image."""
 
 import torch
 from torch import Tensor
@@ -11,8 +11,8 @@ from diffaug.randomness.transfer import move
 from diffaug.targets import INPUTS, PAIR_FIELDS, TARGETS, mixes
 
 
-def mix_whole(process: Parts, x_0: Tensor, key: Keys, t: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Draw the noise whole and mix the image-shaped fields, and the second time, from it.
+def mix_any_noise(process: Parts, x_0: Tensor, key: Keys, t: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Draw noise of any kind, and mix the image-shaped fields and the second time from it.
 
     Arguments:
         process: the parts of a ForwardProcess.
