@@ -225,15 +225,12 @@ class ForwardProcess(ClosedForm):
     ) -> Fields:
         """Draw t and epsilon for each image by its key and mix them: `forward`, for who has packed the keys.
 
-        x_0, position, extra and dtype are as `forward` takes them.
+        x_0, position, extra and dtype are as `forward` takes them, and so is what comes back.
 
         Arguments:
             key: of the B images, of `diffaug.randomness.keys`; on the host, or where x_0 is.
             times: instead of the process's own, whatever the stage.
             eager: whether the compiled pass is left aside, as where another rank cannot compile it.
-
-        Returns:
-            As `forward`.
         """
         extra = {} if extra is None else extra
         check_call(self.fields, x_0, extra)
@@ -291,10 +288,10 @@ class ForwardProcess(ClosedForm):
             self._has_compiled = True
             return t, name_fields(names, fields, x_0)
         t = times.draw(key, self.schedule, position, x_0.device)
-        if not self._fused:
-            return t, mix_any_noise(self, self.scale(x_0), key, t, dtype) if names or self._pairs else {}
-        if not names:
+        if not names and not self._pairs:
             return t, {}
+        if not self._fused:
+            return t, mix_any_noise(self, self.scale(x_0), key, t, dtype)
         rows, mix = move([key.rows, mixes(self.schedule, names, t, scale, self.sigma_data)], x_0.device)
         fields = kernel.draw_and_mix(flat, Keys(rows), mix, centre, dtype, compiled=compiled)
         self._has_compiled |= compiled
