@@ -16,8 +16,9 @@ from torch.utils.data import TensorDataset
 import diffaug
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Offset
 from diffaug.checks import bounded, check_fields, flag, instance, integer, number, one_of
+from diffaug.commands.encode import encode
 from diffaug.data.latents import Latents
-from diffaug.pytorch_lightning import Denoiser, image_folder, torchvision
+from diffaug.pytorch_lightning import Denoiser, Encoding, image_folder, torchvision
 
 PROCESS = ForwardProcess(LinearBeta(), compile=False)
 
@@ -50,6 +51,7 @@ FLAGS = {
     "data.allow_changed_recipe": lambda value: module(allow_changed_recipe=value),
     "data.download": lambda value: torchvision(dataset, root=".", download=value, process=PROCESS),
     "allow_rounding": lambda value: Latents(torch.nn.Identity(), "float16", value),
+    "update": lambda value: encode(module(), "nowhere", None, Encoding, update=value),
     "clip": lambda value: sample(clip=value),
     "progress": lambda value: sample(progress=value),
 }

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffaug.checks import choice, refuse
+from diffaug.checks import choice, flag, refuse
 from diffaug.commands.autoencoder import folder_of
 from diffaug.commands.fingerprint import fingerprint, list_files
 from diffaug.commands.update import BESIDE, begin, changed_files, check_kept, keep_rows, replace, write_files
@@ -72,6 +72,7 @@ def encode(
             "data.device_transform is of the training batches, drawn anew for each: leave it out here and set it with "
             "data=store."
         )
+    flag("update", update)
     choice("dtype", dtype, DTYPES)
     for variant in variants:
         choice("each of variants", variant, VARIANTS)
