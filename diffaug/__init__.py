@@ -76,11 +76,15 @@ from diffaug.times import VDiffusion as VDiffusion
 diffaug.register.register_configs()
 
 if TYPE_CHECKING:
+    from diffaug.data.bucketed import Bucketed as Bucketed
+    from diffaug.data.buckets import Buckets as Buckets
     from diffaug.data.folder import ImageFolder as ImageFolder
     from diffaug.data.mixture import Mixture as Mixture
     from diffaug.pytorch_lightning import DiffusionDataModule as DiffusionDataModule
 
 _WHEN_ASKED_FOR = {
+    "Bucketed": "diffaug.data.bucketed",
+    "Buckets": "diffaug.data.buckets",
     "DiffusionDataModule": "diffaug.pytorch_lightning",
     "ImageFolder": "diffaug.data.folder",
     "Mixture": "diffaug.data.mixture",

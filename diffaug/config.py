@@ -51,7 +51,13 @@ def _shape_of(root: str) -> ListConfig:
     return ListConfig(shape_of(root))
 
 
+def _folder_shape(channels: int, side: int, area: int | None, shapes: Sequence[Any] | None) -> ListConfig:
+    """Return [channels, side, side], or, with buckets, [channels, null, null]: the sides are each batch's own."""
+    return ListConfig([channels, side, side] if area is None and shapes is None else [channels, None, None])
+
+
 OmegaConf.register_new_resolver("diffaug.shape_of", _shape_of, replace=True)
+OmegaConf.register_new_resolver("diffaug.folder_shape", _folder_shape, replace=True)
 
 
 def compose_config(overrides: Sequence[str], name: str = "train") -> DictConfig:

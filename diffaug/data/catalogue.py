@@ -5,7 +5,8 @@ Functions, not classes: what is particular to a dataset is where it lies and how
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from diffaug.checks import choice, flag, integer, number
+from diffaug.checks import choice, flag, integer, number, refuse
 from diffaug.data.broken import ON_ERROR
+from diffaug.data.buckets import Buckets, read_buckets
 from diffaug.data.layout import read_info
 from diffaug.data.module import DiffusionBase
 from diffaug.data.posterior import Stored
@@ -92,7 +94,8 @@ def image_folder(
     module: type[Module],
     *,
     root: str,
-    image_size: int,
+    image_size: int | None = None,
+    buckets: Buckets | Mapping[str, Any] | None = None,
     channels: int = 3,
     bits: int | None = None,
     on_error: str = "raise",
@@ -105,7 +108,10 @@ def image_folder(
     Arguments:
         module: the class of DataModule to make.
         root: the folder; the first level of subfolders, where there is one, gives the labels.
-        image_size: the side of the squares, in pixels.
+        image_size: the side of the squares, in pixels; it says nothing where there are buckets.
+        buckets: the shapes that images are fitted to instead, each to the nearest (`diffaug.Buckets`, or its arguments
+            by name, where None for both area and shapes is no buckets). The list is one for training and validation;
+            what is for validation is cut in the middle and not flipped.
         channels: 3 for RGB, 1 for grey.
         bits: how many bits of a grey pixel are used, where files have room for more; None takes all the file's.
         on_error: "raise" refuses a broken file when it is its turn; "skip" leaves out those that
@@ -119,13 +125,21 @@ def image_folder(
         ValueError: a value that cannot be.
         FileNotFoundError: in ``setup``, where there is no such folder, no image in it, or no list to skip by.
     """
-    integer("data.image_size", image_size, 1)
     choice("data.channels", channels, (1, 3))
+    made = read_buckets(buckets)
+    if made is None:
+        integer("data.image_size", image_size, 1)
+    else:
+        image_size, shape = None, options.get("image_shape")
+        if shape is not None and (len(shape) != 3 or (shape[1], shape[2]) != (None, None) or shape[0] != channels):
+            wanted = f"null, or [{channels}, null, null], where data.buckets gives images of several shapes"
+            raise refuse("data.image_shape", shape, wanted)
+        options["image_shape"] = None
     share = number("data.val_share", val_share, at_least=0, below=1)
     if bits is not None:
         integer("data.bits", bits, 1, 16)
     choice("data.on_error", on_error, ON_ERROR)
-    images = {"root": root, "image_size": image_size, "channels": channels, "bits": bits}
+    images = {"root": root, "image_size": image_size, "buckets": made, "channels": channels, "bits": bits}
     part = partial(_part, {**images, "on_error": on_error, "broken_list": broken_list}, share)
     return module(train=partial(part, False), val=partial(part, True) if share else None, **options)
 
@@ -133,6 +147,8 @@ def image_folder(
 def _part(folder: dict[str, Any], share: float, validation: bool) -> Dataset[Any]:
     from diffaug.data.folder import ImageFolder
 
+    if validation and folder["buckets"] is not None:
+        folder = {**folder, "buckets": replace(folder["buckets"], crop="center", hflip=0.0)}
     images = ImageFolder(**folder)
     chosen = held_out(images.names, share)
     if not validation:

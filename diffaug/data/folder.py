@@ -1,4 +1,4 @@
-"""A folder of image files, of any sizes and modes, as uint8 squares.
+"""A folder of image files, of any sizes and modes, as uint8 squares, or fitted to buckets.
 
 What becomes of each kind of file:
 
@@ -33,10 +33,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from diffaug.checks import choice, integer
+from diffaug.checks import choice, instance, integer
 from diffaug.data import broken as broken_files
-from diffaug.data.items import over_white
-from diffaug.data.square import middle_square
+from diffaug.data.bucketed import describe_buckets
+from diffaug.data.buckets import Buckets, fields
+from diffaug.data.fit import Size, fit
+from diffaug.data.pixels import plain
+from diffaug.data.sizes import read_sizes
 
 _log = logging.getLogger("diffaug")
 _ENDINGS = (
@@ -54,7 +57,7 @@ _LOOKED_AT = 16  # files that are looked at for their depth, or a few more
 _LARGER = 4
 
 
-class ImageFolder(Dataset[tuple[Tensor, int]]):
+class ImageFolder(Dataset[Any]):
     """The images under a folder, sorted by path, each with the number of its top subfolder as label.
 
     Items are (image, label): uint8, shape (channels, image_size, image_size), in [0, 255], and an int; files that lie
@@ -62,9 +65,15 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
     the middle is cut out, by whole pixels, and resized (bicubic, antialiased), up as well as down. Hidden files and
     folders are left out; links are followed.
 
+    With ``buckets`` it is the largest part of the ratio of the image's bucket, shape (channels, height, width), and
+    items are dicts, with ``original_size``, ``crop`` and ``target_size`` beside image and label
+    (`diffaug.data.buckets.fields`). The sizes are read from the files' headers before, and kept in the folder
+    (`diffaug.data.sizes`).
+
     Arguments:
         root: the folder.
-        image_size: the side of the squares, in pixels.
+        image_size: the side of the squares, in pixels; or None, and
+        buckets: the shapes instead.
         channels: 3 for RGB, 1 for grey.
         bits: how many bits of a grey pixel are used, in files that have room for more than 8: 12 for a camera's 12 bits
             stored in 16. None takes all the file's.
@@ -78,23 +87,31 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         labels: the class of each.
         classes: the names of the top subfolders, sorted; last, "" for the folder itself where files lie in it. What is
             skipped counts, so that labels stay.
+        sizes: with buckets, height and width of each, int64, shape (N, 2), turned as EXIF orientation says;
+        bucket_of: the number of its bucket, int64, shape (N,);
+        bucket_shapes: (height, width) of each bucket.
 
     Raises:
         FileNotFoundError: there is no such folder, no image in it, or no list to skip by.
-        ValueError: an option that cannot be; on reading, a file that cannot be read, named with its index.
+        ValueError: an option that cannot be; an image that fits no bucket, or whose size cannot be read; on reading, a
+            file that cannot be read, named with its index.
     """
 
     def __init__(
         self,
         root: str,
-        image_size: int,
+        image_size: int | None = None,
         *,
+        buckets: Buckets | None = None,
         channels: int = 3,
         bits: int | None = None,
         on_error: str = "raise",
         broken_list: str | None = None,
     ) -> None:
-        self.image_size = integer("data.image_size", image_size, 1)
+        if (image_size is None) == (buckets is None):
+            raise ValueError(f"ImageFolder wants image_size or buckets, and not both, but got {image_size}, {buckets}.")
+        self.image_size = None if image_size is None else integer("data.image_size", image_size, 1)
+        self.buckets = None if buckets is None else instance("data.buckets", buckets, Buckets, "a diffaug.Buckets")
         self.channels = choice("data.channels", channels, (1, 3))
         self.bits = None if bits is None else integer("data.bits", bits, 1, 16)
         self.on_error = choice("data.on_error", on_error, broken_files.ON_ERROR)
@@ -123,10 +140,16 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         self.paths = [str(folder.joinpath(*parts)) for parts in found]
         self.names = ["/".join(parts) for parts in found]
         self.labels = [numbers[_top(parts)] for parts in found]
+        if self.buckets is not None:
+            self.sizes = read_sizes(folder, self.names, self._remedy())
+            self.bucket_of, self.bucket_shapes = self.buckets.assign(self.sizes, self.paths.__getitem__)
 
     def only(self, indices: Sequence[int]) -> "ImageFolder":
-        """Return the same folder with these images only, numbered anew; the classes stay."""
+        """Return the same folder with these images only, numbered anew; the classes and the list of buckets stay."""
         part = copy(self)
+        if self.buckets is not None:
+            chosen = np.asarray(indices, np.int64)
+            part.sizes, part.bucket_of = self.sizes[chosen], self.bucket_of[chosen]
         part.paths = [self.paths[index] for index in indices]
         part.names = [self.names[index] for index in indices]
         part.labels = [self.labels[index] for index in indices]
@@ -141,6 +164,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
             "image_size": self.image_size,
             "channels": self.channels,
             "bits": self.bits,
+            **(describe_buckets(self.buckets, self.bucket_of) if self.buckets is not None else {}),
         }
 
     def _without_broken(self, found: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -154,41 +178,54 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> Any:
         path = self.paths[index]
         try:
-            square = self._read(path)
+            image, said = self._read(index)
         except Exception as error:  # what a broken file makes Pillow raise is of many kinds
-            remedy = (
-                f"It is not on the list of broken files, {self.broken_list}; this makes the list anew: {self._check}"
-                if self.on_error == "skip"
-                else "Remove or replace the file. To leave out all that are broken: data.on_error=skip, once this has "
-                f"listed them: {self._check}"
-            )
-            raise ValueError(f"Sample {index}, {path}, {broken_files.reason(error)} {remedy}") from error
-        return square, self.labels[index]
+            raise ValueError(f"Sample {index}, {path}, {broken_files.reason(error)} {self._remedy()}") from error
+        return {"image": image, "label": self.labels[index], **said} if said else (image, self.labels[index])
+
+    def _remedy(self) -> str:
+        if self.on_error == "skip":
+            return f"It is not on the list of broken files, {self.broken_list}; this makes the list anew: {self._check}"
+        return (
+            "Remove or replace the file. To leave out all that are broken: data.on_error=skip, once this has "
+            f"listed them: {self._check}"
+        )
 
     def problem(self, index: int) -> tuple[str, bool] | None:
         """Say what is wrong with a file, and whether that is lasting; None if nothing is."""
         try:
-            self._read(self.paths[index])
+            self._read(index)
         except Exception as error:
             return broken_files.reason(error), broken_files.is_lasting(error)
         return None
 
-    def _read(self, path: str) -> Tensor:
-        with Image.open(path) as image:
-            return self._square(image)
+    def _read(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Read one image, and what there is to say of it where it is fitted to a bucket."""
+        with Image.open(self.paths[index]) as image:
+            if self.buckets is None:
+                side = self.image_size or 1
+                return fit(self._upright(image, (side, side)), (side, side), self.channels), {}
+            shape, size = self.bucket_shapes[self.bucket_of[index]], tuple(self.sizes[index].tolist())
+            turned, stored = image.size != size[::-1], sorted(image.size)
+            upright = self._upright(image, shape[::-1] if turned else shape)
+            if stored != sorted(size) or (upright.height - upright.width) * (size[0] - size[1]) < 0:
+                raise ValueError(f"it was {size[0]} x {size[1]} (height x width) when the folder was looked through")
+            placed = self.buckets.place((upright.height, upright.width), shape)
+            pixels = fit(upright, shape, self.channels, placed.corner)
+            return pixels.flip(-1) if placed.flipped else pixels, fields(size, placed.crop, shape)
 
-    def _square(self, image: Any) -> Tensor:
-        size = self.image_size
-        image.draft(None, (_LARGER * size, _LARGER * size))  # does nothing to other files than JPEG
+    def _upright(self, image: Any, shape: Size) -> Any:
+        """Read a file's pixels, at least several times as many as of this shape, which is not turned yet."""
+        image.draft(None, (_LARGER * shape[1], _LARGER * shape[0]))  # does nothing to other files than JPEG
         depth, inverted = self._depth(image)
         if image.format != "JPEG" or not image.info.keys().isdisjoint(_MAY_TURN):  # to look takes 2 % of a JPEG's time
             ImageOps.exif_transpose(image, in_place=True)
         if depth == _SIGNED_BYTE and image.mode == "L":  # Pillow reads these bytes as if they had no sign
             image = Image.fromarray(np.asarray(image).view(np.int8).astype(np.int32))
-        return middle_square(_plain(image, depth, inverted), size, self.channels)
+        return plain(image, depth, inverted)
 
     def _depth(self, image: Any) -> tuple[int, bool]:
         """Return the largest whole number that a file's pixels may be, and whether 0 is white."""
@@ -247,28 +284,3 @@ def _files(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[s
                     yield (entry.name, *parts)
             else:
                 yield (entry.name,)
-
-
-def _plain(image: Any, depth: int, inverted: bool) -> Any:
-    """Convert any image to L, RGB or, of more than 8 bits, F in [0, 255]; ``depth`` is its largest whole number."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _from_deep(image, 1 if image.mode == "F" else depth, inverted)
-    if image.has_transparency_data:
-        return over_white(image)
-    return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
-
-
-def _from_deep(image: Any, depth: int, inverted: bool) -> Any:
-    pixels = np.asarray(image).astype(np.float32)
-    low, high = pixels.min(), pixels.max()
-    if not (low >= 0 and high <= depth):  # so written, NaN is refused too
-        raise ValueError(
-            f"its pixels are of mode {image.mode} and span [{low:g}, {high:g}], but must lie in [0, {depth}], which "
-            f"becomes [0, 255]{'' if image.mode == 'F' else '; data.bits says how many bits are used'}"
-        )
-    if inverted:
-        pixels = depth - pixels
-    transparent = image.info.get("transparency")
-    if transparent is not None:
-        pixels[pixels == transparent] = depth
-    return Image.fromarray(pixels * np.float32(255 / depth))

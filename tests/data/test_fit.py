@@ -14,9 +14,10 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
-from diffaug.data import square
-from diffaug.data.folder import ImageFolder, _plain
-from diffaug.data.square import middle_square
+from diffaug.data import fit as fitting
+from diffaug.data.fit import fit
+from diffaug.data.folder import ImageFolder
+from diffaug.data.pixels import plain
 
 SHARED = tuple(map(int, Image.__version__.split(".")[:2])) >= (11, 2)
 
@@ -59,7 +60,7 @@ def by_pillow(dataset: ImageFolder, path: str) -> torch.Tensor:
     with Image.open(path) as image:
         image.draft(None, (4 * size, 4 * size))
         depth, inverted = dataset._depth(image)
-        image = _plain(ImageOps.exif_transpose(image), depth, inverted)
+        image = plain(ImageOps.exif_transpose(image), depth, inverted)
     side = min(image.size)
     left, top = ((length - side) // 2 for length in image.size)
     image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
@@ -96,7 +97,7 @@ def test_a_jpeg_is_turned_where_pillow_turns_it_by_its_xmp(tmp_path: Path):  # P
     xmp = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="3"/></x:xmpmeta>'
     Image.fromarray((waves(32, 32, 1)[:, :, 0] * 255).astype(np.uint8)).save(tmp_path / "x.jpg", xmp=xmp.encode())
     turned = ImageOps.exif_transpose(Image.open(tmp_path / "x.jpg"))
-    assert torch.equal(ImageFolder(str(tmp_path), 16, channels=1)[0][0], middle_square(turned, 16, 1))
+    assert torch.equal(ImageFolder(str(tmp_path), 16, channels=1)[0][0], fit(turned, (16, 16), 1))
 
 
 def test_the_left_or_upper_square_where_the_middle_is_between(tmp_path: Path):
@@ -104,14 +105,14 @@ def test_the_left_or_upper_square_where_the_middle_is_between(tmp_path: Path):
     for size in ((9, 8), (8, 9)):
         array = picture.reshape(size[::-1])
         image = Image.fromarray(array)
-        assert torch.equal(middle_square(image, 8, 1)[0], torch.from_numpy(array[:8, :8].copy()))
-        assert torch.equal(middle_square(image.convert("RGB"), 8, 3)[2], torch.from_numpy(array[:8, :8].copy()))
+        assert torch.equal(fit(image, (8, 8), 1)[0], torch.from_numpy(array[:8, :8].copy()))
+        assert torch.equal(fit(image.convert("RGB"), (8, 8), 3)[2], torch.from_numpy(array[:8, :8].copy()))
 
 
 @pytest.mark.skipif(not SHARED, reason="Pillow before 11.2 shares nothing")
 def test_pixels_are_read_where_they_lie():
     image = Image.fromarray((waves(50, 40) * 255).astype(np.uint8))
-    copied, shared = np.array(image), square._shared(image)
+    copied, shared = np.array(image), fitting._shared(image)
     assert shared.shape == (40, 50, 4)
     assert np.array_equal(shared[:, :, :3], copied)
     image.putpixel((7, 5), (1, 2, 3))
@@ -126,17 +127,17 @@ def test_pixels_are_read_where_they_lie():
 def test_a_large_image_lies_in_pieces_and_is_copied():
     noise = np.random.default_rng(0).integers(0, 256, (2000, 2300, 3), dtype=np.uint8)
     large = Image.fromarray(noise)  # 18 MB; Pillow's pieces are of 16
-    assert square._shared(large).shape == (2000, 2300, 3)
-    whole = middle_square(large, 64, 3)
-    part = middle_square(large.crop((150, 0, 2150, 2000)), 64, 3)  # 16 MB
+    assert fitting._shared(large).shape == (2000, 2300, 3)
+    whole = fit(large, (64, 64), 3)
+    part = fit(large.crop((150, 0, 2150, 2000)), (64, 64), 3)  # 16 MB
     assert torch.equal(whole, part)
 
 
 def test_copied_pixels_give_the_same_bits(monkeypatch: pytest.MonkeyPatch):
     image = Image.fromarray((waves(93, 60) * 255).astype(np.uint8))
-    shared = [middle_square(image, size, channels) for size in (8, 60, 100) for channels in (1, 3)]
-    monkeypatch.setattr(square, "_shared", np.array)
-    copied = [middle_square(image, size, channels) for size in (8, 60, 100) for channels in (1, 3)]
+    shared = [fit(image, (size, size), channels) for size in (8, 60, 100) for channels in (1, 3)]
+    monkeypatch.setattr(fitting, "_shared", np.array)
+    copied = [fit(image, (size, size), channels) for size in (8, 60, 100) for channels in (1, 3)]
     assert all(map(torch.equal, shared, copied))
 
 
