@@ -137,7 +137,7 @@ class ImageFolder(Dataset[Any]):
         numbers = {name: number for number, name in enumerate(self.classes)}
         if on_error == "skip":
             found = self._without_broken(found)
-        self.paths = [str(folder.joinpath(*parts)) for parts in found]
+        self.paths = [os.path.join(folder, *parts) for parts in found]  # pathlib's way takes ten times as long
         self.names = ["/".join(parts) for parts in found]
         self.labels = [numbers[_top(parts)] for parts in found]
         if self.buckets is not None:
