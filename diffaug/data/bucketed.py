@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from diffaug.checks import instance, refuse
-from diffaug.data.buckets import Buckets, fields
+from diffaug.data.buckets import Buckets, fields, without_empty
 from diffaug.data.fit import Size, fit_tensor
 from diffaug.data.items import as_tensor, split
 
@@ -60,9 +60,10 @@ class Bucketed(Dataset[dict[str, Any]]):
         self.indices: NDArray[np.int64] = np.arange(len(self.sizes))
 
     def only(self, indices: Sequence[int]) -> "Bucketed":
-        """Return the same with these items only, numbered anew; the list of buckets stays."""
+        """Return the same with these items only, numbered anew; each keeps the shape of its bucket."""
         part, chosen = copy(self), np.asarray(indices, np.int64)
-        part.indices, part.sizes, part.bucket_of = self.indices[chosen], self.sizes[chosen], self.bucket_of[chosen]
+        part.indices, part.sizes = self.indices[chosen], self.sizes[chosen]
+        part.bucket_of, part.bucket_shapes = without_empty(self.bucket_of[chosen], self.bucket_shapes)
         return part
 
     def recipe(self) -> dict[str, Any]:

@@ -120,8 +120,8 @@ class Buckets:
         nearest = np.searchsorted(borders, np.log(sizes[:, 0]) - np.log(sizes[:, 1]))
         if self.upscale == "refuse":
             _refuse_small(sizes, shapes[nearest], name)
-        used, bucket_of, counts = np.unique(nearest, return_inverse=True, return_counts=True)
-        held = [(int(height), int(width)) for height, width in shapes[used]]
+        bucket_of, held = without_empty(nearest, [(int(height), int(width)) for height, width in shapes])
+        counts = np.bincount(bucket_of)
         few = [(shape, int(count)) for shape, count in zip(held, counts, strict=True) if count < self.min_images]
         if few:
             listed = ", ".join(f"{h} x {w} with {count}" for (h, w), count in few[:_SHOWN])
@@ -130,7 +130,7 @@ class Buckets:
                 f"hold fewer: {listed}{', ...' * (len(few) > _SHOWN)}. Set a larger data.buckets.step or a smaller "
                 "data.buckets.max_ratio, so that there are fewer buckets, or a smaller data.buckets.min_images."
             )
-        return bucket_of.astype(np.int64).reshape(-1), held
+        return bucket_of, held
 
     def place(self, size: Size, shape: Size) -> Placed:
         """Choose where an image is cut, by torch's global random state where anything is left to chance.
@@ -148,6 +148,12 @@ class Buckets:
             flipped = coin < self.hflip
         seen = size[1] - part[1] - left if flipped else left  # from the flipped image's left edge
         return Placed((top, left), (round(top * shape[0] / part[0]), round(seen * shape[1] / part[1])), flipped)
+
+
+def without_empty(bucket_of: NDArray[np.int64], shapes: Sequence[Size]) -> tuple[NDArray[np.int64], list[Size]]:
+    """Number the buckets anew without those that hold no image, in the same order."""
+    used, renumbered = np.unique(bucket_of, return_inverse=True)
+    return renumbered.astype(np.int64).reshape(-1), [shapes[number] for number in used]
 
 
 def fields(size: Size, crop: Size, shape: Size) -> dict[str, Tensor]:

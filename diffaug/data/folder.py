@@ -36,7 +36,7 @@ from torch.utils.data import Dataset
 from diffaug.checks import choice, instance, integer
 from diffaug.data import broken as broken_files
 from diffaug.data.bucketed import describe_buckets
-from diffaug.data.buckets import Buckets, fields
+from diffaug.data.buckets import Buckets, fields, without_empty
 from diffaug.data.fit import Size, fit
 from diffaug.data.pixels import plain
 from diffaug.data.sizes import read_sizes
@@ -145,11 +145,12 @@ class ImageFolder(Dataset[Any]):
             self.bucket_of, self.bucket_shapes = self.buckets.assign(self.sizes, self.paths.__getitem__)
 
     def only(self, indices: Sequence[int]) -> "ImageFolder":
-        """Return the same folder with these images only, numbered anew; the classes and the list of buckets stay."""
+        """Return the same folder with these images only, numbered anew; each keeps its label and bucket's shape."""
         part = copy(self)
         if self.buckets is not None:
             chosen = np.asarray(indices, np.int64)
-            part.sizes, part.bucket_of = self.sizes[chosen], self.bucket_of[chosen]
+            part.sizes = self.sizes[chosen]
+            part.bucket_of, part.bucket_shapes = without_empty(self.bucket_of[chosen], self.bucket_shapes)
         part.paths = [self.paths[index] for index in indices]
         part.names = [self.names[index] for index in indices]
         part.labels = [self.labels[index] for index in indices]

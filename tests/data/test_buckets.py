@@ -262,12 +262,19 @@ def test_turned_images_are_fitted_as_they_are_seen(tmp_path: Path, ending: str, 
     assert tuple(item["image"].shape[1:]) == folder.bucket_shapes[0]
 
 
-def test_only_keeps_the_list_of_buckets(tmp_path: Path):
+def test_a_part_keeps_the_shapes_of_its_images(tmp_path: Path):
     for name, size in {"a": (64, 64), "b": (88, 48), "c": (64, 65)}.items():
         marked(*size).save(tmp_path / f"{name}.png")
     folder = ImageFolder(str(tmp_path), buckets=Buckets(area=4096))
     part = folder.only([2, 0])
-    assert part.bucket_shapes == folder.bucket_shapes == [(64, 64), (88, 48)]
+    assert folder.bucket_shapes == [(64, 64), (88, 48)]
+    assert part.bucket_shapes == [(64, 64)]
+    last = folder.only([1])
+    assert (last.bucket_of.tolist(), last.bucket_shapes, tuple(last[0]["image"].shape)) == (
+        [0],
+        [(88, 48)],
+        (3, 88, 48),
+    )
     assert (part.bucket_of.tolist(), part.sizes.tolist()) == ([0, 0], [[64, 65], [64, 64]])
     assert part.recipe()["bucket_of"] != folder.recipe()["bucket_of"]
     assert folder.recipe()["buckets"] == repr(folder.buckets)
