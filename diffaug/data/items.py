@@ -42,14 +42,7 @@ def split(item: Any, image_key: str | int | None, where: str, *, batch: bool = F
     pair = type(item) is tuple and len(item) == 2 and type(item[1]) is int
     if pair and image_key is None and not batch and is_image(item[0]):
         return item[0], {"label": item[1]}  # an image and its class, by far the commonest item: spared the search
-    if isinstance(item, Mapping):
-        parts: dict[Any, Any] = dict(item)
-    elif isinstance(item, tuple) and (named := getattr(item, "_asdict", None)) is not None:
-        parts = named()
-    elif isinstance(item, (tuple, list)):
-        parts = {("label" if i == 1 else f"item_{i}"): value for i, value in enumerate(item)}
-    else:
-        parts = {"item_0": item}
+    parts = name_parts(item)
     if image_key is None:
         images = [name for name, value in parts.items() if is_image(value, 3 if batch else 2)]
         if len(images) != 1:
@@ -62,11 +55,7 @@ def split(item: Any, image_key: str | int | None, where: str, *, batch: bool = F
             )
         key = images[0]
     else:
-        key: Any = image_key
-        if isinstance(key, int) and not isinstance(item, Mapping) and 0 <= key < len(parts):
-            key = list(parts)[key]
-        if key not in parts:
-            raise ValueError(f"data.image_key={image_key!r} is not in {where}, which holds {_listed(parts)}.")
+        key = find_part(item, parts, image_key, "data.image_key", where)
     image = parts.pop(key)
     if not _FIELDS.isdisjoint(parts):
         clash = sorted(_FIELDS.intersection(parts))
@@ -75,6 +64,30 @@ def split(item: Any, image_key: str | int | None, where: str, *, batch: bool = F
             "or leave them out of its items."
         )
     return image, parts if isinstance(item, tuple) else {str(name): value for name, value in parts.items()}
+
+
+def name_parts(item: Any) -> dict[Any, Any]:
+    """Return the parts of an item by name, as `split` calls them."""
+    if isinstance(item, Mapping):
+        return dict(item)
+    if isinstance(item, tuple) and (named := getattr(item, "_asdict", None)) is not None:
+        return named()
+    if isinstance(item, (tuple, list)):
+        return {("label" if i == 1 else f"item_{i}"): value for i, value in enumerate(item)}
+    return {"item_0": item}
+
+
+def find_part(item: Any, parts: Mapping[Any, Any], key: str | int, option: str, where: str) -> Any:
+    """Return the name of the part that an option says: by its name, or its place in a tuple, list or named tuple.
+
+    Raises:
+        ValueError: there is no such part.
+    """
+    if isinstance(key, int) and not isinstance(item, Mapping) and 0 <= key < len(parts):
+        return list(parts)[key]
+    if key not in parts:
+        raise ValueError(f"{option}={key!r} is not in {where}, which holds {_listed(parts)}.")
+    return key
 
 
 def _listed(parts: Mapping[Any, Any]) -> str:

@@ -47,14 +47,16 @@ class DiffusionBase(NoisingBase):
     Arguments:
         train: a dataset, or a function without arguments that makes one. A function is called once on rank 0 before
             the others (there it may download), then on every rank. An iterable dataset, a stream, has no indices: its
-            draws are keyed by the sample's place in it, which includes rank and worker, and repeat exactly only with
-            the same numbers of both; after an interruption it is read again up to where it was.
+            draws are keyed by ``key``, or else by the sample's place in it, which includes rank and worker, and repeat
+            exactly only with the same numbers of both; after an interruption it is read again up to where it was.
         val: likewise, or a list of them.
         test: likewise.
         predict: likewise.
         process: what is done to a batch.
         transform: applied to each training image in the workers, as the dataset yields it.
         eval_transform: likewise for the other stages; None applies none.
+        key: of streams, the part of an item that tells it from all others, text, bytes or a whole number, by name
+            (``__key__`` of WebDataset) or by place in a tuple: a sample's draws are then its own, whoever reads it.
         image_shape: what every image must have, for example (3, 32, 32), so that a network can be built to it; None
             takes whatever comes.
         val_times: which t validation is at: "even" (spread over unit time, each image at a t of its own), "grid"
@@ -90,6 +92,7 @@ class DiffusionBase(NoisingBase):
         process: ForwardProcess,
         transform: Callable[[Any], Any] | None = None,
         eval_transform: Callable[[Any], Any] | None = None,
+        key: str | int | None = None,
         image_shape: Sequence[int] | None = None,
         val_times: str = "even",
         val_at: float = 0.5,
@@ -122,7 +125,9 @@ class DiffusionBase(NoisingBase):
         for name, given in (("transform", transform), ("eval_transform", eval_transform)):
             if given is not None and not callable(given):
                 raise refuse(f"data.{name}", given, "a function or a torch.nn.Module, from an image to another")
-        self.transform, self.eval_transform = transform, eval_transform
+        if key is not None and (isinstance(key, bool) or not isinstance(key, (str, int))):
+            raise refuse("data.key", key, "the name of a part of an item, or its place in a tuple")
+        self.transform, self.eval_transform, self.key = transform, eval_transform, key
         self.shuffle, self.sampler = flag("data.shuffle", shuffle), sampler
         self.shard_window = shard_window if shard_window is None else integer("data.shard_window", shard_window, 1)
         self.drop_last = flag("data.drop_last", drop_last)
@@ -168,6 +173,7 @@ class DiffusionBase(NoisingBase):
             **data,
             "transform": describe(self.transform),
             "eval_transform": describe(self.eval_transform),
+            "key": self.key,
             "val_times": repr(self._val_times),
             "val_repeats": self.val_repeats,
         }
@@ -208,9 +214,17 @@ class DiffusionBase(NoisingBase):
             value_range=self.process.value_range,
             check_range=not train or self.device_transform is None,
         )
+        stream = is_stream(images.dataset)
+        if self.key is not None and train and not stream:
+            raise ValueError(
+                f"data.key={self.key!r} is for streams, but {name} ({type(images.dataset).__name__}) has its items by "
+                "index, and by that its noise is keyed. Leave out data.key."
+            )
+        if self.key is None and stream:
+            _log.info("%s is a stream, its noise keyed by rank, worker and count; data.key keys it by the sample", name)
         unwanted = "data.sampler" if train and self.sampler is not None else ""
         unwanted = "data.val_repeats" if stage == "val" and self.val_repeats > 1 else unwanted
-        if unwanted and is_stream(images.dataset):
+        if unwanted and stream:
             raise ValueError(
                 f"{name} is a stream ({type(images.dataset).__name__}), which has an order of its own and is gone "
                 f"through once: {unwanted} cannot be set."
@@ -252,7 +266,7 @@ class DiffusionBase(NoisingBase):
         overfit = bool(self.trainer and self.trainer.overfit_batches)
         if is_stream(images.dataset):
             check_overfit(overfit, images.name)
-            return StreamLoader(Stream(images, **self._ranks(), epoch=self._epoch), **options)
+            return StreamLoader(Stream(images, **self._ranks(), epoch=self._epoch, key=self.key), **options)
         ranks = self._ranks()
         order = self._order(images, self.batch_size * ranks["ranks"], fixed=overfit)
         sampler = (FixedSampler if overfit else EpochSampler)(order, **ranks)
@@ -288,7 +302,7 @@ class DiffusionBase(NoisingBase):
         for images in self._built(stage):
             options = {"generator": torch.Generator(), **self._options()}
             if is_stream(images.dataset):
-                loaders.append(Loader(Stream(images, **self._ranks(), train=False), **options))
+                loaders.append(Loader(Stream(images, **self._ranks(), train=False, key=self.key), **options))
             else:
                 sampler = EvaluationSampler(len(images), repeats=repeats, **self._ranks())
                 loaders.append(evaluation_loader(images, sampler, stage, images.name, **options))
