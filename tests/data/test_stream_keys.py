@@ -218,7 +218,7 @@ def test_only_the_last_keys_are_remembered(monkeypatch):
 
 
 def test_a_key_is_refused_where_there_is_an_index(caplog):
-    images = TensorDataset(torch.zeros(4, 1, 2, 2))
+    images = TensorDataset(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.arange(4))
     with pytest.raises(ValueError, match=r"data\.key='id' is for streams, but data\.train \(TensorDataset\) has"):
         Rank(images, key="id").setup("fit")
     with pytest.raises(ValueError, match=r"data\.key must be the name of a part of an item.*, but got 1\.5"):
