@@ -171,8 +171,11 @@ def _sources(
             images = data.build(stage, number, look=False)
             if is_stream(images.dataset):
                 raise ValueError(f"{images.name} is a stream, whose items have no index to be stored by.")
-            _, extra = split(images.dataset[0], data.image_key, f"{images.name}[0]")
+            _, extra = split(images.dataset[0], data.aligned.target, f"{images.name}[0]")
             images.wanted = tuple(name for name in extra if keep is None or name in keep)
+            of_stage = tuple(variants) if stage == "train" else ("identity",)
+            if of_stage != ("identity",):
+                images.moved_by = images.moved_by or "variants"
             look_at(images, data.image_shape)
             several = are_datasets(data._sources[stage])
             first = collate([read_still(images, 0)])
@@ -182,7 +185,6 @@ def _sources(
                 del fields["image"]
             folder = f"{stage}-{number}" if several else stage
             row_bytes = sum(max(field.bytes, 1) for field in fields.values())
-            of_stage = tuple(variants) if stage == "train" else ("identity",)
             rows = len(images) * len(of_stage)
             part = Part(folder, rows, choose_shard_rows(rows, row_bytes), fields, of_stage)
             found.setdefault(stage, []).append(Source(images, part))

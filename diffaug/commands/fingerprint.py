@@ -51,7 +51,8 @@ def fingerprint(
         "eval_transform": describe(data.eval_transform),
         "encoder": describe(data._noiser.encoder),
         "weights": digest_weights(data._noiser.encoder),
-        "image_key": data.image_key,
+        "image_key": data.aligned.target,
+        "images": data.aligned.roles,
         "value_range": data.process.value_range and list(data.process.value_range),
         # diffaug's own from the code: a checkout that is not installed has no other.
         "versions": {"diffaug": import_module("diffaug").__version__, **{name: version(name) for name in _LIBRARIES}},

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import flag, integer, refuse
+from diffaug.data.aligned import Aligned
 from diffaug.data.device import Noiser
 from diffaug.data.labels import LabelDropout
 from diffaug.data.packages import check_trainer, refuse_as_loader
@@ -47,6 +48,7 @@ class NoisingBase(ABC):
         seed: of all draws, in [0, 2^64). None takes that of Lightning's ``seed_everything``, or else 0.
         device_transform: applied to each training batch of images on the accelerator, before the noise. What it draws
             repeats with the same batches; a sample's noise does not depend on its batch, what is drawn here does.
+            Where ``images`` declares several it is given a dict of them, as `diffaug.data.aligned` says.
         encoder: applied to every batch of every stage on the accelerator, last before the noise: from float images in
             [-1, 1] to latents, which are noised as they are, or to a distribution of latents with ``mean`` and ``std``.
             A torch.nn.Module is moved there, in evaluation mode; one with a method ``encode``, as a diffusers VAE, is
@@ -59,6 +61,9 @@ class NoisingBase(ABC):
         null_label: what stands for a dropped label.
         label_key: which field is the label.
         image_key: which part of an item is the image: a name, or a place in a tuple. None where there is only one.
+        images: which parts of an item are images that transforms flip and crop together: a role for each by its name,
+            "target" for the one to noise, "condition" (a field in [-1, 1], scaled as the target is) or "mask" (a field
+            as it is). None says nothing: then an item with several images and a transform is refused.
         views: how many noised copies of each training image a batch holds, side by side; it is decoded once.
         allow_changed_recipe: whether a checkpoint of another schedule, seed, ... may be gone on from.
 
@@ -73,7 +78,7 @@ class NoisingBase(ABC):
         process: ForwardProcess,
         *,
         seed: int | None = None,
-        device_transform: Callable[[Tensor], Tensor] | None = None,
+        device_transform: Callable[[Any], Any] | None = None,
         encoder: Callable[[Tensor], Any] | None = None,
         posterior: str = "sample",
         latent_stats: Mapping[str, Any] | None = None,
@@ -81,6 +86,7 @@ class NoisingBase(ABC):
         null_label: Any = None,
         label_key: str = "label",
         image_key: str | int | None = None,
+        images: Mapping[str, str] | None = None,
         views: int = 1,
         allow_changed_recipe: bool = False,
     ) -> None:
@@ -90,6 +96,7 @@ class NoisingBase(ABC):
         self.process = process
         self._given_seed = seed if seed is None else integer("data.seed", seed, 0, 2**64 - 1)
         self.seed = self._given_seed
+        self.aligned = Aligned(images, image_key)
         self._dropout = LabelDropout(label_dropout, null_label, label_key, process.fields)
         self._noiser = Noiser(
             process,
@@ -98,8 +105,9 @@ class NoisingBase(ABC):
             posterior=Posterior(posterior, latent_stats, process.sigma_data),
             views=views,
             dropout=self._dropout,
+            aligned=self.aligned,
         )
-        self.views, self.device_transform, self.image_key = self._noiser.views, device_transform, image_key
+        self.views, self.device_transform = self._noiser.views, device_transform
         self.allow_changed_recipe = flag("data.allow_changed_recipe", allow_changed_recipe)
         self.backend = _UNSETTLED
         self._done_before = -1  # how many batches were done as the last one came
@@ -234,7 +242,8 @@ class NoisingBase(ABC):
             "encoder": describe(self._noiser.encoder),
             "posterior": self._noiser.posterior.kind,
             "latent_stats": self._noiser.posterior.stats,
-            "image_key": self.image_key,
+            "image_key": self.aligned.target,
+            "images": self.aligned.roles,
             "label_dropout": self._dropout.rate,
             "null_label": repr(self._dropout.null),
         }

@@ -13,8 +13,9 @@ from typing import Any
 
 from torch.utils.data import Dataset, Subset, TensorDataset
 
+from diffaug.data.aligned import Aligned
 from diffaug.data.batch import Place, Sample
-from diffaug.data.items import as_tensor, check_range, split
+from diffaug.data.items import as_tensor, check_range, name_parts, split
 from diffaug.data.mixture import Mixture
 from diffaug.data.store import Store
 from diffaug.randomness.keys import COUNTED_BITS
@@ -107,11 +108,14 @@ class Images(Keyed):
 
     Arguments:
         dataset, name, domain: as in `Keyed`.
-        transform: applied to the image as the dataset yields it.
-        image_key: which part of an item is the image; None where there is only one.
+        transform: applied to the image as the dataset yields it, or to all images of an item together.
+        aligned: which part of an item is the image, and which others keep in step with it.
         wanted: the names of the extra parts to keep.
         value_range: what float images must lie in; None for latents.
         check_range: whether float images are checked here (not where a device transform comes later).
+
+    Attributes:
+        moved_by: how errors call the transform that flips or crops; None where there is none.
     """
 
     def __init__(
@@ -119,7 +123,7 @@ class Images(Keyed):
         dataset: Any,
         *,
         transform: Callable[[Any], Any] | None = None,
-        image_key: str | int | None = None,
+        aligned: Aligned = Aligned(),  # noqa: B008 - never changed
         wanted: Sequence[str] = (),
         value_range: tuple[float, float] | None = (-1.0, 1.0),
         name: str = "data.train",
@@ -127,8 +131,11 @@ class Images(Keyed):
         domain: tuple[int, ...] = (0,),
     ) -> None:
         super().__init__(dataset, name=name, domain=domain)
-        self.transform, self.image_key = transform, image_key
+        self.transform, self.aligned = transform, aligned
         self.wanted, self.value_range, self.check_range = tuple(wanted), value_range, check_range
+        self._named = "data.transform" if name.startswith("data.train") else "data.eval_transform"
+        self.moved_by = self._named if transform is not None else None if check_range else "data.device_transform"
+        self._looked = False
         if type(dataset) is Store:
             dataset.copies = transform is not None  # without one, collate alone reads the images, and copies them
 
@@ -138,16 +145,24 @@ class Images(Keyed):
     def finished(self, placed: tuple[Place, Any]) -> Sample:
         place, item = placed
         where = self.where(place)
-        image, extra = split(item, self.image_key, where)
+        image, extra = split(item, self.aligned.target, where)
+        if self.moved_by and self.wanted and not self._looked:
+            self.aligned.check_declared(name_parts(item), image, self.wanted, where, self.moved_by, batch=False)
+            self._looked = True
+        image, extra = self.aligned.read(image, extra, where, self.value_range)
         if self.transform is not None:
             try:
-                image = self.transform(image)
+                image, extra = self.aligned.transform(self.transform, image, extra, where, self._named)
             except Exception as error:
-                note(error, f"in data.transform of {where}")
+                note(error, f"in {self._named} of {where}")
                 raise
+            image, extra = self.aligned.read(image, extra, where, self.value_range)
         tensor = as_tensor(image, where, self.value_range)
         if self.check_range and tensor.is_floating_point():
             check_range(tensor, self.value_range, where)
+        for name in self.aligned.conditions if self.check_range else ():
+            if extra[name].is_floating_point():
+                check_range(extra[name], self.value_range, f"{name} of {where}")
         if not self.wanted:
             return tensor, place, {}
         missing = [name for name in self.wanted if name not in extra]

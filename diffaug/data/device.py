@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from diffaug.checks import integer, refuse
+from diffaug.data.aligned import Aligned
 from diffaug.data.batch import Places
 from diffaug.data.dataset import note
 from diffaug.data.items import check_range
@@ -33,22 +35,24 @@ class Noiser:
 
     Arguments:
         process: the forward process.
-        device_transform: of the training images.
+        device_transform: of the training images, or of all images of their items together.
         encoder: of all images, from [-1, 1], to what is noised, or to a distribution of it.
         posterior: the draw from that distribution.
         views: how many noised copies of each training image.
         dropout: of the training labels.
+        aligned: which images of an item keep in step.
     """
 
     def __init__(
         self,
         process: ForwardProcess,
         *,
-        device_transform: Callable[[Tensor], Tensor] | None = None,
+        device_transform: Callable[[Any], Any] | None = None,
         encoder: Callable[[Tensor], Any] | None = None,
         posterior: Posterior,
         views: int = 1,
         dropout: LabelDropout,
+        aligned: Aligned,
     ) -> None:
         for name, given in (("device_transform", device_transform), ("encoder", encoder)):
             if given is not None and not callable(given):
@@ -62,7 +66,7 @@ class Noiser:
                 "under any."
             )
         self.process, self.device_transform, self.encoder, self.dropout = process, device_transform, encoder, dropout
-        self.posterior = posterior
+        self.posterior, self.aligned = posterior, aligned
         self.views = integer("data.views", views, 1, 2**VIEW_BITS - 1)
         self.eager = False  # whether the compiled pass is left aside: where some rank cannot compile it
         self._checked: set[str] = set()
@@ -94,8 +98,9 @@ class Noiser:
         key = (seed, Purpose.DEVICE_TRANSFORM, STAGES[stage], dataset + first.dataset, *first[:4])
         if train and self.device_transform is not None:
             with keyed_random_state(image.device, *key, 0):
-                image = check_batch(on_device(self.device_transform, image, "data.device_transform"), image)
-            self.check_once(image, "data.device_transform's result", "device_transform")
+                image, extra = self._transform(image, extra)
+        if self.aligned.conditions:
+            extra = extra | {name: self.process.scale(extra[name]) for name in self.aligned.conditions}
         moments = None if self.encoder is None else self.encode(image, (*key, 1))
         if dtype is not None:
             extra = {name: value.to(dtype) if _floats(value) else value for name, value in extra.items()}
@@ -123,6 +128,24 @@ class Noiser:
             image, packed, times=times, position=position, extra=extra, dtype=dtype, eager=self.eager
         )
 
+    def _transform(self, image: Tensor, extra: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Apply the device transform to a batch of images, and to those that keep in step with them."""
+        where = "data.device_transform"
+        made, extra = self.aligned.transform(
+            self.device_transform,
+            image,
+            extra,
+            "the batch",
+            where,
+            lambda call, images: on_device(self.device_transform, images, where, call),
+        )
+        extra = extra | {name: check_batch(extra[name], image) for name in self.aligned.beside}
+        image = check_batch(made, image)
+        self.check_once(image, f"{where}'s result", "device_transform")
+        for name in self.aligned.conditions:
+            self.check_once(extra[name], f"{name} of {where}'s result", f"device_transform, {name}")
+        return image, extra
+
     def check_once(self, image: Tensor, where: str, what: str) -> bool:
         """Refuse float images outside ``process.value_range``; only at the first batch, as to look is to wait for the
         device. Returns whether it looked."""
@@ -135,8 +158,10 @@ class Noiser:
     def encode(self, image: Tensor, key: tuple[int, ...] = (0,)) -> Moments:
         """Encode a batch of images as they come from the loader; what the encoder draws itself goes by this key."""
         scaled = self.process.scale(image)
+        # An autoencoder's forward would decode too.
+        call: Any = getattr(self.encoder, "encode", self.encoder)
         with keyed_random_state(image.device, *key):
-            return Moments.of(on_device(self.encoder, scaled, "data.encoder"), len(image))
+            return Moments.of(on_device(self.encoder, scaled, "data.encoder", call), len(image))
 
     def _latents(self, moments: Moments, packed: Keys) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
@@ -146,14 +171,19 @@ class Noiser:
         return code if (low, high) == (-1.0, 1.0) else (code * (high - low) + (high + low)) / 2
 
 
-def on_device(function: Any, image: Tensor, name: str) -> Any:
-    """Call a user's function of a batch of images, without gradients.
+def on_device(function: Any, images: Any, name: str, call: Callable[[Any], Any]) -> Any:
+    """Call a user's function of a batch of images, or of a dict of such batches, without gradients.
 
     A module is moved to the images' device first (a LightningDataModule is no module: nothing else moves what it
-    holds); one with parameters is a network, run in evaluation mode on images of its own floating point dtype. One
-    that has a method ``encode``, as an autoencoder's forward would decode too, is called by that.
+    holds); one with parameters is a network, run in evaluation mode on images of its own floating point dtype.
+
+    Arguments:
+        function: the user's.
+        images: the batch.
+        name: how errors call the function.
+        call: what is called of it.
     """
-    call = getattr(function, "encode", function)
+    image = tree_leaves(images)[0]
     with torch.inference_mode(False), torch.no_grad():
         if isinstance(function, nn.Module):
             weights = [*function.parameters(), *function.buffers()]
@@ -162,11 +192,11 @@ def on_device(function: Any, image: Tensor, name: str) -> Any:
             parameter = next(function.parameters(), None)
             if parameter is not None:
                 function.eval()
-                image = image.to(parameter.dtype) if image.is_floating_point() else image
-        if image.is_inference():
-            image = image.clone()
+                cast = parameter.dtype
+                images = tree_map_only(Tensor, lambda x: x.to(cast) if x.is_floating_point() else x, images)
+        images = tree_map_only(Tensor, lambda x: x.clone() if x.is_inference() else x, images)
         try:
-            return call(image)
+            return call(images)
         except Exception as error:
             cast = (
                 " If it wants floats, convert them in it, to process.value_range." if image.dtype == torch.uint8 else ""

@@ -94,7 +94,9 @@ class _Rows(Dataset[Any]):
                 known.append(old * len(part.variants) + variant)
                 continue
             image, place, extra = read_still(images, item)
-            samples.append((VARIANTS[part.variants[variant]](image), place, extra))
+            vary, beside = VARIANTS[part.variants[variant]], images.aligned.beside
+            varied = {name: vary(value) if name in beside else value for name, value in extra.items()}
+            samples.append((vary(image), place, varied))
         held = None
         if known and before is not None:
             held = Kept(*places, {name: before.read(name, known) for name in part.fields})

@@ -25,6 +25,17 @@ def is_image(value: Any, dimensions: int = 2) -> bool:
     return value.ndim >= dimensions if isinstance(value, (Tensor, np.ndarray)) else hasattr(value, "getbands")
 
 
+def name_parts(item: Any) -> dict[Any, Any]:
+    """Return the parts of an item, or of a batch, by their names."""
+    if isinstance(item, Mapping):
+        return dict(item)
+    if isinstance(item, tuple) and (named := getattr(item, "_asdict", None)) is not None:
+        return named()
+    if isinstance(item, (tuple, list)):
+        return {("label" if i == 1 else f"item_{i}"): value for i, value in enumerate(item)}
+    return {"item_0": item}
+
+
 def split(item: Any, image_key: str | int | None, where: str, *, batch: bool = False) -> tuple[Any, dict[str, Any]]:
     """Take an item apart: its image, and everything else by name.
 
@@ -51,7 +62,7 @@ def split(item: Any, image_key: str | int | None, where: str, *, batch: bool = F
                 f"{where} holds {found}: {_listed(parts)}. "
                 + ("It must hold one tensor of shape (B, ...) with three" if batch else _ONE_IMAGE)
                 + " dimensions or more; data.image_key says which part to noise where there are several, or where it "
-                "has fewer."
+                "has fewer; data.images says so too, and which others keep in step with it."
             )
         key = images[0]
     else:
@@ -139,6 +150,20 @@ def as_tensor(image: Any, where: str, value_range: tuple[float, float] | None = 
             "process.value_range (a mask of True and False too)."
         )
     return image
+
+
+def as_mask(mask: Any, where: str) -> Tensor:
+    """Convert a mask to a tensor of its own dtype and values: of PIL (palettes: the indices) or numpy to (C, H, W)."""
+    if isinstance(mask, np.ndarray) or (not isinstance(mask, Tensor) and hasattr(mask, "getbands")):
+        mask = np.asarray(mask)
+        _check_layout(mask, where)
+        mask = _from_array(mask, where)
+    if not isinstance(mask, Tensor) or mask.ndim < 2:
+        raise ValueError(
+            f"{where} must be a PIL image, a tensor or a numpy array of two dimensions or more, but is "
+            f"{describe_value(mask)}."
+        )
+    return mask if type(mask) is Tensor else mask.as_subclass(Tensor)
 
 
 def _array(image: Any) -> np.ndarray[Any, Any]:

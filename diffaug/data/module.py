@@ -35,7 +35,6 @@ from diffaug.data.stream import Stream, StreamLoader, check_overfit
 from diffaug.data.wrapped import wrap
 from diffaug.process import ForwardProcess
 from diffaug.randomness.keys import STAGES, VIEW_BITS
-from diffaug.targets import FIELDS
 from diffaug.times import Fixed, Grid, Uniform
 
 _log = logging.getLogger("diffaug")
@@ -53,7 +52,8 @@ class DiffusionBase(NoisingBase):
         test: likewise.
         predict: likewise.
         process: what is done to a batch.
-        transform: applied to each training image in the workers, as the dataset yields it.
+        transform: applied to each training image in the workers, as the dataset yields it; where ``images`` declares
+            several of an item, to a dict of them.
         eval_transform: likewise for the other stages; None applies none.
         key: of streams, the part of an item that tells it from all others, text, bytes or a whole number, by name
             (``__key__`` of WebDataset) or by place in a tuple: a sample's draws are then its own, whoever reads it.
@@ -209,8 +209,8 @@ class DiffusionBase(NoisingBase):
             image_shape=self.image_shape,
             look=look,
             transform=self.transform if train else self.eval_transform,
-            image_key=self.image_key,
-            wanted=[field for field in self.process.fields if field not in FIELDS],
+            aligned=self.aligned,
+            wanted=self.aligned.wanted(self.process.fields),
             value_range=self.process.value_range,
             check_range=not train or self.device_transform is None,
         )

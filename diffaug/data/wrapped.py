@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from diffaug.checks import refuse
 from diffaug.data.base import OPTIONS, NoisingBase
 from diffaug.data.batch import Batch, Place, Places, first_place
-from diffaug.data.items import describe_value, split
+from diffaug.data.items import describe_value, name_parts, split
 from diffaug.data.nest import device_of, is_leaf, map_parts
 from diffaug.data.packages import OURS, check_package, check_trainer, is_data_module, package_of
 from diffaug.data.rebuild import rebuild
@@ -37,7 +37,7 @@ class WrappedBase(NoisingBase):
         inner: the other LightningDataModule, of this one's package.
         process: what is done to a batch.
         options: those of `diffaug.data.base.NoisingBase`. ``image_key`` is a place in, or a key of, the batch as
-            the inner DataModule's hooks leave it.
+            the inner DataModule's hooks leave it; ``images`` has names of its parts.
 
     For example, of a DataModule for MNIST:
 
@@ -193,12 +193,22 @@ class WrappedBase(NoisingBase):
 
     def _noise_part(self, batch: Any, places: Places | Place, stage: str, loader: int) -> Any:
         where = f"the batch of {type(self.inner).__name__}.{stage}_dataloader()"
-        image, extra = split(batch, self.image_key, where, batch=True)
+        image, extra = split(batch, self.aligned.target, where, batch=True)
         if not isinstance(image, Tensor) or image.ndim < 2:
             raise ValueError(
                 f"{where} must hold its images as one tensor of shape (B, ...), but has {describe_value(image)}."
             )
+        if stage == "train" and self.device_transform is not None:
+            self.aligned.check_declared(
+                name_parts(batch), image, self.process.fields, where, "data.device_transform", batch=True
+            )
+        self.aligned.check_held(extra, where)
         what = f"{stage}, loader {loader}"
+        for name in self.aligned.beside:
+            if not isinstance(extra[name], Tensor):
+                raise refuse(f"{name} of {where}", extra[name], "one tensor of shape (B, ...), as data.images names it")
+        for name in self.aligned.conditions:
+            self._noiser.check_once(extra[name], f"{name} of {where}", f"{what}, {name}")
         if self._noiser.check_once(image, where, what):
             warn_of_half_range([image], self.process.value_range, where)
         if isinstance(places, Place):
@@ -235,7 +245,7 @@ class WrappedBase(NoisingBase):
         bare = again.collate_fn(again.dataset.__getitems__(some)).content
         with keyed_random_state(torch.device("cpu"), self.seed or 0, Purpose.DEVICE_TRANSFORM):
             bare = self.inner.on_after_batch_transfer(self.inner.on_before_batch_transfer(bare, 0), 0)
-        return split(bare, self.image_key, "the batch", batch=True)[0]
+        return split(bare, self.aligned.target, "the batch", batch=True)[0]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_nests": {}}  # a process that is started makes its own
