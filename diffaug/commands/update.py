@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diffaug.commands.fingerprint import LOOKED_AT
-from diffaug.data.encode import VARIANTS, Source, read_still
+from diffaug.data.encode import Source, read_still, vary
 from diffaug.data.latents import Latents
 from diffaug.data.layout import INFO, Part, read_info, write_info
 from diffaug.data.recipe import differences
@@ -123,8 +123,7 @@ def check_kept(sources: list[Source], latents: Latents | None, device: torch.dev
             continue
         held = np.flatnonzero(source.kept >= 0).tolist()
         for item in [held[i] for i in spread_indices(len(held), LOOKED_AT)]:
-            image, _, extra = read_still(source.images, item)
-            image = VARIANTS[source.part.variants[0]](image)
+            image, _, extra = vary(source.images, read_still(source.images, item), source.part.variants[0])
             made = {"image": image} if latents is None else latents.encode(image[None].to(device))
             row = int(source.kept[item]) * len(source.part.variants)
             for name in source.part.fields:

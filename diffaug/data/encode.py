@@ -93,10 +93,7 @@ class _Rows(Dataset[Any]):
             if old >= 0:
                 known.append(old * len(part.variants) + variant)
                 continue
-            image, place, extra = read_still(images, item)
-            vary, beside = VARIANTS[part.variants[variant]], images.aligned.beside
-            varied = {name: vary(value) if name in beside else value for name, value in extra.items()}
-            samples.append((vary(image), place, varied))
+            samples.append(vary(images, read_still(images, item), part.variants[variant]))
         held = None
         if known and before is not None:
             held = Kept(*places, {name: before.read(name, known) for name in part.fields})
@@ -117,6 +114,12 @@ def read_still(images: Images, row: int) -> Any:
             "every visit."
         )
     return sample
+
+
+def vary(images: Images, sample: Any, variant: str) -> Any:
+    """Return a sample as a variant has it: its image, and those that keep in step with it."""
+    (image, place, extra), make = sample, VARIANTS[variant]
+    return make(image), place, {**extra, **{name: make(extra[name]) for name in images.aligned.beside if name in extra}}
 
 
 class _Batches(Sampler[Any]):
