@@ -9,10 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DistributedSampler, Sampler, SequentialSampler
 
+from diffaug.checks import choice, integer, number
 from diffaug.data.batch import Place
 from diffaug.data.loader import Loader
 from diffaug.data.order import count_occurrences, run_sampler
 from diffaug.randomness.keys import Purpose
+from diffaug.times import Fixed, Grid, Times, Uniform
+
+
+def choose_times(name: str, at: float, repeats: int) -> Times | None:
+    """Return the times of validation by ``data.val_times``, val_at and val_repeats; None for those of evaluation."""
+    number("data.val_at", at, at_least=0, below=1)
+    choice("data.val_times", name, ("even", "grid", "fixed"))
+    if name == "grid":
+        return Uniform(coverage=Grid(integer("data.val_repeats", repeats, 1, 1024)))
+    return Uniform(coverage=Fixed(at)) if name == "fixed" else None
 
 
 class EvaluationSampler(DistributedSampler[Any], SequentialSampler):

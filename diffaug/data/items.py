@@ -77,17 +77,6 @@ def split(item: Any, image_key: str | int | None, where: str, *, batch: bool = F
     return image, parts if isinstance(item, tuple) else {str(name): value for name, value in parts.items()}
 
 
-def name_parts(item: Any) -> dict[Any, Any]:
-    """Return the parts of an item by name, as `split` calls them."""
-    if isinstance(item, Mapping):
-        return dict(item)
-    if isinstance(item, tuple) and (named := getattr(item, "_asdict", None)) is not None:
-        return named()
-    if isinstance(item, (tuple, list)):
-        return {("label" if i == 1 else f"item_{i}"): value for i, value in enumerate(item)}
-    return {"item_0": item}
-
-
 def find_part(item: Any, parts: Mapping[Any, Any], key: str | int, option: str, where: str) -> Any:
     """Return the name of the part that an option says: by its name, or its place in a tuple, list or named tuple.
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
+from torch.utils.data import DataLoader, DistributedSampler, Sampler, SequentialSampler
 
 from diffaug.checks import choice, flag, integer, number, refuse
 from diffaug.data.batch import Place
-from diffaug.data.order import Order
+from diffaug.data.laps import Bucketed, Mixed
+from diffaug.data.mixture import Mixture
+from diffaug.data.order import Order, Sampled, Unshuffled, shuffled_order
 
 LOADER_OPTIONS = (
     "num_workers",
@@ -75,6 +77,45 @@ def _each(numbers: Any) -> Any:
 
 class FixedSampler(EpochSampler, SequentialSampler):
     """An `EpochSampler` by a name that Lightning's ``overfit_batches`` leaves alone: its order is to be fixed."""
+
+
+def choose_order(
+    dataset: Any,
+    name: str,
+    batch: int,
+    *,
+    seed: int,
+    shuffle: bool,
+    sampler: Sampler[int] | None,
+    shard_window: int | None,
+    fixed: bool,
+) -> Order:
+    """Return the order of a training set's samples.
+
+    Arguments:
+        dataset: map-style; a `Mixture`, or one with buckets, has an order that is made of global batches.
+        name: how errors call it.
+        batch: samples of a global batch.
+        seed: in [0, 2^64).
+        shuffle, sampler, shard_window: as `diffaug.DiffusionDataModule` takes them.
+        fixed: whether every epoch is to be the same, as for ``overfit_batches``.
+
+    Raises:
+        ValueError: a mixture, or buckets, with another order.
+    """
+    bucket_of = getattr(dataset, "bucket_of", None)
+    if (bucket_of is not None or isinstance(dataset, Mixture)) and (sampler is not None or not shuffle):
+        option = "data.shuffle=false" if sampler is None else "data.sampler"
+        raise ValueError(f"{name}, a {type(dataset).__name__}, has batches in an order of its own: leave out {option}.")
+    if isinstance(dataset, Mixture):
+        return Mixed(dataset.sizes, batch, dataset.weights, samples=dataset.samples, seed=seed, fixed=fixed)
+    if bucket_of is not None:
+        return Bucketed(bucket_of, batch, seed=seed, fixed=fixed)
+    if sampler is not None and not fixed:
+        return Sampled(sampler, len(dataset), seed=seed)
+    if fixed or not shuffle:
+        return Unshuffled(len(dataset))
+    return shuffled_order(dataset, name, shard_window, seed=seed)
 
 
 def check_order(where: str, in_order: bool) -> None:

@@ -9,22 +9,29 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from diffaug.checks import choice, flag, integer, number, refuse
+from diffaug.checks import flag, integer, refuse
 from diffaug.data.base import OPTIONS, STAGES_OF_SETUP, NoisingBase
 from diffaug.data.batch import Batch, collate
 from diffaug.data.dataset import Images
-from diffaug.data.evaluation import EvaluationSampler, evaluation_loader
+from diffaug.data.evaluation import EvaluationSampler, choose_times, evaluation_loader
 from diffaug.data.indexed import is_stream
-from diffaug.data.laps import Bucketed, Mixed
-from diffaug.data.loader import LOADER_OPTIONS, EpochLoader, EpochSampler, FixedSampler, Loader, check_loader_options
-from diffaug.data.mixture import Mixture
-from diffaug.data.order import SHARD_WINDOW, Order, Sampled, Unshuffled, shuffled_order
+from diffaug.data.loader import (
+    LOADER_OPTIONS,
+    EpochLoader,
+    EpochSampler,
+    FixedSampler,
+    Loader,
+    check_loader_options,
+    choose_order,
+)
+from diffaug.data.order import SHARD_WINDOW
 from diffaug.data.recipe import check_ranks, describe, describe_dataset
 from diffaug.data.sources import (
     Source,
     are_datasets,
     as_list,
     build_images,
+    check_shape,
     check_sources,
     dataset_name,
     functions,
@@ -35,7 +42,6 @@ from diffaug.data.stream import Stream, StreamLoader, check_overfit
 from diffaug.data.wrapped import wrap
 from diffaug.process import ForwardProcess
 from diffaug.randomness.keys import STAGES, VIEW_BITS
-from diffaug.times import Fixed, Grid, Uniform
 
 _log = logging.getLogger("diffaug")
 
@@ -116,12 +122,7 @@ class DiffusionBase(NoisingBase):
         self.loader_options = check_loader_options(loader_options)
         self.batch_size = integer("data.batch_size", batch_size, 1)
         self.val_repeats = integer("data.val_repeats", val_repeats, 1, 2**VIEW_BITS - 1)
-        number("data.val_at", val_at, at_least=0, below=1)
-        choice("data.val_times", val_times, ("even", "grid", "fixed"))
-        if val_times == "grid":
-            integer("data.val_repeats", val_repeats, 1, 1024)
-        coverages = {"grid": Grid(min(val_repeats, 1024)), "fixed": Fixed(val_at)}
-        self._val_times = Uniform(coverage=coverages[val_times]) if val_times in coverages else None
+        self._val_times = choose_times(val_times, val_at, self.val_repeats)
         for name, given in (("transform", transform), ("eval_transform", eval_transform)):
             if given is not None and not callable(given):
                 raise refuse(f"data.{name}", given, "a function or a torch.nn.Module, from an image to another")
@@ -131,10 +132,7 @@ class DiffusionBase(NoisingBase):
         self.shuffle, self.sampler = flag("data.shuffle", shuffle), sampler
         self.shard_window = shard_window if shard_window is None else integer("data.shard_window", shard_window, 1)
         self.drop_last = flag("data.drop_last", drop_last)
-        if image_shape is not None and (isinstance(image_shape, str) or not isinstance(image_shape, Sequence)):
-            raise refuse("data.image_shape", image_shape, "a list of whole numbers, for example [3, 64, 64]")
-        sides = image_shape or ()
-        self.image_shape = tuple(integer("each of data.image_shape", n, 1) for n in sides) or None
+        self.image_shape = check_shape(image_shape)
         self._datasets: dict[str, list[Any]] = {}
         # Lightning asks which of these a DataModule defines: those without data must not be there at all.
         for stage in STAGES:
@@ -268,7 +266,16 @@ class DiffusionBase(NoisingBase):
             check_overfit(overfit, images.name)
             return StreamLoader(Stream(images, **self._ranks(), epoch=self._epoch, key=self.key), **options)
         ranks = self._ranks()
-        order = self._order(images, self.batch_size * ranks["ranks"], fixed=overfit)
+        order = choose_order(
+            images.dataset,
+            images.name,
+            self.batch_size * ranks["ranks"],
+            seed=self.seed or 0,
+            shuffle=self.shuffle,
+            sampler=self.sampler,
+            shard_window=self.shard_window,
+            fixed=overfit,
+        )
         sampler = (FixedSampler if overfit else EpochSampler)(order, **ranks)
         if self.drop_last and sampler.num_samples < self.batch_size:
             raise ValueError(
@@ -277,25 +284,6 @@ class DiffusionBase(NoisingBase):
                 "data.batch_size, or data.drop_last=false."
             )
         return EpochLoader(images, sampler=sampler, **options)
-
-    def _order(self, images: Images, batch: int, *, fixed: bool) -> Order:
-        """Return the order of the training samples; where it is fixed, that of every epoch."""
-        seed, dataset = self.seed or 0, images.dataset
-        bucket_of = getattr(dataset, "bucket_of", None)
-        if (bucket_of is not None or isinstance(dataset, Mixture)) and (self.sampler is not None or not self.shuffle):
-            option = "data.shuffle=false" if self.sampler is None else "data.sampler"
-            kind = type(dataset).__name__
-            raise ValueError(f"{images.name}, a {kind}, has batches in an order of its own: leave out {option}.")
-        if isinstance(dataset, Mixture):
-            options = {"samples": dataset.samples, "seed": seed, "fixed": fixed}
-            return Mixed(dataset.sizes, batch, dataset.weights, **options)
-        if bucket_of is not None:
-            return Bucketed(bucket_of, batch, seed=seed, fixed=fixed)
-        if self.sampler is not None and not fixed:
-            return Sampled(self.sampler, len(images), seed=seed)
-        if fixed or not self.shuffle:
-            return Unshuffled(len(images))
-        return shuffled_order(dataset, images.name, self.shard_window, seed=seed)
 
     def _evaluation_loaders(self, stage: str) -> Any:
         loaders, repeats = [], self.val_repeats if stage == "val" else 1

@@ -60,6 +60,13 @@ def check_sources(**given: Any) -> dict[str, Any]:
     return given
 
 
+def check_shape(shape: Any) -> tuple[int, ...] | None:
+    """Check ``data.image_shape``; an empty one is None."""
+    if shape is not None and (isinstance(shape, str) or not isinstance(shape, Sequence)):
+        raise refuse("data.image_shape", shape, "a list of whole numbers, for example [3, 64, 64]")
+    return tuple(integer("each of data.image_shape", side, 1) for side in shape or ()) or None
+
+
 def functions(source: Source | Sequence[Source] | None) -> list[Callable[[], Any]]:
     """List the functions that make a stage's datasets."""
     parts = [
