@@ -1,4 +1,4 @@
-"""The package's configs made known to Hydra, once there is a Hydra.
+"""Registration of the package's configs with Hydra, as soon as Hydra is imported.
 
 ``import diffaug`` registers them, so that an application's own configs can say ``schedule: cosine``. To import Hydra
 for that would take a tenth of the time that torch takes, and whoever writes Python alone has no use for it: so where

@@ -1,4 +1,4 @@
-"""plot: the inputs of its pictures, beside schedules and recipes."""
+"""plot: what its pictures need beside schedules and recipes: an image, labels, the rows of loss_by_level.csv."""
 
 import csv
 from pathlib import Path

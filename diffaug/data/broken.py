@@ -1,4 +1,4 @@
-"""The list of an image folder's broken files: written by ``python -m diffaug check``, gone by under on_error="skip"."""
+"""The list of an image folder's broken files: ``python -m diffaug check`` writes it, data.on_error=skip reads it."""
 
 import errno
 import json

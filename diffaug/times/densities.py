@@ -6,8 +6,8 @@ in one of two ways, and so goes with any schedule:
 
 | stated in   | class                                 | what it is on another schedule                                |
 |-------------|---------------------------------------|---------------------------------------------------------------|
-| unit time   | `UnitTimes` (`diffaug.times.unit`)    | another distribution of noise levels: u moves with t          |
-| noise level | `LevelTimes` (`diffaug.times.levels`) | the same distribution of log-SNR, as far as the schedule goes |
+| unit time   | `UnitTimes` (`diffaug.times.unit_densities`)    | another distribution of noise levels: u moves with t          |
+| noise level | `LevelTimes` (`diffaug.times.level_densities`) | the same distribution of log-SNR, as far as the schedule goes |
 """
 
 import logging
