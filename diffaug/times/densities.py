@@ -4,10 +4,10 @@ A density is an inverse CDF: it maps points that are uniform over [0, 2^53) to t
 greater point, always. It is evaluated in float64; a continuous time is rounded to float32 once. A density is stated
 in one of two ways, and so goes with any schedule:
 
-| stated in   | class                                 | what it is on another schedule                                |
-|-------------|---------------------------------------|---------------------------------------------------------------|
-| unit time   | `UnitTimes` (`diffaug.times.unit_densities`)    | another distribution of noise levels: u moves with t          |
-| noise level | `LevelTimes` (`diffaug.times.level_densities`) | the same distribution of log-SNR, as far as the schedule goes |
+| stated in   | class                            | what it is on another schedule                                |
+|-------------|----------------------------------|---------------------------------------------------------------|
+| unit time   | `UnitTimes` (`unit_densities`)   | another distribution of noise levels: u moves with t          |
+| noise level | `LevelTimes` (`level_densities`) | the same distribution of log-SNR, as far as the schedule goes |
 """
 
 import logging
