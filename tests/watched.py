@@ -122,13 +122,13 @@ def watched(run_pass: bool = False) -> Iterator[Watch]:
             and for normals, as these are the same hundreds of operations at every call.
     """
     from diffaug.noise import kinds, pyramid
-    from diffaug.process import chain, kernel, whole
+    from diffaug.process import chain, general, kernel
 
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, Watch(fake) as watch, contextlib.ExitStack() as stack:
         noises = [(kind, name) for kind in _kinds(Noise) for name in ("draw", "perturb") if name in vars(kind)]
         for owner, name in ((kernel, "mix_given"), (kernel, "draw_and_mix"), *noises):
             stack.enter_context(mock.patch.object(owner, name, watch.apart(getattr(owner, name))))
-        for module in () if run_pass else (chain, whole, kinds, pyramid):
+        for module in () if run_pass else (chain, general, kinds, pyramid):
             stack.enter_context(mock.patch.object(module, "gaussian", watch.apart(_normals)))
         stack.enter_context(mock.patch.object(kernel, "_call_compiled", watch.apart(_whole if run_pass else _results)))
         stack.enter_context(mock.patch.object(kernel, "compiler_for", return_value=True))
