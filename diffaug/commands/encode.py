@@ -18,7 +18,7 @@ from torch import Tensor
 from diffaug.checks import choice, flag, refuse
 from diffaug.commands.autoencoder import folder_of
 from diffaug.commands.fingerprint import fingerprint, list_files
-from diffaug.commands.update import BESIDE, begin, changed_files, check_kept, keep_rows, replace, write_files
+from diffaug.commands.update import BESIDE, changed_files, check_kept, keep_rows, left_by_another, replace, write_files
 from diffaug.data.batch import Batch, collate
 from diffaug.data.encode import VARIANTS, EncodingBase, Source, read_still
 from diffaug.data.indexed import is_stream
@@ -90,9 +90,14 @@ def encode(
         "autoencoder": folder_of(data._noiser.encoder),
         "parts": {stage: [source.part for source in of_stage] for stage, of_stage in sources.items()},
     }
-    root, changed = whole, _changed(whole, info)
+    root, changed, stale = whole, _changed(whole, info), False
     if update and (changed or (whole / BESIDE).exists()):
-        if begin(whole, info, trainer.is_global_zero):
+        stale = left_by_another(whole, info)
+        if stale is None:
+            if trainer.is_global_zero:
+                with _alone(whole):
+                    replace(whole)
+                print(f"{whole}: an interrupted update is in place now. For later changes, run it again.")
             return
         flat, root = keep_rows(whole, info, flat, files), whole / BESIDE
         check_kept(flat, latents, device)
@@ -100,7 +105,7 @@ def encode(
         raise _refusal(whole, changed, changed_files(whole, flat, files))
     options = {"pin_memory": torch.cuda.is_available(), **data.loader_options}
     writer = module(root, flat, batch_size=data.batch_size, options=options, latents=latents)
-    missing = writer.missing()
+    missing = writer.shards() if stale else writer.missing()
     rows = sum(flat[number].part.rows_of(shard) for number, shard in missing)
     total = sum(source.part.rows for source in flat)
     if trainer.is_global_zero:
@@ -108,6 +113,8 @@ def encode(
         _check_space(root, flat, missing)
     with _alone(whole) if trainer.is_global_zero else nullcontext():
         if trainer.is_global_zero:
+            if stale:
+                shutil.rmtree(root, ignore_errors=True)
             for left in root.glob("*/.*.part"):  # by a run that was killed
                 left.unlink(missing_ok=True)
             if missing:

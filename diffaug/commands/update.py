@@ -85,7 +85,7 @@ def keep_rows(
         line for line in differences(info["made_from"], before["made_from"]) if line.split(": ")[0] not in skipped
     ]
     parts = {part.folder: part for of_stage in before["parts"].values() for part in of_stage}
-    kept = []
+    kept, of_fields = [], []
     for source in sources:
         part, old = source.part, parts.get(source.part.folder)
         now, then = files[part.folder], None if old is None else _read_files(root, old)
@@ -98,7 +98,7 @@ def keep_rows(
             kept.append(source)
             continue
         if (old.fields, old.variants) != (part.fields, part.variants):
-            changed.append(f"{part.folder}.fields: {old.fields} -> {part.fields}")
+            of_fields.append(f"{part.folder}.fields: {old.fields} -> {part.fields}")
         there = {line: item for item, line in enumerate(then)}
         items = np.fromiter((there.get(line, -1) for line in now), np.int64, len(now))
         for shard in range(old.shards):
@@ -107,6 +107,7 @@ def keep_rows(
                 damaged = range(first // len(old.variants), -(-(first + old.rows_of(shard)) // len(old.variants)))
                 items[np.isin(items, damaged)] = -1
         kept.append(source._replace(before=Rows(root, old), kept=items))
+    changed = changed or of_fields
     if changed:
         raise ValueError(
             f"update=true takes other files, but the store out={root} was made from something else:\n  "
@@ -146,31 +147,15 @@ def _alike(new: Any, old: Any, exactly: bool) -> bool:
     return torch.allclose(new, old, rtol=0.02, atol=0.02 * float(old.abs().max()))
 
 
-def begin(root: Path, info: dict[str, Any], first: bool) -> bool:
-    """Look at what an interrupted update has left, and put that in place where only this was left to do.
+def left_by_another(root: Path, info: dict[str, Any]) -> bool | None:
+    """Look at what an interrupted update has left: None where it was whole, and only `replace` is left to do.
 
-    Arguments:
-        root: of the old store.
-        info: what is to be made.
-        first: whether this is rank 0.
-
-    Returns:
-        Whether it was.
-
-    Raises:
-        ValueError: the update was to other files than there are now.
+    Else whether it was to other files than there are now, so that it is of no use.
     """
     if not (root / BESIDE / INFO).exists():
         return False
     left = read_info(root / BESIDE)
-    if left["finished"]:
-        if first:
-            replace(root)
-            print(f"{root}: an update that was interrupted at its end is in place. For later changes, run it again.")
-        return True
-    if differences(info["made_from"], left["made_from"]):
-        raise ValueError(f"An update to files that have changed again was interrupted: remove {root / BESIDE}.")
-    return False
+    return None if left["finished"] else bool(differences(info["made_from"], left["made_from"]))
 
 
 def replace(root: Path) -> None:

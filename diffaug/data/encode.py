@@ -183,14 +183,13 @@ class EncodingBase:
         self.latents = latents
         self._writer: ShardWriter | None = None
 
+    def shards(self) -> list[tuple[int, int]]:
+        """List all shards, as (source, shard)."""
+        return [(number, shard) for number, one in enumerate(self.sources) for shard in range(one.part.shards)]
+
     def missing(self) -> list[tuple[int, int]]:
-        """List the shards that are not there in full, as (source, shard)."""
-        return [
-            (number, shard)
-            for number, source in enumerate(self.sources)
-            for shard in range(source.part.shards)
-            if source.part.fault(self.root, shard)
-        ]
+        """List those that are not there in full."""
+        return [(number, shard) for number, shard in self.shards() if self.sources[number].part.fault(self.root, shard)]
 
     def predict_dataloader(self: Any) -> _Plain:
         missing = self.trainer.strategy.broadcast(self.missing())
