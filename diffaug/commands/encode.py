@@ -45,6 +45,7 @@ def encode(
     dtype: str = "float32",
     allow_rounding: bool = False,
     variants: Sequence[str] = ("identity",),
+    differ: Sequence[str] = (),
     update: bool = False,
 ) -> None:
     """Write the datasets of a DataModule as a store; rank 0 prints what it comes to before, and after.
@@ -59,6 +60,7 @@ def encode(
         allow_rounding: whether rounding to that may be by more than the posterior's deviation.
         variants: what each training image is stored as, "identity" and "hflip": each is encoded as an image of its own,
             and one of them is drawn by key at every visit.
+        differ: which parts beside the image differ in length, their first dimension, from row to row.
         update: whether a store of other files is brought up to date: see `diffaug.commands.update`.
 
     Raises:
@@ -79,7 +81,7 @@ def encode(
     data.prepare_data()
     latents = Latents(data._noiser.encode, dtype, allow_rounding) if data.encodes else None
     device, whole = trainer.strategy.root_device, Path(out).expanduser()
-    sources = _sources(data, keep, latents, variants, device)
+    sources = _sources(data, keep, latents, variants, differ, device)
     flat = [source for of_stage in sources.values() for source in of_stage]
     files = {source.part.folder: list_files(source.images.dataset) for source in flat}
     info = {
@@ -170,6 +172,7 @@ def _sources(
     keep: Sequence[str] | None,
     latents: Latents | None,
     variants: Sequence[str],
+    differ: Sequence[str],
     device: torch.device,
 ) -> dict[str, list[Source]]:
     found: dict[str, list[Source]] = {}
@@ -191,9 +194,17 @@ def _sources(
                 fields = {**_encoded(data, latents, first.image.to(device)), **fields}
                 del fields["image"]
             folder = f"{stage}-{number}" if several else stage
-            row_bytes = sum(max(field.bytes, 1) for field in fields.values())
+            row_bytes = sum(max(field.bytes, 1) for field in fields.values())  # of the first
+            for name in differ:
+                choice("each of differ", name, tuple(first.extra))
+            shapes = getattr(images.dataset, "bucket_shapes", None)
+            for name in fields:
+                if name in ("image", "mean", "std") and shapes is not None:
+                    fields[name] = Field(fields[name].dtype, (fields[name].shape[0], -1, -1))
+                elif name in differ:
+                    fields[name] = Field(fields[name].dtype, (-1, *fields[name].shape[1:]))
             rows = len(images) * len(of_stage)
-            part = Part(folder, rows, choose_shard_rows(rows, row_bytes), fields, of_stage)
+            part = Part(folder, rows, choose_shard_rows(rows, row_bytes), fields, of_stage, shapes and tuple(shapes))
             found.setdefault(stage, []).append(Source(images, part))
     if not found:
         raise ValueError("This DataModule has no data for train, val or test: there is nothing to store.")

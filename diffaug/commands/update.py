@@ -19,13 +19,13 @@ from torch import Tensor
 from diffaug.commands.fingerprint import LOOKED_AT
 from diffaug.data.encode import Source, read_still, vary
 from diffaug.data.latents import Latents
-from diffaug.data.layout import INFO, Part, read_info, write_info
+from diffaug.data.layout import INFO, Part, buckets_of, read_info, write_info
 from diffaug.data.recipe import differences
 from diffaug.data.sources import spread_indices
 from diffaug.data.store import Rows
 
 BESIDE = ".update"
-_OF_FILES = ("images", "files", "sizes and times of the files", "items looked at")
+_OF_FILES = ("images", "files", "bucket_of", "sizes and times of the files", "items looked at")
 _NAMED = 3
 
 
@@ -37,7 +37,11 @@ def files_of(root: Path, part: Part) -> Path:
 def write_files(root: Path, sources: list[Source], files: Mapping[str, list[str] | None]) -> None:
     """Write what each part is read from beside it."""
     for source in sources:
+        bucket_of = getattr(source.images.dataset, "bucket_of", None)
         lines, path = files[source.part.folder], files_of(root, source.part)
+        if bucket_of is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(buckets_of(root, source.part), np.asarray(bucket_of, "<i8"))
         if lines is None:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -170,6 +170,10 @@ def _remedy(one: Tensor, other: Tensor) -> str:
 
 
 def _joined(name: str, values: list[Any]) -> Any:
+    if all(isinstance(value, Tensor) and value.ndim for value in values):
+        lengths, rest = {len(value) for value in values}, {(value.shape[1:], value.dtype) for value in values}
+        if len(lengths) > 1 and len(rest) == 1:
+            return values  # of lengths of their own, as embeddings of texts
     try:
         return default_collate(values)
     except (TypeError, RuntimeError, KeyError) as error:

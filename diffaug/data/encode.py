@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Sampler
 from diffaug.data.batch import Batch, Place, collate
 from diffaug.data.dataset import Images
 from diffaug.data.latents import Latents
-from diffaug.data.layout import Part
+from diffaug.data.layout import Field, Part
 from diffaug.data.loader import Loader
 from diffaug.data.shards import ShardWriter
 from diffaug.data.store import Rows
@@ -47,34 +47,44 @@ class Source(NamedTuple):
     kept: NDArray[np.int64] | None = None
 
 
-class Kept(NamedTuple):
-    """Of a batch's rows, those that an earlier store holds already.
+class Some(NamedTuple):
+    """Some of a batch's rows.
 
     Attributes:
-        new: where in the batch the others are.
-        old: where these are.
-        rows: what they hold, by name.
+        places: where in the batch they are.
+        batch: what was read, of one shape; None of rows that an earlier store holds.
+        rows: what that holds, by name.
     """
 
-    new: list[int]
-    old: list[int]
+    places: list[int]
+    batch: Batch | None
     rows: dict[str, Any]
 
-    def join(self, made: dict[str, Any]) -> dict[str, Any]:
-        """Put rows that were made between those that were kept; of each field by its name."""
-        return {name: self._joined(self.rows[name], made.get(name, [])) for name in made or self.rows}
 
-    def _joined(self, old: Any, new: Any) -> Any:
-        both = [*zip(self.old, old, strict=True), *zip(self.new, new, strict=True)]
-        values = [value for _, value in sorted(both, key=lambda pair: pair[0])]
-        if isinstance(values[0], str):
-            return values
-        dtype = (new[0] if len(new) else old[0]).dtype  # of latents, that of before they are rounded
-        return torch.stack([value.cpu().to(dtype) for value in values])
+def _join(some: list[tuple[list[int], dict[str, Any]]], fields: dict[str, Field]) -> dict[str, Any]:
+    """Put rows in their order; lists of texts and of what differs in shape, else tensors."""
+    first = some[0][1]
+    whole = all(isinstance(rows, Tensor) or isinstance(rows[0], str) for rows in first.values())
+    if whole and len(some) == 1 and not any(field.varies for field in fields.values()):
+        return first
+    joined = {}
+    for name in first:
+        pairs = sorted(
+            ((place, row) for places, rows in some for place, row in zip(places, rows[name], strict=True)),
+            key=lambda pair: pair[0],
+        )
+        values = [row for _, row in pairs]
+        if not isinstance(values[0], str):
+            dtype = first[name][0].dtype  # of latents, that of before they are rounded: what was made is first
+            values = [value.cpu().to(dtype) for value in values]
+            # What differs and was not said to, the writer refuses.
+            values = values if fields[name].varies or len({v.shape for v in values}) > 1 else torch.stack(values)
+        joined[name] = values
+    return joined
 
 
 class _Rows(Dataset[Any]):
-    """The rows of all sources, asked for by (source, shard, rows), joined."""
+    """The rows of all sources, asked for by (source, shard, rows)."""
 
     def __init__(self, sources: list[Source]) -> None:
         self.sources = sources
@@ -82,22 +92,27 @@ class _Rows(Dataset[Any]):
     def __len__(self) -> int:
         return sum(source.part.rows for source in self.sources)
 
-    def __getitem__(self, where: tuple[int, int, range]) -> tuple[int, int, int, Batch | None, Kept | None]:
+    def __getitem__(self, where: tuple[int, int, range]) -> tuple[int, int, int, list[Some]]:
         number, shard, rows = where
         images, part, before, kept = self.sources[number]
-        samples, known, places = [], [], ([], [])
-        for position, row in enumerate(rows):
+        read: dict[tuple[int, ...], tuple[list[int], list[Any]]] = {}
+        known: tuple[list[int], list[int]] = ([], [])
+        varies = part.bucket_shapes is not None
+        for place, row in enumerate(rows):
             item, variant = divmod(row, len(part.variants))
             old = -1 if kept is None else int(kept[item])
-            places[old >= 0].append(position)
             if old >= 0:
-                known.append(old * len(part.variants) + variant)
+                known[0].append(place)
+                known[1].append(old * len(part.variants) + variant)
                 continue
-            samples.append(vary(images, read_still(images, item), part.variants[variant]))
-        held = None
-        if known and before is not None:
-            held = Kept(*places, {name: before.read(name, known) for name in part.fields})
-        return number, shard, len(rows), collate(samples) if samples else None, held
+            sample = vary(images, read_still(images, item), part.variants[variant])
+            places, samples = read.setdefault(tuple(sample[0].shape) if varies else (), ([], []))
+            places.append(place)
+            samples.append(sample)
+        some = [Some(places, collate(samples), {}) for places, samples in read.values()]
+        if before is not None and known[0]:
+            some.append(Some(known[0], None, {name: before.read(name, known[1]) for name in part.fields}))
+        return number, shard, len(rows), some
 
 
 def read_still(images: Images, row: int) -> Any:
@@ -198,15 +213,17 @@ class EncodingBase:
         options = {**self.options, "generator": torch.Generator(), "batch_size": None}
         return _Plain(Loader(_Rows(self.sources), sampler=batches, **options))
 
-    def predict_step(self, batch: tuple[int, int, int, Batch | None, Kept | None], batch_idx: int) -> tuple[()]:
-        number, shard, count, images, kept = batch
-        made: dict[str, Any] = {}
-        if images is not None:
-            with torch.autocast(images.image.device.type, enabled=False):  # as where a live encoder is called
-                encoded = {"image": images.image} if self.latents is None else self.latents.encode(images.image)
-            made = {**images.extra, **encoded}
-        if kept is not None:
-            made = kept.join(made)
+    def predict_step(self, batch: tuple[int, int, int, list[Some]], batch_idx: int) -> tuple[()]:
+        number, shard, count, several = batch
+        parts: list[tuple[list[int], dict[str, Any]]] = []
+        for places, read, known in several:
+            made = known
+            if read is not None:
+                with torch.autocast(read.image.device.type, enabled=False):  # as where a live encoder is called
+                    encoded = {"image": read.image} if self.latents is None else self.latents.encode(read.image)
+                made = {**read.extra, **encoded}
+            parts.append((places, made))
+        made = _join(parts, self.sources[number].part.fields)
         if self.latents is not None:
             made = {**made, **self.latents.rows(made)}
         rows = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in made.items()}

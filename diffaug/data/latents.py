@@ -32,7 +32,7 @@ class Latents:
         """Return ``mean`` and, of a distribution, ``std``, each float32 of shape (B, *)."""
         return {name: part for name, part in self._encode(image)._asdict().items() if part is not None}
 
-    def rows(self, made: Mapping[str, Any]) -> dict[str, Tensor]:
+    def rows(self, made: Mapping[str, Any]) -> dict[str, Any]:
         """Round the moments of a batch to the rows that are stored, on the CPU, and sum them up.
 
         Arguments:
@@ -41,6 +41,10 @@ class Latents:
         Raises:
             ValueError: they are rounded by more than the distribution's own deviation, or not finite.
         """
+        if isinstance(made["mean"], list):  # of shapes of their own
+            names = [name for name in ("mean", "std") if name in made]
+            alone = [self.rows({name: made[name][i][None] for name in names}) for i in range(len(made["mean"]))]
+            return {name: [one[name][0] for one in alone] for name in names}
         moments = {name: made[name].cpu().float().contiguous() for name in ("mean", "std") if name in made}
         rows = {name: part.to(getattr(torch, self.dtype)) for name, part in moments.items()}
         error = max(float((rows[name].float() - part).abs().max()) for name, part in moments.items())

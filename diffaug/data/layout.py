@@ -26,15 +26,25 @@ TEXT = "text"
 
 @dataclass(frozen=True)
 class Field:
-    """What a row of a field is: a tensor of a dtype of torch's, by its name, and a shape; or a text."""
+    """What a row of a field is: a tensor of a dtype of torch's, by its name, and a shape; or a text.
+
+    Where a side of the shape differs from row to row it is -1.
+    """
 
     dtype: str
     shape: tuple[int, ...] = ()
 
     @property
+    def varies(self) -> bool:
+        """Whether rows have shapes of their own."""
+        return -1 in self.shape
+
+    @property
     def bytes(self) -> int:
-        """Bytes of a row; 0 of a text, which has none beforehand."""
-        return 0 if self.dtype == TEXT else getattr(torch, self.dtype).itemsize * int(np.prod(self.shape, dtype=int))
+        """Bytes of a row; 0 where none are known beforehand, of a text or where the shape differs."""
+        if self.dtype == TEXT or self.varies:
+            return 0
+        return getattr(torch, self.dtype).itemsize * int(np.prod(self.shape, dtype=int))
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class Part:
         shard_rows: the rows of a shard; the last may have fewer.
         fields: by name.
         variants: what each item was stored as, by name.
+        bucket_shapes: (height, width) of each bucket of the dataset, where it has any.
     """
 
     folder: str
@@ -54,6 +65,7 @@ class Part:
     shard_rows: int
     fields: dict[str, Field]
     variants: tuple[str, ...] = ("identity",)
+    bucket_shapes: tuple[tuple[int, int], ...] | None = None
 
     @property
     def items(self) -> int:
@@ -76,10 +88,18 @@ class Part:
         """Say what is wrong with a shard's files; None if it is whole."""
         rows = self.rows_of(shard)
         for name, field in self.fields.items():
-            path = file_of(root, self.folder, name, shard, "npy" if field.dtype != TEXT else "ends.npy")
-            kind = field if field.dtype != TEXT else ENDS
+            ending, kind = "npy", field
+            if field.dtype == TEXT:
+                ending, kind = "ends.npy", ENDS
+            elif field.varies:
+                ending, kind = "shapes.npy", Field("int64", (len(field.shape),))
+            path = file_of(root, self.folder, name, shard, ending)
             wanted = len(header(kind, rows)) + rows * kind.bytes
             fault = _size_fault(path, wanted)
+            if fault is None and field.varies:
+                count = int(np.load(path).prod(1).sum())
+                size = len(header(Field(field.dtype), count)) + count * Field(field.dtype).bytes
+                fault = _size_fault(file_of(root, self.folder, name, shard, "npy"), size)
             if fault is None and field.dtype == TEXT:
                 end = int(np.frombuffer(path.read_bytes()[-8:], "<i8")[0])
                 fault = _size_fault(file_of(root, self.folder, name, shard, "jsonl"), end)
@@ -143,7 +163,8 @@ def read_info(root: str | Path) -> dict[str, Any]:
 
 def _part(part: dict[str, Any]) -> Part:
     fields = {name: Field(field["dtype"], tuple(field["shape"])) for name, field in part.pop("fields").items()}
-    return Part(**{**part, "fields": fields, "variants": tuple(part["variants"])})
+    shapes = part.get("bucket_shapes") and tuple((height, width) for height, width in part["bucket_shapes"])
+    return Part(**{**part, "fields": fields, "variants": tuple(part["variants"]), "bucket_shapes": shapes})
 
 
 def write_info(root: Path, info: dict[str, Any]) -> None:
@@ -154,8 +175,13 @@ def write_info(root: Path, info: dict[str, Any]) -> None:
     beside.replace(root / INFO)
 
 
-def shape_of(root: str) -> list[int]:
-    """Return the shape of a store's images or latents, as ``data.image_shape`` is written."""
+def shape_of(root: str) -> list[int | None]:
+    """Return the shape of a store's images or latents, as ``data.image_shape`` is written: None for what differs."""
     parts: dict[str, list[Part]] = read_info(root)["parts"]
     fields = next(iter(parts.values()))[0].fields
-    return list(fields["mean" if "mean" in fields else "image"].shape)
+    return [None if side < 0 else side for side in fields["mean" if "mean" in fields else "image"].shape]
+
+
+def buckets_of(root: Path, part: Part) -> Path:
+    """Return the file that numbers the bucket of each item."""
+    return root / part.folder / "buckets.npy"

@@ -9,7 +9,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from diffaug.data.layout import ENDS, TEXT, Field, Part, file_of, header
 
@@ -37,13 +36,15 @@ class ShardWriter:
         self.part, self.rows, self._root, self._shard = part, 0, root, shard
         (root / part.folder).mkdir(parents=True, exist_ok=True)
         self._files: dict[Path, BinaryIO] = {}
+        self._shapes: dict[str, list[list[int]]] = {name: [] for name, field in part.fields.items() if field.varies}
         self._ends: dict[str, list[int]] = {name: [0] for name, field in part.fields.items() if field.dtype == TEXT}
         try:
             for name, field in part.fields.items():
                 if field.dtype == TEXT:
                     self._open(name, "jsonl")
-                else:
-                    self._open(name, "npy").write(header(field, part.rows_of(shard)))
+                else:  # where shapes differ, for now: it is as long as what is put in its place
+                    plain = Field(field.dtype) if field.varies else field
+                    self._open(name, "npy").write(header(plain, part.rows_of(shard)))
         except OSError as error:
             raise self._refuse(error) from error
 
@@ -66,9 +67,14 @@ class ShardWriter:
             for name, field in self.part.fields.items():
                 if field.dtype == TEXT:
                     self._write_texts(name, rows[name])
-                else:
-                    _check(name, field, rows[name], f"{self.part.folder}, from row {self._first} on")
-                    plain = rows[name].contiguous().reshape(-1)
+                    continue
+                alone = isinstance(rows[name], list)
+                for part in rows[name] if alone else [rows[name]]:
+                    sides = tuple(part.shape) if alone else tuple(part.shape[1:])
+                    _check(name, field, part.dtype, sides, f"{self.part.folder}, from row {self._first} on")
+                    if field.varies:
+                        self._shapes[name].append(list(sides))
+                    plain = part.contiguous().reshape(-1)
                     self._file(name, "npy").write(plain.view(torch.uint8).numpy().data)
         except OSError as error:
             raise self._refuse(error) from error
@@ -99,6 +105,13 @@ class ShardWriter:
             for name, ends in self._ends.items():
                 file = self._open(name, "ends.npy")
                 file.write(header(ENDS, self.rows) + np.array(ends[1:], "<i8").tobytes())
+            for name, shapes in self._shapes.items():
+                field, sides = self.part.fields[name], np.array(shapes, "<i8")
+                kind = Field("int64", (len(field.shape),))
+                self._open(name, "shapes.npy").write(header(kind, self.rows) + sides.tobytes())
+                file = self._file(name, "npy")
+                file.seek(0)
+                file.write(header(Field(field.dtype), int(sides.prod(1).sum())))
             for file in self._files.values():
                 file.flush()
                 os.fsync(file.fileno())
@@ -130,11 +143,13 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")
 
 
-def _check(name: str, field: Field, rows: Tensor, where: str) -> None:
-    came = Field(str(rows.dtype).removeprefix("torch."), tuple(rows.shape[1:]))
-    if came != field:
+def _check(name: str, field: Field, dtype: torch.dtype, shape: tuple[int, ...], where: str) -> None:
+    alike = len(shape) == len(field.shape) and all(
+        side in (-1, own) for side, own in zip(field.shape, shape, strict=True)
+    )
+    if str(dtype).removeprefix("torch.") != field.dtype or not alike:
         raise ValueError(
-            f"Every row of a store is alike, but {name} of {where} is {came.dtype} of shape {list(came.shape)} and was "
-            f"{field.dtype} of shape {list(field.shape)} before. Resize and crop images in the dataset or in "
-            "data.transform."
+            f"Every row of a store is alike, but {name} of {where} is {str(dtype).removeprefix('torch.')} of shape "
+            f"{list(shape)} and was {field.dtype} of shape {list(field.shape)} before. Resize and crop images in the "
+            "dataset or in data.transform; of anything else, say that its shape differs: differ=NAME."
         )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from diffaug.data.layout import ENDS, TEXT, Part, file_of, header, read_info
+from diffaug.data.layout import ENDS, TEXT, Field, Part, buckets_of, file_of, header, read_info
 
 
 class Rows:
@@ -27,12 +27,14 @@ class Rows:
 
     def __init__(self, root: Path, part: Part) -> None:
         self.root, self.part = root, part
-        self._mapped: dict[tuple[str, int], NDArray[np.uint8]] = {}
+        self._mapped: dict[tuple[str, int], NDArray[Any]] = {}
 
     def read(self, name: str, rows: Sequence[int]) -> Any:
         """Copy rows of a field, one after the other: tensors, or texts."""
         if self.part.fields[name].dtype == TEXT:
             return [self._text(name, *self._place(row)) for row in rows]
+        if self.part.fields[name].varies:
+            return [self._own(name, *self._place(row)) for row in rows]
         return self.gather([name], rows).unbind(0)
 
     def gather(self, names: list[str], rows: Sequence[int]) -> Tensor:
@@ -66,6 +68,23 @@ class Rows:
             known = self._mapped[name, shard] = whole[len(header(field, rows)) :].reshape(rows, field.bytes)
         return known
 
+    def _own(self, name: str, shard: int, row: int) -> Tensor:
+        """Copy a row that has a shape of its own."""
+        field = self.part.fields[name]
+        shapes, ends = self._mapped.get((f"{name} shapes", shard)), self._mapped.get((f"{name} ends", shard))
+        if shapes is None or ends is None:
+            shapes = np.load(file_of(self.root, self.part.folder, name, shard, "shapes.npy"))
+            plain, ends = Field(field.dtype), np.concatenate([[0], shapes.prod(1).cumsum()])
+            whole = _map_bytes(file_of(self.root, self.part.folder, name, shard, "npy"))
+            self._mapped[name, shard] = whole[len(header(plain, int(ends[-1]))) :]
+            ends = ends * plain.bytes
+            self._mapped[f"{name} shapes", shard], self._mapped[f"{name} ends", shard] = shapes, ends
+        out = torch.empty(shapes[row].tolist(), dtype=getattr(torch, field.dtype), device="cpu")
+        if out.numel():
+            flat = self._mapped[name, shard][int(ends[row]) : int(ends[row + 1])]
+            out.view(-1).view(torch.uint8).numpy()[:] = flat
+        return out
+
     def _text(self, name: str, shard: int, row: int) -> str:
         ends = self._map(name, shard)
         lines = self._mapped.get((f"{name}.jsonl", shard))
@@ -98,6 +117,8 @@ class Store(Dataset[dict[str, Any]]):
     Attributes:
         copies: whether images are copies, which may be written to. Where nothing but collate reads them, False spares a
             copy; then what is written to them stays, in this process.
+        bucket_of, bucket_shapes: as the dataset's, where it has buckets: the number of each item's, int64, shape (N,),
+            and the height and width of each; else None.
 
     Raises:
         FileNotFoundError: there is no store.
@@ -123,6 +144,10 @@ class Store(Dataset[dict[str, Any]]):
         self.rows = Rows(self.root, self.part)
         self._images = [name for name in ("image", "mean", "std") if name in self.part.fields]
         self.shape = self.part.fields[self._images[0]].shape
+        self.bucket_of: NDArray[np.int64] | None = None
+        self.bucket_shapes = self.part.bucket_shapes
+        if self.bucket_shapes is not None:
+            self.bucket_of = np.load(buckets_of(self.root, self.part))
 
     def recipe(self) -> dict[str, Any]:
         """Return what a resume compares: what made the store."""
@@ -136,8 +161,13 @@ class Store(Dataset[dict[str, Any]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         rows = [self._row(index) for index in indices]
-        bare = not self.copies and len(self._images) == 1
-        images = self.rows.bare(self._images[0], rows) if bare else self.rows.gather(self._images, rows).unbind(0)
+        if -1 in self.shape:
+            several = [self.rows.read(name, rows) for name in self._images]
+            images = several[0] if len(several) == 1 else [torch.stack(both) for both in zip(*several, strict=True)]
+        elif not self.copies and len(self._images) == 1:
+            images = self.rows.bare(self._images[0], rows)
+        else:
+            images = self.rows.gather(self._images, rows).unbind(0)
         gathered = {"image": images}
         gathered |= {name: self.rows.read(name, rows) for name in self.part.fields if name not in self._images}
         return [dict(zip(gathered, row, strict=True)) for row in zip(*gathered.values(), strict=True)]

@@ -83,7 +83,7 @@ def test_an_updated_store_is_the_one_made_anew(encoder, dtype, variants, photos,
     change(photos)
     read: list[str] = []
     before = ImageFolder._read
-    monkeypatch.setattr(ImageFolder, "_read", lambda self, path: (read.append(path), before(self, path))[1])
+    monkeypatch.setattr(ImageFolder, "_read", lambda self, i: (read.append(self.paths[i]), before(self, i))[1])
     write(data(photos, encoder=encoder), out, update=True, **options)
     rows = [path for path in read if path.endswith(("00a.png", "a/04.png"))]
     assert set(map(os.path.basename, rows)) == {"00a.png", "04.png"}
