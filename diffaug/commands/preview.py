@@ -185,7 +185,7 @@ def _visible(process: ForwardProcess, x_0: Tensor) -> Callable[[Tensor], Tensor]
     # Over averages of n pixels noise has variance 1 / n; times sqrt(n) it has variance 1, as in a pixel.
     coarse = coarse * math.sqrt(x_0.shape[2] * x_0.shape[3] / (side[0] * side[1]))
     largest = torch.linalg.matrix_norm(coarse - coarse.mean(0), 2).item() ** 2 / max(len(x_0) - 1, 1)
-    return lambda t: process.schedule.log_snr(t, torch.float64).exp() * largest
+    return lambda t: process.schedule.at_shape(x_0.shape).log_snr(t, torch.float64).exp() * largest
 
 
 def _of_schedule(process: ForwardProcess, x_0: Tensor, t: Tensor) -> list[str]:

@@ -14,6 +14,7 @@ from diffaug.schedules import Schedule
 
 _POINTS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 _NEARLY_NOISE = 1e-4
+_AUTO = "  image='auto' is each batch's own size; what follows is for the base's (schedule.image=N for another)"
 _EDGES = (-math.inf, -8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0, math.inf)
 
 
@@ -92,6 +93,7 @@ def page(process: ForwardProcess) -> str:
     square = "alpha_bar" if schedule.discrete else "alpha^2"
     lines = [
         repr(schedule),
+        *([_AUTO] if schedule.at_shape((1, 1, 1, 1)) is not schedule else []),
         f"  {'discrete' if schedule.discrete else 'continuous'}, {schedule.scaling}; {f.times}",
         "",
         f"  {'t':>10}  {square:>12}  {'alpha':>10}  {'sigma':>10}  {'log-SNR':>9}",

@@ -55,6 +55,11 @@ def to_diffusers(
         ImportError: diffusers is not installed.
     """
     integer("timesteps", timesteps, 2)
+    if schedule.at_shape((1, 1, 1, 1)) is not schedule:
+        raise ValueError(
+            f"{schedule!r} is another schedule for every size of image, and diffusers' are of one: convert "
+            "schedule.at_shape((1, channels, height, width)), or set schedule.image to a number."
+        )
     if schedule.scaling is STRAIGHT:
         name, chosen = _flow(schedule, target, scheduler, timesteps)
     elif schedule.scaling is VARIANCE_PRESERVING:
@@ -176,7 +181,7 @@ def _shift(schedule: Schedule) -> float | None:
         return 1.0
     if type(schedule) is Shifted:
         inner = _shift(schedule.base)
-        factor = schedule.factor if schedule.factor is not None else (schedule.image or 1) / schedule.base_image
+        factor = schedule.factor if schedule.factor is not None else float(schedule.image or 1) / schedule.base_image
         return None if inner is None else inner * factor
     return None
 

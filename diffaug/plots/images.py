@@ -24,7 +24,7 @@ def forward(process: ForwardProcess, images: Tensor, *, columns: int = 9, seed: 
         images: uint8 or float as the process takes them, shape (B, C, H, W); one row each.
         columns: how many states, x_0 included.
     """
-    schedule = process.schedule
+    schedule = process.schedule.at_shape(images.shape)
     times = torch.unique_consecutive(schedule.from_unit(torch.linspace(0, 1, columns, dtype=torch.float64)[1:]))
     path = process.trajectory(images, times, torch.arange(len(images)), seed=seed)
     alpha, sigma = schedule.alpha_sigma(times, torch.float64)
@@ -79,7 +79,8 @@ def strip(
         x_0 = _resized(image, size) if size else image
         key = Keys.pack(torch.zeros(1, dtype=torch.int64), seed=seed, stage="predict")
         epsilon = gaussian(key, tuple(x_0.shape), Purpose.TRAJECTORY)[0]
-        for name, schedule in named.items():
+        for name, each in named.items():
+            schedule = each.at_shape((1, *x_0.shape))
             times = schedule.from_unit(unit)
             alpha, sigma = schedule.alpha_sigma(times, torch.float64)
             scale = _display_scale(alpha, sigma)
@@ -198,7 +199,7 @@ def batch(process: ForwardProcess, batch: Fields | NoisyBatch, *, count: int = 8
     x_t, t, target = (getattr(batch, name)[:count].detach().cpu() for name in ("x_t", "t", source))
     if x_t.ndim != 4:
         raise ValueError(f"A picture of a batch wants images of shape (B, C, H, W), but x_t is {tuple(x_t.shape)}.")
-    schedule = process.schedule
+    schedule = process.schedule.at_shape(x_t.shape)
     alpha, sigma = schedule.alpha_sigma(t, torch.float64)
     log_snr = schedule.log_snr(t, torch.float64)
     noised = x_t.float() / _display_scale(alpha, sigma).view(-1, 1, 1, 1)
@@ -218,7 +219,7 @@ def preview(process: ForwardProcess, images: Tensor, t: Tensor, pixels: Tensor, 
         t: times as training draws them, shape (N,).
         pixels: values in [-1, 1], or of latents, any shape.
     """
-    schedule = process.schedule
+    schedule = process.schedule.at_shape(images.shape)
     scaled = process.scale(images)
     figure = new_figure(1.05 * columns + 0.6, 8.2)
     parts: Any = figure.subfigures(3, 1, height_ratios=(1.35, 3.6, 2.6))

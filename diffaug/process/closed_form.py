@@ -49,9 +49,10 @@ class ClosedForm(nn.Module):
         check_images("x_0", x_0)
         check_like("t", t, x_0.shape[:1], "one time for each image")
         check_like("epsilon", epsilon, x_0.shape, "as x_0 is")
-        self.schedule.log_snr(t)  # its own check of t
+        schedule = self.schedule.at_shape(x_0.shape)
+        schedule.log_snr(t)  # its own check of t
         scale, centre = self._scale_and_centre(x_0)
-        mix = mixes(self.schedule, ("x_t",), t, scale)
+        mix = mixes(schedule, ("x_t",), t, scale)
         flat = x_0.reshape(len(x_0), -1)
         (x_t,) = kernel.mix_given(flat, epsilon.reshape(flat.shape).float(), mix, centre, self.dtype or torch.float32)
         return x_t.view(x_0.shape)
@@ -65,7 +66,7 @@ class ClosedForm(nn.Module):
             t: later native times, shape (B,).
             epsilon: standard normal, of x_s's shape.
         """
-        return chain.step(self.schedule, x_s, s, t, epsilon)
+        return chain.step(self.schedule.at_shape(x_s.shape), x_s, s, t, epsilon)
 
     def posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor | None = None) -> chain.Posterior:
         """Return q(x_s | x_t, x_0) for an s before t.
@@ -76,7 +77,7 @@ class ClosedForm(nn.Module):
             t: native times, shape (B,).
             s: earlier native times, shape (B,), by default t - 1 if discrete; -1 (discrete) or 0 is the clean image.
         """
-        return chain.posterior(self.schedule, x_0, x_t, t, s)
+        return chain.posterior(self.schedule.at_shape(x_0.shape), x_0, x_t, t, s)
 
     def trajectory(
         self,
@@ -106,7 +107,7 @@ class ClosedForm(nn.Module):
         x_0 = self.scale(x_0)
         check_like("index", index, x_0.shape[:1], "the number of each image in its dataset")
         key = Keys.pack(index, seed=seed, stage=stage, epoch=epoch, view=view)
-        return chain.path(self.schedule, x_0, times, key.to(x_0.device))
+        return chain.path(self.schedule.at_shape(x_0.shape), x_0, times, key.to(x_0.device))
 
     def prior_kl_bits_per_dim(self, x_0: Tensor) -> float:
         """Compute how far x_T is from its prior, KL(q(x_T | x_0) || p(x_T)), in bits per dimension, over all images.
@@ -118,4 +119,4 @@ class ClosedForm(nn.Module):
             x_0: images as `forward` takes them, shape (B, *).
         """
         square = in_float64(lambda images: images.square().mean(), self.scale(x_0), torch.float64)
-        return chain.prior_kl(self.schedule, square.item()) / math.log(2)
+        return chain.prior_kl(self.schedule.at_shape(x_0.shape), square.item()) / math.log(2)

@@ -239,12 +239,13 @@ class ForwardProcess(ClosedForm):
         position = None if position is None else where_float64_is(position)
         # Out of inference mode and gradients: what comes out are data, and one compiled form serves every stage.
         with torch.inference_mode(False), torch.no_grad():
+            schedule = self.schedule.at_shape(x_0.shape)
             t, made = self._draw(x_0, key, times, position, dtype or self.dtype or torch.float32, eager)
-            made |= {name: NUMBER_FIELDS[name](self.schedule, t) for name in self._numbers}
+            made |= {name: NUMBER_FIELDS[name](schedule, t) for name in self._numbers}
             if "weight" in self.fields:
-                made["weight"] = self.weight.of(self.schedule, self.target, t, self.sigma_data)
+                made["weight"] = self.weight.of(schedule, self.target, t, self.sigma_data)
             if "importance_weight" in self.fields:
-                made["importance_weight"] = times.importance_weight(t, self.schedule)
+                made["importance_weight"] = times.importance_weight(t, schedule)
             if "index" in self.fields:
                 made["index"] = key.sample
             if "view" in self.fields:
@@ -281,18 +282,18 @@ class ForwardProcess(ClosedForm):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         names, flat = self._images, x_0.reshape(len(x_0), -1)
         compiled = not eager and self.compiles(x_0.device, flat.shape[1])
-        scale, centre = self._scale_and_centre(x_0)
-        if names and compiled and self.schedule.discrete and times == _UNIFORM:
-            table = mix_table(self.schedule, names, scale, x_0.device, self.sigma_data)
+        schedule, (scale, centre) = self.schedule.at_shape(x_0.shape), self._scale_and_centre(x_0)
+        if names and compiled and schedule.discrete and times == _UNIFORM:
+            table = mix_table(schedule, names, scale, x_0.device, self.sigma_data)
             t, fields = kernel.draw_times_and_mix(flat, key.to(x_0.device), table, centre, dtype)
             self._has_compiled = True
             return t, name_fields(names, fields, x_0)
-        t = times.draw(key, self.schedule, position, x_0.device)
+        t = times.draw(key, schedule, position, x_0.device)
         if not names and not self._pairs:
             return t, {}
         if not self._fused:
             return t, mix_any_noise(self, self.scale(x_0), key, t, dtype)
-        rows, mix = move([key.rows, mixes(self.schedule, names, t, scale, self.sigma_data)], x_0.device)
+        rows, mix = move([key.rows, mixes(schedule, names, t, scale, self.sigma_data)], x_0.device)
         fields = kernel.draw_and_mix(flat, Keys(rows), mix, centre, dtype, compiled=compiled)
         self._has_compiled |= compiled
         return t, name_fields(names, fields, x_0)

@@ -21,18 +21,18 @@ def mix_any_noise(process: Parts, x_0: Tensor, key: Keys, t: Tensor, dtype: torc
         t: native times, shape (B,), where they were drawn.
         dtype: of the image-shaped fields.
     """
-    there = key.to(x_0.device)
+    there, schedule = key.to(x_0.device), process.schedule.at_shape(x_0.shape)
     epsilon = process.noise.draw(there, x_0)
     mixed = process.noise.perturb(there, epsilon)
     made: dict[str, Tensor] = {}
     for group, noise in ((INPUTS, mixed), (TARGETS, epsilon)):
         some = tuple(name for name in process.fields if name in group)
         if some:
-            (mix,) = move([mixes(process.schedule, some, t, 0.5, process.sigma_data)], x_0.device)
+            (mix,) = move([mixes(schedule, some, t, 0.5, process.sigma_data)], x_0.device)
             made |= name_fields(some, kernel.mix_given(x_0.flatten(1), noise.flatten(1), mix, 0.0, dtype), x_0)
     if process.pair is not None and not set(PAIR_FIELDS).isdisjoint(process.fields):
-        s = process.pair.second_times(key.to(t.device), process.schedule, t)
-        mix, fresh = move(process.pair.mix(process.schedule, t, s, 0.5), x_0.device)
+        s = process.pair.second_times(key.to(t.device), schedule, t)
+        mix, fresh = move(process.pair.mix(schedule, t, s, 0.5), x_0.device)
         (x_s,) = kernel.mix_given(x_0.flatten(1), mixed.flatten(1), mix, 0.0, torch.float32)
         if process.pair.law == "chain":
             x_s = x_s + fresh[:, None] * gaussian(there, (x_s.shape[1],), Purpose.PAIR)

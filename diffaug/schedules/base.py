@@ -39,7 +39,7 @@ Another scaling is the property ``scaling``. ``compute_t_of_log_snr(log_snr)``, 
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -105,6 +105,10 @@ class Schedule(ABC):  # noqa: B024 - a subclass defines one of two primitives
     def compute_alpha_bars(self) -> Tensor:
         """Return alpha(t)^2 of a discrete, variance preserving schedule, float64, shape (T,)."""
         return table(self, "log_snr").sigmoid()
+
+    def at_shape(self, shape: Sequence[int]) -> "Schedule":
+        """Return the schedule of images of this shape, (B, C, H, W): itself, but where it takes its size from them."""
+        return self
 
     @property
     def discrete(self) -> bool:

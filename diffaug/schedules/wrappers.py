@@ -5,13 +5,16 @@ as deep as one likes: ``schedule=zero_terminal_snr schedule@schedule.base=cosine
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffaug.checks import bounded, instance, refuse
 from diffaug.schedules.base import VARIANCE_PRESERVING, Scaling, Schedule, table
+from diffaug.schedules.numbers import keep
 
 MAKE_DISCRETE = (
     "; to put a continuous schedule on T points, wrap it: schedule@schedule.base=discretised "
@@ -50,6 +53,10 @@ class Wrapper(Schedule):
 
     def to_unit(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         return super().to_unit(t, dtype) if self.discrete else self.base.to_unit(t, dtype)
+
+    def at_shape(self, shape: Sequence[int]) -> Schedule:
+        base = self.base.at_shape(shape)
+        return self if base is self.base else replace(self, base=base)
 
     def compute_log_snr(self, t: Tensor) -> Tensor:
         return self.base.compute_log_snr(t)
@@ -92,8 +99,38 @@ class ZeroTerminalSNR(Wrapper):
         return torch.log(signal) - torch.log(noise[0] + first.square() * q * (2 - q))
 
 
+_AUTO = "auto"
+
+
 @dataclass(frozen=True)
-class Shifted(Wrapper):
+class _Sized(Wrapper):
+    """A schedule for images of a size: a number of pixels, or that of each batch."""
+
+    def _check_image(self, image: Any) -> None:
+        wanted = f"a number >= 1, or {_AUTO}, the size of each batch"
+        if image != _AUTO and (isinstance(image, (bool, str)) or not isinstance(image, (int, float)) or not image >= 1):
+            raise refuse("schedule.image", image, wanted)
+
+    def at_shape(self, shape: Sequence[int]) -> Schedule:
+        schedule: Any = super().at_shape(shape)
+        if schedule.image != _AUTO:
+            return schedule
+        if len(shape) < 4:
+            raise ValueError(
+                f"schedule.image={_AUTO} takes the height and width of a batch, (B, C, H, W), but got one of shape "
+                f"{tuple(shape)}: set schedule.image to a number."
+            )
+        side = math.sqrt(shape[-2] * shape[-1])
+        return _at_side(schedule, int(side) if side.is_integer() else side)
+
+
+@keep
+def _at_side(schedule: Any, side: float) -> Any:
+    return replace(schedule, image=side)
+
+
+@dataclass(frozen=True)
+class Shifted(_Sized):
     """The base with its log-SNR shifted by -2 ln ``factor``: sigma / alpha is ``factor`` times as large at every t.
 
     A larger image needs more noise, because its neighbouring pixels say the same thing. Give ``factor``, or ``image``
@@ -109,24 +146,29 @@ class Shifted(Wrapper):
     Arguments:
         base: any schedule.
         factor: in [1e-6, 1e6], or None to take it from the sizes.
-        image: the images' size in pixels, at least 1.
+        image: the images' size in pixels, at least 1: the side of a square, or sqrt(height width). "auto" takes it from
+            each batch that is noised (of latents, theirs); where there is none, as in a plot of the schedule or a
+            report, the base is shown as it is, as for images of ``base_image``.
         base_image: the size for which the base is right, at least 1.
     """
 
     factor: float | None = bounded(None, at_least=1e-6, at_most=1e6)
-    image: int | None = bounded(None, at_least=1)
+    image: int | float | str | None = None
     base_image: int = bounded(64, at_least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.factor is None and self.image is None:
-            raise refuse("schedule.factor", None, "a number in [1e-06, 1e+06] where schedule.image is not given either")
+            wanted = f"a number in [1e-06, 1e+06] where schedule.image is not given either ({_AUTO}: each batch's own)"
+            raise refuse("schedule.factor", None, wanted)
+        if self.image is not None:
+            self._check_image(self.image)
 
     @property
     def _shift(self) -> float:
         if self.factor is not None:
             return -2 * math.log(self.factor)
-        return 2 * math.log(self.base_image / (self.image or self.base_image))
+        return 0.0 if isinstance(self.image, str) else 2 * math.log(self.base_image / (self.image or self.base_image))
 
     def compute_log_snr(self, t: Tensor) -> Tensor:
         return self.base.compute_log_snr(t) + self._shift
@@ -139,7 +181,7 @@ class Shifted(Wrapper):
 
 
 @dataclass(frozen=True)
-class InterpolatedShift(Wrapper):
+class InterpolatedShift(_Sized):
     """The base with its log-SNR shifted by an amount interpolated in unit time between those for two sizes of image.
 
     log_snr'(u) = log_snr(u) + (1 - u) 2 ln(base_image_least_noise / image) + u 2 ln(base_image_most_noise / image), u
@@ -155,17 +197,19 @@ class InterpolatedShift(Wrapper):
 
     Arguments:
         base: any schedule whose log-SNR falls fast enough that it still falls, or stays, after the interpolation.
-        image: the images' size in pixels, at least 1.
+        image: the images' size in pixels, at least 1, or "auto", as in `Shifted`; without a batch it is then
+            base_image_least_noise.
         base_image_least_noise: the size for which the base is right at u = 0, at least 1.
         base_image_most_noise: likewise at u = 1.
     """
 
-    image: int = bounded(512, at_least=1)
+    image: int | float | str = 512
     base_image_least_noise: int = bounded(256, at_least=1)
     base_image_most_noise: int = bounded(32, at_least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_image(self.image)
         u = torch.linspace(0, 1, 4097, dtype=torch.float64, device="cpu")
         log_snr = table(self, "log_snr") if self.discrete else self.compute_log_snr(self.base.from_unit(u))
         if bool((log_snr[1:] > log_snr[:-1]).any()):
@@ -177,8 +221,8 @@ class InterpolatedShift(Wrapper):
             )
 
     def _shift(self, u: Tensor) -> Tensor:
-        least = 2 * math.log(self.base_image_least_noise / self.image)
-        most = 2 * math.log(self.base_image_most_noise / self.image)
+        image = self.base_image_least_noise if isinstance(self.image, str) else self.image
+        least, most = (2 * math.log(base / image) for base in (self.base_image_least_noise, self.base_image_most_noise))
         return (1 - u) * least + u * most
 
     def compute_log_snr(self, t: Tensor) -> Tensor:

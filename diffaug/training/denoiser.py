@@ -1,7 +1,7 @@
 """DenoiserBase: what a LightningModule needs to train any network on the batches of a DiffusionDataModule."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -91,22 +91,24 @@ class DenoiserBase(_Module):
     def _errors(self, batch: Any) -> Tensor:
         """Return the mean squared error of each sample, shape (B,)."""
         labels = None if self.condition is None else getattr(batch, self.condition)
-        prediction = self(getattr(batch, self.input), self._time(batch.t), labels)
+        x = getattr(batch, self.input)
+        prediction = self(x, self._time(batch.t, x.shape), labels)
         return (prediction.float() - getattr(batch, self.target).float()).square().flatten(1).mean(1)
 
-    def _time(self, t: Tensor) -> Tensor:
-        return NUMBER_FIELDS[self.time](self.process.schedule, t)
+    def _time(self, t: Tensor, shape: Sequence[int]) -> Tensor:
+        return NUMBER_FIELDS[self.time](self.process.schedule.at_shape(shape), t)
 
-    def _weights(self, t: Tensor) -> Tensor:
+    def _weights(self, batch: Any) -> Tensor:
         """Return what the error of each sample counts, shape (B,)."""
-        process = self.process
-        weights = process.weight.of(process.schedule, self.target, t, process.sigma_data)
+        process, t = self.process, batch.t
+        schedule = process.schedule.at_shape(getattr(batch, self.input).shape)
+        weights = process.weight.of(schedule, self.target, t, process.sigma_data)
         if isinstance(process.times, Importance) and self.training:
-            weights = weights * process.times.importance_weight(t, process.schedule)
+            weights = weights * process.times.importance_weight(t, schedule)
         return weights
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        errors, weights = self._errors(batch), self._weights(batch.t)
+        errors, weights = self._errors(batch), self._weights(batch)
         if isinstance(self.process.times, Importance):
             self.process.times.update(batch.t, errors)
         loss = (weights * errors).mean()
@@ -121,7 +123,7 @@ class DenoiserBase(_Module):
         loss = errors.mean()
         self._watch(loss)
         self.log(name, loss, **options)
-        return {"loss": loss, "t": batch.t, "errors": errors, "weights": self._weights(batch.t)}
+        return {"loss": loss, "t": batch.t, "errors": errors, "weights": self._weights(batch)}
 
     def _watch(self, loss: Tensor) -> None:
         loss, step = loss.detach(), torch.full((), self.global_step, device=loss.device)
@@ -215,7 +217,7 @@ class DenoiserBase(_Module):
         Returns:
             float32 images, in [-1, 1] if ``clip``.
         """
-        schedule, device = self.process.schedule, self.device
+        schedule, device = self.process.schedule.at_shape(shape), self.device
         flag("progress", progress)
         if (labels is None) != (self.condition is None):
             raise ValueError(
@@ -244,10 +246,10 @@ class DenoiserBase(_Module):
         return x_0
 
     def _estimate(self, x_t: Tensor, t: Tensor, clip: bool, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        schedule = self.process.schedule
+        schedule = self.process.schedule.at_shape(x_t.shape)
         alpha, sigma = (per_sample(c, x_t) for c in schedule.alpha_sigma(t))
         x_in = as_input(schedule, self.input, x_t, t, self.process.sigma_data)
-        prediction = self(x_in, self._time(t), labels).float()
+        prediction = self(x_in, self._time(t, x_t.shape), labels).float()
         x_0, epsilon = recover(schedule, self.target, prediction, x_t, t, self.process.sigma_data)
         if clip:
             x_0 = x_0.clamp(-1, 1)

@@ -67,7 +67,7 @@ class LossByLevelBase(CallbackBase):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._add("train", trainer, pl_module, outputs)
+        self._add("train", trainer, pl_module, outputs, batch)
 
     def on_validation_batch_end(
         self,
@@ -79,19 +79,19 @@ class LossByLevelBase(CallbackBase):
         dataloader_idx: int = 0,
     ) -> None:
         if not trainer.sanity_checking:
-            self._add(f"val_{dataloader_idx}" if dataloader_idx else "val", trainer, pl_module, outputs)
+            self._add(f"val_{dataloader_idx}" if dataloader_idx else "val", trainer, pl_module, outputs, batch)
 
-    def _add(self, stage: str, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> None:
+    def _add(self, stage: str, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any) -> None:
         if not isinstance(outputs, dict) or not {"t", "errors"} <= set(outputs):
             if not self._told:
                 _log.warning("LossByLevel: %s_step must return a dict with t and errors, shape (B,) each", stage)
                 self._told = True
             return
         t, errors = outputs["t"], outputs["errors"]
-        sums = sum_bins(self._levels(trainer, pl_module, t), errors, outputs.get("weights"), self.edges)
+        sums = sum_bins(self._levels(trainer, pl_module, t, batch), errors, outputs.get("weights"), self.edges)
         self._sums[stage] = self._sums[stage] + sums if stage in self._sums else sums
 
-    def _levels(self, trainer: Trainer, pl_module: LightningModule, t: Tensor) -> Tensor:
+    def _levels(self, trainer: Trainer, pl_module: LightningModule, t: Tensor, batch: Any) -> Tensor:
         if self.schedule is None:
             holders: tuple[Any, ...] = (pl_module, trainer.datamodule)
             found: list[Any] = [holder.process for holder in holders if hasattr(holder, "process")]
@@ -100,7 +100,11 @@ class LossByLevelBase(CallbackBase):
                     "LossByLevel: neither the LightningModule nor the DataModule has a process: set schedule=."
                 )
             self.schedule = found[0].schedule
-        return self.schedule.log_snr(t) if self.over == "log_snr" else self.schedule.to_unit(t)
+        if self.over != "log_snr":
+            return self.schedule.to_unit(t)
+        parts = batch if isinstance(batch, tuple) else ()
+        images = next((part for part in parts if isinstance(part, Tensor) and part.ndim >= 4), None)
+        return (self.schedule if images is None else self.schedule.at_shape(images.shape)).log_snr(t)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
