@@ -107,9 +107,9 @@ class _Sized(Wrapper):
     """A schedule for images of a size: a number of pixels, or that of each batch."""
 
     def _check_image(self, image: Any) -> None:
-        wanted = f"a number >= 1, or {_AUTO}, the size of each batch"
-        if image != _AUTO and (isinstance(image, (bool, str)) or not isinstance(image, (int, float)) or not image >= 1):
-            raise refuse("schedule.image", image, wanted)
+        a_number = isinstance(image, (int, float)) and not isinstance(image, bool) and 1 <= image < math.inf
+        if image != _AUTO and not a_number:
+            raise refuse("schedule.image", image, f"a finite number >= 1, or {_AUTO}, the size of each batch")
 
     def at_shape(self, shape: Sequence[int]) -> Schedule:
         schedule: Any = super().at_shape(shape)

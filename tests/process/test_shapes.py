@@ -102,10 +102,12 @@ def test_without_a_batch_the_base_is_shown():
 
 def test_what_auto_cannot_be():
     with pytest.raises(
-        ValueError, match=r"^schedule\.image must be a number >= 1, or auto, .* but got 'automatic' \(str\)"
+        ValueError, match=r"^schedule\.image must be a finite number >= 1, or auto, .* but got 'automatic' \(str\)"
     ):
         Shifted(LinearBeta(), image="automatic")
-    with pytest.raises(ValueError, match=r"^schedule\.image must be a number >= 1, or auto, .* but got 0 \(int\)\.$"):
+    with pytest.raises(
+        ValueError, match=r"^schedule\.image must be a finite number >= 1, or auto, .* but got 0 \(int\)\.$"
+    ):
         InterpolatedShift(Cosine(), 0)
     with pytest.raises(
         ValueError, match=r"^schedule\.factor must be .* not given either \(auto: each batch's own\), but"
@@ -141,4 +143,4 @@ def test_twenty_shapes_are_compiled_and_none_falls_back(auto: bool):
     assert compiled._has_compiled
     assert not compiled._cannot_compile
     assert not counters["graph_break"]
-    assert counters["stats"]["unique_graphs"] <= 4  # each form, for sizes that 4 divides and for others
+    assert counters["stats"]["unique_graphs"] <= 8  # of 46: each form, for sizes that 4 divides and for others
