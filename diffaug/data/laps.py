@@ -14,13 +14,15 @@ from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffaug.data.order import Numbers, Order, Visits
-from diffaug.data.permutation import order_keys, permute
+from diffaug.data.order import Numbers, Order, Visits, describe_shards
+from diffaug.data.permutation import order_keys, permute, permute_in_windows
 from diffaug.randomness.keys import EPOCH_BITS
 
 _WHOLE = 2**32
@@ -37,9 +39,22 @@ class Laps(Order):
             batches, so that every epoch has as many.
         seed: in [0, 2^64).
         fixed: whether every epoch has the samples of the first, as Lightning's ``overfit_batches`` wants.
+        shards: the sizes of the shards in which a part's samples lie, by its number.
+        window: how many shards of a part are open at a time.
     """
 
-    def __init__(self, sizes: Sequence[int], batch: int, *, samples: int | None = None, seed: int, fixed: bool) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        batch: int,
+        *,
+        samples: int | None = None,
+        seed: int,
+        fixed: bool,
+        shards: Mapping[int, Numbers] = MappingProxyType({}),
+        window: int = 1,
+    ) -> None:
+        self.shards, self.window = shards, window
         self.sizes, self.size = np.array(sizes, np.int64), int(sum(sizes))
         self.batch, self.seed, self.fixed = batch, seed, fixed
         self.steps = -(-(samples or self.size) // batch)
@@ -77,8 +92,11 @@ class Laps(Order):
             size = int(self.sizes[number])
             if size > 1:
                 later, lap = divmod(lap, 2**EPOCH_BITS)
-                round_keys = order_keys(self.seed, lap, lap=later, part=number + 1)
-                out[group] = permute(within[group].astype(np.uint64), size, round_keys)
+                round_keys = partial(order_keys, self.seed, lap, 0, later, number + 1)
+                if number in self.shards:
+                    out[group] = permute_in_windows(self.shards[number], self.window, round_keys)(within[group])
+                else:
+                    out[group] = permute(within[group].astype(np.uint64), size, round_keys())
         return out
 
 
@@ -157,7 +175,7 @@ class Mixed(Laps):
     that over the batches each set gets its weight, and how many it has had is a sum that Euclid's algorithm gives.
 
     Arguments:
-        sizes, batch, samples, seed, fixed: as in `Laps`.
+        sizes, batch, samples, seed, fixed, shards, window: as in `Laps`.
         weights: those of the sets from an epoch on, by that epoch, one of which is 0; each >= 0, not all 0.
     """
 
@@ -204,7 +222,9 @@ class Mixed(Laps):
         return streams
 
     def describe(self) -> Any:
-        return {"sizes": self.sizes.tolist(), "weights": repr(self._weights), "global batch": self.batch}
+        shards = {str(part): describe_shards(sizes, self.window) for part, sizes in self.shards.items()}
+        order = {"sizes": self.sizes.tolist(), "weights": repr(self._weights), "global batch": self.batch}
+        return {**order, "shards": shards} if shards else order
 
 
 def _count_whole(end: int, batches: int) -> int:

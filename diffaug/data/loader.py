@@ -17,7 +17,7 @@ from diffaug.checks import choice, flag, integer, number, refuse
 from diffaug.data.batch import Place
 from diffaug.data.laps import Bucketed, Mixed
 from diffaug.data.mixture import Mixture
-from diffaug.data.order import Order, Sampled, Unshuffled, shuffled_order
+from diffaug.data.order import Order, Sampled, Unshuffled, shard_sizes, shuffled_order
 
 LOADER_OPTIONS = (
     "num_workers",
@@ -108,7 +108,11 @@ def choose_order(
         option = "data.shuffle=false" if sampler is None else "data.sampler"
         raise ValueError(f"{name}, a {type(dataset).__name__}, has batches in an order of its own: leave out {option}.")
     if isinstance(dataset, Mixture):
-        return Mixed(dataset.sizes, batch, dataset.weights, samples=dataset.samples, seed=seed, fixed=fixed)
+        sets = [] if shard_window is None else zip(dataset.sets, dataset.names, strict=True)
+        found = [shard_sizes(one, f"set {called!r} of the Mixture") for one, called in sets]
+        shards = {part: sizes for part, sizes in enumerate(found) if sizes is not None}
+        options = {"samples": dataset.samples, "seed": seed, "fixed": fixed}
+        return Mixed(dataset.sizes, batch, dataset.weights, shards=shards, window=shard_window or 1, **options)
     if bucket_of is not None:
         return Bucketed(bucket_of, batch, seed=seed, fixed=fixed)
     if sampler is not None and not fixed:

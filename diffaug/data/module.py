@@ -72,9 +72,8 @@ class DiffusionBase(NoisingBase):
         batch_size: images per process, before ``views``.
         shuffle: whether each training epoch has an order of its own.
         sampler: the training order instead: any sampler of indices.
-        shard_window: how many shards are open at a time in the order of a training set that says how its samples lie in
-            shards: litdata's and MosaicML's StreamingDataset, or one with an attribute ``shard_sizes``. None shuffles
-            the set as a whole.
+        shard_window: how many shards are open at a time in the shuffled order of a set that has them: litdata's and
+            MosaicML's StreamingDataset, or one with an attribute ``shard_sizes``. None shuffles it as a whole.
         drop_last: whether a training epoch's last batch is dropped where it is short.
         options: those of `diffaug.data.base.NoisingBase`, which every DataModule here has: seed, views, encoder,
             label_dropout, ...; and DataLoader's own: num_workers, pin_memory, prefetch_factor, persistent_workers, ...,
@@ -266,16 +265,9 @@ class DiffusionBase(NoisingBase):
             check_overfit(overfit, images.name)
             return StreamLoader(Stream(images, **self._ranks(), epoch=self._epoch, key=self.key), **options)
         ranks = self._ranks()
-        order = choose_order(
-            images.dataset,
-            images.name,
-            self.batch_size * ranks["ranks"],
-            seed=self.seed or 0,
-            shuffle=self.shuffle,
-            sampler=self.sampler,
-            shard_window=self.shard_window,
-            fixed=overfit,
-        )
+        chosen = {"shuffle": self.shuffle, "sampler": self.sampler, "shard_window": self.shard_window, "fixed": overfit}
+        batch = self.batch_size * ranks["ranks"]
+        order = choose_order(images.dataset, images.name, batch, seed=self.seed or 0, **chosen)
         sampler = (FixedSampler if overfit else EpochSampler)(order, **ranks)
         if self.drop_last and sampler.num_samples < self.batch_size:
             raise ValueError(

@@ -103,7 +103,7 @@ class Sharded(Order):
         seed, dataset: as in `Shuffled`.
     """
 
-    def __init__(self, sizes: Sequence[int], window: int, *, seed: int = 0, dataset: int = 0) -> None:
+    def __init__(self, sizes: Sequence[int] | Numbers, window: int, *, seed: int = 0, dataset: int = 0) -> None:
         self.sizes, self.window, self.seed, self.dataset = np.array(sizes, np.int64), window, seed, dataset
         self.size = self.length = int(self.sizes.sum())
 
@@ -118,8 +118,13 @@ class Sharded(Order):
         return visits
 
     def describe(self) -> Any:
-        digest = hashlib.blake2b(self.sizes.astype("<i8").tobytes(), digest_size=8).hexdigest()
-        return f"shuffled, {self.window} of {len(self.sizes)} shards at a time, {digest}"
+        return f"shuffled, {describe_shards(self.sizes, self.window)}"
+
+
+def describe_shards(sizes: Numbers, window: int) -> str:
+    """Say what an order by shards depends on."""
+    digest = hashlib.blake2b(sizes.astype("<i8").tobytes(), digest_size=8).hexdigest()
+    return f"{window} of {len(sizes)} shards at a time, {digest}"
 
 
 class Unshuffled(Order):
@@ -143,26 +148,38 @@ class Unshuffled(Order):
         return "the dataset's"
 
 
-def shuffled_order(dataset: Any, name: str, window: int | None = SHARD_WINDOW, *, seed: int, number: int = 0) -> Order:
-    """Return a shuffled order of a dataset: by its shards, where it says what they hold.
+def shard_sizes(dataset: Any, name: str) -> Numbers | None:
+    """Return how many samples each shard of a dataset holds, int64, in the order of the indices; None without shards.
 
     Arguments:
-        dataset: map-style; its attribute ``shard_sizes``, if any, lists the samples of each shard.
+        dataset: map-style; its attribute ``shard_sizes``, if any, lists them.
         name: how errors call it.
-        window: how many shards are open at a time; None shuffles the dataset as a whole.
-        seed: in [0, 2^64).
-        number: the dataset's within its stage.
 
     Raises:
-        ValueError: the sizes are no whole numbers, or do not add up to its length.
+        ValueError: they are no whole numbers, or do not add up to its length.
     """
     sizes: Any = getattr(dataset, "shard_sizes", None)
-    if sizes is None or window is None:
-        return Shuffled(len(dataset), seed=seed, dataset=number)
+    if sizes is None:
+        return None
     sizes = [integer(f"each of the shard_sizes of {name}", size, 0) for size in sizes]
     if sum(sizes) != len(dataset):
         wanted = f"its length, {len(dataset)}; or set data.shard_window=null"
         raise refuse(f"the sum of the shard_sizes of {name}", sum(sizes), wanted)
+    return np.array(sizes, np.int64)
+
+
+def shuffled_order(dataset: Any, name: str, window: int | None = SHARD_WINDOW, *, seed: int, number: int = 0) -> Order:
+    """Return a shuffled order of a dataset: by its shards, where it has some.
+
+    Arguments:
+        dataset, name: as in `shard_sizes`.
+        window: how many shards are open at a time; None shuffles the dataset as a whole.
+        seed: in [0, 2^64).
+        number: the dataset's within its stage.
+    """
+    sizes = None if window is None else shard_sizes(dataset, name)
+    if sizes is None or window is None:
+        return Shuffled(len(dataset), seed=seed, dataset=number)
     return Sharded(sizes, window, seed=seed, dataset=number)
 
 

@@ -93,6 +93,16 @@ def make_set(request: pytest.FixtureRequest) -> Any:
     return Both if request.param == "own" else request.getfixturevalue(f"{request.param}_set")
 
 
+class Alike(Dataset[Any]):
+    """A map-style dataset of the same items."""
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> Any:
+        return make_item(index)
+
+
 class Rank(DiffusionDataModule):
     """A DataModule that stands for one rank of several."""
 
@@ -223,6 +233,26 @@ def test_in_a_mixture(make_set):
     mixture = Mixture({"one": make_set(), "other": make_set()}, samples=N)
     seen = together(fit(Rank(mixture), max_epochs=2)["train"], "index")
     assert sorted(seen.tolist()) == sorted([*range(N)] * 2)
+
+
+def test_a_mixture_opens_each_shard_of_a_set_once_a_lap(tmp_path):
+    """The rows of a batch are shuffled, so where one window follows another both are open."""
+    log = tmp_path / "log"
+
+    def run(window: int | None, done: int = 0, ranks: int = 1) -> list[Any]:
+        sets = {"sharded": Both(log, held=8), "whole": Alike()}
+        mixture = Mixture(sets, {"sharded": 1, "whole": 1})
+        return sequence(mixture, ranks, done, shard_window=window)
+
+    log.write_text("")
+    whole = run(4)
+    opened = log.read_text().split("\n")[:-1]
+    assert len(opened) <= 34 + 4 + 1  # a lap, the next one's first window, and the look at the first item
+    assert run(4, done=5, ranks=2) == whole[5:]
+    assert run(None) != whole
+    log.write_text("")
+    run(None)
+    assert len(log.read_text().split("\n")) > 300
 
 
 def test_a_stream_in_a_mixture_is_refused():
@@ -435,14 +465,8 @@ def test_what_shards_cannot_be(sizes, options, message):
 
 
 def test_a_map_style_dataset_may_say_its_shards():
-    class Mapped(Dataset[Any]):
+    class Mapped(Alike):
         shard_sizes = (30,) * 33 + (10,)
-
-        def __len__(self):
-            return N
-
-        def __getitem__(self, index: int):
-            return make_item(index)
 
     assert [place.index for place in loader_of(Mapped())[1].sampler] == [
         place.index for place in loader_of(Both())[1].sampler

@@ -269,7 +269,7 @@ def test_webdatasets(tars, buffer, shuffled, options, monkeypatch):
     once = draws(make)
     assert once[7][3] == hash_key("0007")
     assert len(once) == COUNT
-    assert draws(lambda *place: make(*place, buffer, shuffled), **options) == once
+    assert draws(lambda rank, ranks: make(rank, ranks, buffer, shuffled), **options) == once
 
 
 def keep(item: dict[str, Any]) -> dict[str, Any]:
@@ -302,4 +302,4 @@ def test_hugging_face_streams(buffer, shards, options, key):
 
     once = draws(make, key=key)
     assert len(once) == COUNT
-    assert draws(lambda *place: make(*place, buffer, shards), key=key, **options) == once
+    assert draws(lambda rank, ranks: make(rank, ranks, buffer, shards), key=key, **options) == once
