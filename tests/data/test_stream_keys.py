@@ -121,7 +121,7 @@ def test_validation_goes_by_the_key_too():
     def evaluated(workers: int) -> Any:
         data = Rank(None, Named(), key="__key__", num_workers=workers, eval_transform=brighten)
         data.setup("validate")
-        batches = [data.noise(batch, stage="val") for batch in data.val_dataloader()]  # pyright: ignore[reportAttributeAccessIssue]
+        batches = [data.noise(batch, stage="val") for batch in data.val_dataloader()]
         rows = [zip(b.label.tolist(), b.t.tolist(), b.x_0.flatten().tolist(), strict=True) for b in batches]
         return sorted(row for one in rows for row in one)
 
