@@ -4,6 +4,7 @@ python recorded.py OUT '{"devices": 2, ...}' trains on 75 small images; each ran
 validation_step receive to OUT/train-RANK and OUT/val-RANK, one pickle a batch, on disk before the step ends.
 """
 
+import importlib
 import json
 import os
 import pickle
@@ -43,7 +44,13 @@ class Shapes(Dataset[torch.Tensor]):
         return torch.full((1, 2, (2, 4, 6)[self.bucket_of[index]]), index, dtype=torch.uint8)
 
 
-def training_set(kind: str, count: int) -> Any:
+def training_set(kind: str, count: int, root: str) -> Any:
+    if kind == "litdata":
+        return importlib.import_module("litdata").StreamingDataset(root)
+    if kind == "mosaic":
+        if "RANK" in os.environ:  # else it makes a process group of its own, and the next one, of Lightning, may hang
+            torch.distributed.init_process_group("gloo")
+        return importlib.import_module("streaming").StreamingDataset(local=root, batch_size=1, shuffle=False)
     if kind == "mixture":
         return Mixture({"few": images(7, 0), "many": images(count, 1)}, weights={"few": 1, "many": 2})
     return Shapes(count) if kind == "buckets" else images(count, 0)
@@ -104,7 +111,7 @@ def main(out: str, options: dict[str, Any]) -> None:
         pl.seed_everything(options["seeds"] + int(os.environ.get("LOCAL_RANK", "0")))
     root = options.get("store")
     made: dict[str, Any] = {
-        "train": training_set(options.get("kind", "plain"), options.get("train", 75)),
+        "train": training_set(options.get("kind", "plain"), options.get("train", 75), options.get("root", "")),
         "val": [images(count, 1) for count in options.get("val", [10, 10])],
         "encoder": Spread() if options.get("encoder") else None,
     }
