@@ -154,14 +154,15 @@ class Aligned:
         """
         if self.roles is not None:
             return
+        known = self.target in parts
+        target = str(self.target if known else next(name for name, value in parts.items() if value is image))
         others = {
             str(name): value
             for name, value in parts.items()
-            if value is not image and str(name) in wanted and _keeps_in_step(value, image, batch)
+            if str(name) != target and str(name) in wanted and _keeps_in_step(value, image, batch)
         }
         if not others:
             return
-        target = next(str(name) for name, value in parts.items() if value is image)
         guess = ", ".join([f"{target}: target", *(f"{name}: {_guess(value)}" for name, value in others.items())])
         shown = ", ".join(f"{name} ({describe_value(value)})" for name, value in {target: image, **others}.items())
         raise ValueError(
