@@ -60,9 +60,11 @@ class Aligned:
         self.beside = {name: role for name, role in self.roles.items() if role != "target"}
         self.conditions = tuple(name for name, role in self.beside.items() if role == "condition")
 
-    def wanted(self, fields: Collection[str]) -> list[str]:
-        """List the parts beside the image that a batch needs: those that are fields, and all that are declared."""
-        return list(dict.fromkeys([*(name for name in fields if name not in FIELDS), *self.beside]))
+    def wanted(self, fields: Collection[str], made: Collection[str] = ()) -> list[str]:
+        """List the parts beside the image that a batch needs: fields that are not made, and all that are declared."""
+        return list(
+            dict.fromkeys([*(name for name in fields if name not in FIELDS and name not in made), *self.beside])
+        )
 
     def read(
         self, image: Any, extra: dict[str, Any], where: str, value_range: tuple[float, float] | None

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffaug.checks import flag, integer, refuse
 from diffaug.data.aligned import Aligned
+from diffaug.data.condition_noise import ConditionNoise
 from diffaug.data.device import Noiser
 from diffaug.data.labels import LabelDropout
 from diffaug.data.packages import check_trainer, refuse_as_loader
@@ -64,6 +65,8 @@ class NoisingBase(ABC):
         images: which parts of an item are images that transforms flip and crop together: a role for each by its name,
             "target" for the one to noise, "condition" (a field in [-1, 1], scaled as the target is) or "mask" (a field
             as it is). None says nothing: then an item with several images and a transform is refused.
+        condition_noise: a ForwardProcess for each condition that is noised too, by its name; its time is then a field
+            named likewise with ``_t`` behind.
         views: how many noised copies of each training image a batch holds, side by side; it is decoded once.
         allow_changed_recipe: whether a checkpoint of another schedule, seed, ... may be gone on from.
 
@@ -87,6 +90,7 @@ class NoisingBase(ABC):
         label_key: str = "label",
         image_key: str | int | None = None,
         images: Mapping[str, str] | None = None,
+        condition_noise: Mapping[str, ForwardProcess] | None = None,
         views: int = 1,
         allow_changed_recipe: bool = False,
     ) -> None:
@@ -106,6 +110,7 @@ class NoisingBase(ABC):
             views=views,
             dropout=self._dropout,
             aligned=self.aligned,
+            condition_noise=ConditionNoise(condition_noise, self.aligned.conditions),
         )
         self.views, self.device_transform = self._noiser.views, device_transform
         self.allow_changed_recipe = flag("data.allow_changed_recipe", allow_changed_recipe)
@@ -244,6 +249,7 @@ class NoisingBase(ABC):
             "latent_stats": self._noiser.posterior.stats,
             "image_key": self.aligned.target,
             "images": self.aligned.roles,
+            "condition_noise": repr(self._noiser.condition_noise.processes),
             "label_dropout": self._dropout.rate,
             "null_label": repr(self._dropout.null),
         }

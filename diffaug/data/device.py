@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from diffaug.checks import integer, refuse
 from diffaug.data.aligned import Aligned
 from diffaug.data.batch import Places
+from diffaug.data.condition_noise import ConditionNoise
 from diffaug.data.dataset import note
 from diffaug.data.items import check_range
 from diffaug.data.labels import LabelDropout
@@ -41,6 +43,7 @@ class Noiser:
         views: how many noised copies of each training image.
         dropout: of the training labels.
         aligned: which images of an item keep in step.
+        condition_noise: of the conditions among them.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Noiser:
         views: int = 1,
         dropout: LabelDropout,
         aligned: Aligned,
+        condition_noise: ConditionNoise,
     ) -> None:
         for name, given in (("device_transform", device_transform), ("encoder", encoder)):
             if given is not None and not callable(given):
@@ -66,7 +70,7 @@ class Noiser:
                 "under any."
             )
         self.process, self.device_transform, self.encoder, self.dropout = process, device_transform, encoder, dropout
-        self.posterior, self.aligned = posterior, aligned
+        self.posterior, self.aligned, self.condition_noise = posterior, aligned, condition_noise
         self.views = integer("data.views", views, 1, 2**VIEW_BITS - 1)
         self.eager = False  # whether the compiled pass is left aside: where some rank cannot compile it
         self._checked: set[str] = set()
@@ -103,7 +107,11 @@ class Noiser:
             extra = extra | {name: self.process.scale(extra[name]) for name in self.aligned.conditions}
         moments = None if self.encoder is None else self.encode(image, (*key, 1))
         if dtype is not None:
-            extra = {name: value.to(dtype) if _floats(value) else value for name, value in extra.items()}
+            whole = self.condition_noise.processes  # cast with their noise in them
+            extra = {
+                name: value.to(dtype) if _floats(value) and name not in whole else value
+                for name, value in extra.items()
+            }
         index, view, position, epoch, number, order = places.rows.unbind(1)
         if train and self.views > 1:
             copies = torch.arange(self.views, device=index.device)
@@ -115,12 +123,17 @@ class Noiser:
                 moments = moments.repeat(self.views)
             index, epoch, number, order = (x.repeat_interleave(self.views, 0) for x in (index, epoch, number, order))
             extra = {name: _repeated(value, self.views) for name, value in extra.items()}
-        domain: dict[str, Any] = {"seed": seed, "stage": stage, "dataset": dataset}
+        domain: dict[str, Any] = {"stage": stage, "dataset": dataset}
         if first.order >= 0:
             domain |= {"dataset": dataset + number, "order": order}
-        packed = Keys.pack(index, epoch=epoch, view=view, **domain)
+        pack = partial(Keys.pack, index, epoch=epoch, view=view, **domain)
+        packed = pack(seed=seed)
+        if self.condition_noise.processes:
+            extra = self.condition_noise(extra, pack, seed, dtype)
         if moments is not None:
-            image = self._latents(moments, Keys.pack(index, **domain) if self.posterior.kind == "fixed" else packed)
+            image = self._latents(
+                moments, Keys.pack(index, seed=seed, **domain) if self.posterior.kind == "fixed" else packed
+            )
         if train and self.dropout.rate:
             extra = {**extra, self.dropout.key: self.dropout(extra[self.dropout.key], packed)}
         times = times or (self.process.times if train else EVALUATION_TIMES)

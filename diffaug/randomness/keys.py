@@ -55,6 +55,7 @@ class Purpose(IntEnum):
     COVERAGE = 12
     PAIR = 13
     POSTERIOR = 14
+    CONDITION = 15  # hashed into a seed: a condition's time and noise are those of another seed, TIME and EPSILON
 
 
 class Keys(NamedTuple):

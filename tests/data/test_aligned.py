@@ -8,7 +8,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from PIL import Image
-from shared import trainer
+from scipy import stats
+from shared import together, trainer
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -17,6 +18,8 @@ from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.commands.encode import encode
 from diffaug.data.aligned import Aligned
 from diffaug.pytorch_lightning import Encoding, store
+from diffaug.schedules import Rectified
+from diffaug.times import Stratified, Uniform
 
 SIZE = 8
 ROLES = {"image": "target", "low_res": "condition", "mask": "mask"}
@@ -429,3 +432,85 @@ def test_a_resume_compares_them():
     assert module().recipe()["images"] == ROLES
     assert module().recipe()["image_key"] == "image"
     assert module(images=None).recipe()["images"] is None
+
+
+# Conditioning augmentation.
+
+
+def noised(name: str = "low_res", schedule: Any = Rectified(), **options: Any) -> dict[str, Any]:  # noqa: B008 - frozen
+    return {"condition_noise": {name: ForwardProcess(schedule, Uniform(), **options)}}
+
+
+def test_a_condition_is_noised_at_a_time_of_its_own():
+    fields = process("epsilon", "low_res", "low_res_t", "index", "view")
+    plain = torch.cat([batch.low_res for batch in batches(module(size=2000, batch_size=500, shuffle=False))])
+    made = batches(module(size=2000, batch_size=500, shuffle=False, process=fields, **noised()))
+    t, s = (together(made, name).double() for name in ("t", "low_res_t"))
+    assert s.dtype == torch.float64
+    assert stats.kstest(s.numpy(), "uniform").pvalue > 1e-6
+    assert abs(np.corrcoef(t, s)[0, 1]) < 4.9 / 2000**0.5
+    level = s.view(-1, 1, 1, 1)
+    noise = (together(made, "low_res").double() - (1 - level) * plain) / level  # rectified: (1 - s) x + s noise
+    noise = noise[s > 0.1].flatten()
+    assert stats.kstest(noise.numpy(), "norm").pvalue > 1e-6
+    against = together(made, "epsilon").double()[s > 0.1].flatten()
+    assert abs(np.corrcoef(noise, against)[0, 1]) < 4.9 / len(noise) ** 0.5
+
+
+def test_a_condition_s_noise_is_the_sample_s_own():
+    fields = process("low_res", "low_res_t", "mask", "index", "view")
+
+    def seen(**options: Any) -> dict[Any, Any]:
+        made = batches(module(process=fields, **{"transform": GEOMETRY, **noised(), **options}))
+        return {tuple(map(int, row[-2:])): row for batch in made for row in zip(*batch, strict=True)}
+
+    once = seen(views=2)
+    assert len(once) == len({float(row[3]) for row in once.values()}) == 24
+    again = seen(views=2, batch_size=5)
+    assert all(all(map(torch.equal, once[key], again[key])) for key in once)
+    other = seen(views=2, seed=4)
+    assert all(once[key][3] != other[key][3] for key in once)
+
+
+def test_a_condition_is_noised_in_evaluation_alike_each_time():
+    data = module(val=Items(aligned), process=process("low_res", "low_res_t"), **noised())
+    data.setup("fit")
+    a, b = ([data.noise(batch, stage="val") for batch in data.val_dataloader()] for _ in range(2))
+    assert all(all(map(torch.equal, one, other)) for one, other in zip(a, b, strict=True))
+    assert len(together(a, "low_res_t").unique()) == 12
+
+
+def test_in_low_precision_a_condition_is_rounded_once():
+    data = module(process=process("low_res", "low_res_t"), shuffle=False, **noised())
+    exact = batches(data)[0]
+    data._dtype = lambda: torch.bfloat16
+    rounded = batches(data)[0]
+    assert torch.equal(rounded.low_res, exact.low_res.bfloat16())
+    assert torch.equal(rounded.low_res_t, exact.low_res_t)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            noised("edges"),
+            r"data\.condition_noise must be of conditions that data\.images names: low_res, but got \['edges'\]",
+        ),
+        (noised("mask"), r"data\.condition_noise must be of conditions"),
+        ({"condition_noise": {"low_res": Rectified()}}, r"data\.condition_noise\.low_res must be a ForwardProcess"),
+        (
+            {"condition_noise": {"low_res": ForwardProcess(Rectified(), Uniform(coverage=Stratified()))}},
+            r"data\.condition_noise\.low_res\.times must be of independent coverage",
+        ),
+        (noised(value_range=(0, 1)), r"data\.condition_noise\.low_res\.value_range must be \[-1, 1\]"),
+        ({"images": {"image": "target", "x": "condition"}, **noised("x")}, r"The time of x would be x_t, a field"),
+    ],
+)
+def test_a_condition_s_noise_is_checked(options: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        module(**options)
+
+
+def test_a_resume_compares_a_condition_s_noise():
+    assert "Rectified" in module(**noised()).recipe()["condition_noise"]
+    assert module().recipe()["condition_noise"] == "{}"
