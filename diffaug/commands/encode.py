@@ -285,7 +285,8 @@ def _plan(root: Path, sources: list[Source], rows: int, total: int) -> str:
     for source in sources:
         part = source.part
         fields = [f"{name} {field.dtype} {list(field.shape) or ''}".strip() for name, field in part.fields.items()]
-        size = f"{_size(part.rows * _row_bytes(part))} in {part.shards} shards"
+        more = " and what differs" if any(field.bytes == 0 for field in part.fields.values()) else ""
+        size = f"{_size(part.rows * _row_bytes(part))}{more} in {part.shards} shards"
         lines.append(f"  {part.folder}: {part.rows} rows of {', '.join(fields)}; {size}")
     return "\n".join(lines)
 

@@ -187,6 +187,8 @@ def store(module: type[Module], *, root: str, **options: Any) -> Module:
     made = {stage: [partial(Store, root, stage, number) for number in range(len(parts[stage]))] for stage in parts}
     several = {stage: (each if len(each) > 1 else each[0]) for stage, each in made.items()}
     options["image_key"] = "image"
+    if None in (options.get("image_shape") or ()):  # of buckets, whose shapes differ
+        options["image_shape"] = None
     made_for, given = info["made_from"].get("value_range"), options["process"].value_range
     given = given and list(given)
     if latents is None and given != made_for and any(p.floats for of_stage in parts.values() for p in of_stage):

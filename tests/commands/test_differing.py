@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from diffaug import Buckets, DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.commands.encode import encode
 from diffaug.data import shards
+from diffaug.data.layout import shape_of
 from diffaug.data.store import Store
 from diffaug.pytorch_lightning import Encoding, image_folder, store
 
@@ -114,7 +115,8 @@ def test_a_store_of_buckets_gives_the_very_batches_of_its_folder(encoder, photos
     folder = {}
     if encoder is not None:
         options["process"] = ForwardProcess(LinearBeta(), fields=FIELDS, compile=False, value_range=None)
-    ours = store(root=str(out), **options)
+    ours = store(root=str(out), image_shape=shape_of(str(out)), **options)  # as configs/data/store.yaml does
+    assert shape_of(str(out)) == [3, None, None]
     if encoder is not None:
         folder["latent_stats"] = ours._noiser.posterior.stats
         options["process"] = process
