@@ -20,8 +20,7 @@ from diffaug.commands.autoencoder import folder_of
 from diffaug.commands.fingerprint import fingerprint, list_files
 from diffaug.commands.update import BESIDE, changed_files, check_kept, keep_rows, left_by_another, replace, write_files
 from diffaug.data.batch import Batch, collate
-from diffaug.data.encode import VARIANTS, EncodingBase, Source, read_still
-from diffaug.data.indexed import is_stream
+from diffaug.data.encode import VARIANTS, EncodingBase, Source, check_storable, read_still
 from diffaug.data.items import split
 from diffaug.data.latents import DTYPES, Latents, summarise
 from diffaug.data.layout import FORMAT, INFO, TEXT, Field, Part, read_info, write_info
@@ -179,8 +178,7 @@ def _sources(
     for stage in _STAGES:
         for number in range(len(as_list(data._sources[stage]))):
             images = data.build(stage, number, look=False)
-            if is_stream(images.dataset):
-                raise ValueError(f"{images.name} is a stream, whose items have no index to be stored by.")
+            check_storable(images)
             _, extra = split(images.dataset[0], data.aligned.target, f"{images.name}[0]")
             images.wanted = tuple(name for name in extra if keep is None or name in keep)
             of_stage = tuple(variants) if stage == "train" else ("identity",)

@@ -17,9 +17,11 @@ from torch.utils.data import Dataset, Sampler
 
 from diffaug.data.batch import Batch, Place, collate
 from diffaug.data.dataset import Images
+from diffaug.data.indexed import is_stream
 from diffaug.data.latents import Latents
 from diffaug.data.layout import Field, Part
 from diffaug.data.loader import Loader
+from diffaug.data.mixture import Mixture
 from diffaug.data.shards import ShardWriter
 from diffaug.data.store import Rows
 from diffaug.randomness.user_code import detect_draws
@@ -113,6 +115,14 @@ class _Rows(Dataset[Any]):
         if before is not None and known[0]:
             some.append(Some(known[0], None, {name: before.read(name, known[1]) for name in part.fields}))
         return number, shard, len(rows), some
+
+
+def check_storable(images: Images) -> None:
+    """Refuse a dataset that has no rows of its own."""
+    if is_stream(images.dataset):
+        raise ValueError(f"{images.name} is a stream, whose items have no index to be stored by.")
+    if isinstance(images.dataset, Mixture):
+        raise ValueError(f"{images.name} is a mixture: make a store of each of its datasets, and mix the stores.")
 
 
 def read_still(images: Images, row: int) -> Any:

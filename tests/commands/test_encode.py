@@ -24,7 +24,7 @@ from tiny import environment
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 import diffaug
-from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
+from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Mixture
 from diffaug.commands.encode import encode
 from diffaug.commands.preview import preview
 from diffaug.data import shards
@@ -337,6 +337,10 @@ GENERATOR = np.random.default_rng(0)
         ),
         ({"device_transform": torch.nn.Identity()}, r"data\.device_transform is of the training batches"),
         ({"train": lambda: _Stream()}, r"data\.train is a stream"),
+        (
+            {"train": Mixture({"one": _Random(), "two": _Random()}, weights={"one": 1, "two": 2})},
+            r"train is a mixture: m",
+        ),
         ({"train": [(torch.ones(1, 2, 2), [1, 2])]}, r"'label' of data\.train cannot be stored: .* keep=label"),
         (
             {"train": [torch.ones(1, 2, 2), torch.ones(1, 2, 3)]},
