@@ -25,6 +25,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.errors import HydraException
@@ -139,6 +140,9 @@ def _data(config: DictConfig) -> Any:
 def _preview(overrides: list[str], *, out: str = "preview.png") -> None:
     seen = preview(_data(compose_config(overrides)))
     print(f"{seen.text}\n\n{seen.picture.save(out)}")
+    if seen.buckets is not None:
+        path = Path(out)
+        print(seen.buckets.save(path.with_name(f"{path.stem}_buckets{path.suffix}")))
 
 
 def _check(overrides: list[str], *, workers: str = "") -> int:
@@ -147,6 +151,8 @@ def _check(overrides: list[str], *, workers: str = "") -> int:
     config = compose_config(overrides)
     if "on_error" in config.data:
         config.data.on_error = "raise"  # all files are wanted: the list is made here
+    if "buckets" in config.data:
+        config.data.buckets = config.data.image_shape = None  # buckets would want all sizes first
     found = check(_data(config), workers=int(workers) if workers else None)
     print(found.text)
     return 0 if found.fine else _BROKEN

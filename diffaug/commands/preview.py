@@ -27,10 +27,14 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from diffaug.commands.buckets import draw as draw_buckets
+from diffaug.commands.buckets import measure, table
+from diffaug.data.dataset import Images
 from diffaug.data.module import DiffusionBase
 from diffaug.data.posterior import Moments, Stored
 from diffaug.plots import Picture
 from diffaug.plots import preview as draw
+from diffaug.plots.buckets import Bucket
 from diffaug.process import ForwardProcess
 from diffaug.randomness.keys import Keys
 from diffaug.schedules.base import VARIANCE_EXPLODING
@@ -50,18 +54,20 @@ class Preview:
         text: to be printed.
         warnings: what looks wrong, a sentence or more each; part of the text.
         picture: of one page.
+        buckets: where the dataset has any, some images of each; else None.
     """
 
     text: str
     warnings: list[str]
     picture: Picture
+    buckets: Picture | None = None
 
 
 def preview(data: DiffusionBase) -> Preview:
     """Look at the training data of a DataModule, and at what its process makes of it.
 
     Of latents, which an encoder or a store makes, it looks at what is noised: scaled, and drawn from the posterior. The
-    picture shows the first three of their channels.
+    picture shows the first three of their channels. Of a dataset with buckets it looks at the largest, and lists all.
 
     Raises:
         ValueError: they are no images of shape (B, 1 or 3, H, W), nor latents of shape (B, C, H, W); or a stream, which
@@ -90,10 +96,13 @@ def preview(data: DiffusionBase) -> Preview:
     end, blind = ratio(process.schedule.ends[1][None]), (ratio(t) < STRONG).double().mean()
     latents = process.value_range is None and images.is_floating_point()
     span = "[0, 255]" if images.dtype == torch.uint8 else "latents" if latents else list(process.value_range or ())
+    dataset, alike = data.images("train"), "each"
+    listed = _buckets(dataset, data.batch_size)
+    if listed:
+        alike = "looked at are those"
     lines = [
-        f"images           {len(data.images('train'))}, each {tuple(images.shape[1:])}, {images.dtype}".replace(
-            "torch.", ""
-        ),
+        f"images           {len(dataset)}, {alike} {tuple(images.shape[1:])}, {images.dtype}".replace("torch.", ""),
+        *(table(listed) if listed else ()),
         f"values           {low:g} to {high:g} as read, of {span}; looked at {len(images)} images",
         f"{'noised           as they are' if latents else 'scaled           to [-1, 1]'}; mean ± standard deviation of "
         f"each channel: {channels}",
@@ -105,7 +114,15 @@ def preview(data: DiffusionBase) -> Preview:
         *(["", *(f"WARNING {warning}" for warning in found)] if found else ["", "nothing looks wrong"]),
     ]
     shown = images if images.shape[1] in (1, 3) else images[:, : 3 if images.shape[1] > 3 else 1]
-    return Preview("\n".join(lines), found, draw(process, shown, t, x_0))
+    of_buckets = draw_buckets(data.process, dataset, listed) if listed and not data.latents else None
+    return Preview("\n".join(lines), found, draw(process, shown, t, x_0), of_buckets)
+
+
+def _buckets(images: Images, batch: int) -> list[Bucket]:
+    """Measure the buckets of a dataset that has them, and says how large its images are."""
+    dataset = images.dataset
+    sizes, bucket_of = getattr(dataset, "sizes", None), getattr(dataset, "bucket_of", None)
+    return [] if sizes is None or bucket_of is None else measure(sizes, bucket_of, dataset.bucket_shapes, batch)
 
 
 def _latents(data: DiffusionBase, images: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 Every function returns a `Picture`; ``picture.save("a.png")`` writes a.png and, where there are numbers, a.csv.
 """
 
+from diffaug.plots.buckets import buckets as buckets
 from diffaug.plots.curves import levels as levels
 from diffaug.plots.curves import recipes as recipes
 from diffaug.plots.curves import schedules as schedules

@@ -120,11 +120,11 @@ def _grid(rows: Any, titles: Sequence[str] = (), labels: Sequence[str] = (), cap
         1.05 * len(rows[0]) + (1.35 if labels else 0), (1.05 * height / width + below) * len(rows) + 0.5
     )
     figure.set_layout_engine("constrained", w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)
-    _fill(figure, rows, titles, labels, captions)
+    fill(figure, rows, titles, labels, captions)
     return figure
 
 
-def _fill(
+def fill(
     figure: Any,
     rows: Any,
     titles: Sequence[str] = (),
@@ -167,7 +167,7 @@ def samples(images: Tensor, *, columns: int = 8) -> Picture:
     """Draw a grid of images in [-1, 1], shape (B, C, H, W)."""
     rows = images.split(columns)
     figure = new_figure(columns * 0.8, len(rows) * 0.8)
-    _fill(figure, rows, columns=columns)
+    fill(figure, rows, columns=columns)
     return Picture(figure)
 
 
@@ -225,7 +225,7 @@ def preview(process: ForwardProcess, images: Tensor, t: Tensor, pixels: Tensor, 
     parts: Any = figure.subfigures(3, 1, height_ratios=(1.35, 3.6, 2.6))
     read, noised, numbers = parts
     read.suptitle("images as read, after the transform", fontsize=9)
-    _fill(read, [scaled[:columns]], columns=columns)
+    fill(read, [scaled[:columns]], columns=columns)
     noised.suptitle("noised along one path each", fontsize=9)
     times = torch.unique_consecutive(schedule.from_unit(torch.linspace(0, 1, columns, dtype=torch.float64)[1:]))
     rows = min(3, len(images))
@@ -234,7 +234,7 @@ def preview(process: ForwardProcess, images: Tensor, t: Tensor, pixels: Tensor, 
     states = torch.cat([scaled[:rows, None], path / _display_scale(alpha, sigma).view(-1, 1, 1, 1)], 1)
     levels = schedule.log_snr(times, torch.float64).tolist()
     titles = ["$x_0$", *(f"t = {x:.3g}\n{_snr(level)}" for x, level in zip(times.tolist(), levels, strict=True))]
-    _fill(noised, states, titles, fontsize=7)
+    fill(noised, states, titles, fontsize=7)
     left, right = numbers.subplots(1, 2)
     pixels = pixels.double().flatten().cpu()
     reach = 1.0 if process.value_range else max(1.0, pixels.abs().max().item())  # latents have no range
