@@ -53,6 +53,19 @@ def test_folder_runs(tmp_path):
 
 
 @pytest.mark.slow
+def test_sizes_run(tmp_path):
+    out = tmp_path / "table.md"
+    command = [sys.executable, str(ROOT / "benchmarks" / "sizes.py"), "--files", "1500", "--turns", "1"]
+    command += ["--folder", str(tmp_path), "--markdown", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, check=True, capture_output=True, timeout=600, env=environment)
+    rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines()[2:]]
+    assert [row[0] for row in rows] == ["sizes", "folder"]
+    assert all(float(number) > 0 for row in rows for number in row[1:])
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.slow
 def test_store_runs():
     command = [sys.executable, str(ROOT / "benchmarks" / "store.py"), "--sizes", "16", "--rows", "200", "--rounds", "1"]
     command += ["--seconds", "0.1"]

@@ -13,5 +13,6 @@ on the device     device_transform, encoder, views, label dropout, then the     
 Who does it: `module` for your datasets (`sources` makes them), `wrapped` for another DataModule (`rebuild` its
 loaders), both on `base`; none of them knows Lightning, and `packages` tells its two packages apart. What a checkpoint
 holds: `recipe` what a run trains on, `progress` and `resume` how far it is. The data of configs/data: `catalogue`,
-`folder`, `broken`, and `store`, which `encode` writes, `shards` and `latents` with it.
+`folder` (`pixels`, `fit`, `broken`; with `buckets` and `sizes`, and `bucketed` for your own data), and `store`, which
+`encode` writes, `shards` and `latents` with it.
 """
