@@ -18,7 +18,9 @@ from diffaug import (
     Rectified,
     Shifted,
 )
+from diffaug.commands.report import page
 from diffaug.interop import to_diffusers
+from diffaug.pytorch_lightning import Denoiser, LossByLevel
 from diffaug.schedules import Schedule
 
 FIELDS = ("x_t", "epsilon", "t", "v", "log_snr", "alpha", "sigma", "weight", "x_s", "s")
@@ -98,6 +100,35 @@ def test_without_a_batch_the_base_is_shown():
         InterpolatedShift(Cosine(1000), 256, 256, 32).log_snr(torch.tensor([3])),
     )
     assert torch.equal(Shifted(Rectified(), image="auto").log_snr(t), Rectified().log_snr(t))
+
+
+def test_a_report_says_what_it_is_of():
+    auto = page(process(Shifted(LinearBeta(), image="auto")))
+    assert "image='auto' is each batch's own size; what follows is for the base's" in auto
+    assert "each batch's own size" not in page(process(Shifted(LinearBeta(), image=64)))
+    assert auto.splitlines()[2:] == page(process(Shifted(LinearBeta(), image=64))).splitlines()[1:]
+
+
+def test_a_denoiser_goes_by_the_size_of_its_batch():
+    class Told(torch.nn.Module):
+        """A network that keeps what it is told of the noise level, and says that all is noise."""
+
+        def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            self.times = [*getattr(self, "times", []), time]
+            return x
+
+    told = {}
+    for image in ("auto", 64):
+        mixed = process(AUTO["shifted"](image), weight=MinSNR())
+        network = Told()
+        denoiser = Denoiser(network, mixed, time="log_snr")
+        batch = mixed(images(64, 64), torch.arange(3), seed=1)
+        drawn = denoiser.sample((2, 3, 64, 64), steps=4)
+        told[image] = [denoiser._errors(batch), denoiser._weights(batch), drawn, *network.times]
+        levels = LossByLevel(schedule=mixed.schedule)
+        told[image].append(levels._levels(None, None, batch.t, batch))
+    assert len(told[64]) == 9
+    assert all(map(torch.equal, told["auto"], told[64]))
 
 
 def test_what_auto_cannot_be():
