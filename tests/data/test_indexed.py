@@ -5,8 +5,10 @@ Statistical limits are set for one false alarm in 10^6; the draws are keyed, so 
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
+import tarfile
 from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
@@ -170,6 +172,34 @@ def test_streams_of_the_libraries_are_streams():
     assert not is_stream(table)
     assert index_dataset(table, "data.train") is table
     assert is_stream(table.to_iterable_dataset())
+
+
+def test_wids_is_map_style(tmp_path, monkeypatch):
+    wids = pytest.importorskip("wids", reason="wids is not installed (webdataset before 1.0 has it)")
+    monkeypatch.setenv("WIDS_CACHE", str(tmp_path / "cache"))
+    shards = []
+    for shard in range(4):
+        path = tmp_path / f"{shard}.tar"
+        with tarfile.open(path, "w") as tar:
+            for number in range(shard * 25, shard * 25 + 25):
+                add(tar, f"{number:03}.npy", np.full((2, 2), number, np.uint8))
+        shards.append({"url": str(path), "nsamples": 25})
+    dataset = wids.ShardListDataset(shards, cache_dir=str(tmp_path / "cache"), keep=True)
+    assert not is_stream(dataset)
+    assert index_dataset(dataset, "data.train") is dataset
+    data = DiffusionDataModule(dataset, process=ForwardProcess(LinearBeta(), fields=("x_0", "index")), image_key=".npy")
+    data.setup("fit")
+    noised = [data.noise(batch) for batch in data.train_dataloader()]
+    assert sorted(together(noised, "index").tolist()) == [*range(100)]
+    assert torch.equal(((together(noised, "x_0")[:, 0, 0, 0] + 1) * 127.5).round().long(), together(noised, "index"))
+
+
+def add(tar: tarfile.TarFile, name: str, array: np.ndarray[Any, Any]) -> None:
+    content = io.BytesIO()
+    np.save(content, array)
+    info = tarfile.TarInfo(name)
+    info.size = len(content.getvalue())
+    tar.addfile(info, io.BytesIO(content.getvalue()))
 
 
 def test_webdataset_is_a_stream():
