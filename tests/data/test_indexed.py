@@ -297,6 +297,22 @@ def test_a_stream_in_a_mixture_is_refused():
         Rank(Mixture({"one": Sized()})).setup("fit")
 
 
+def test_forked_workers_fetch_compressed_chunks_themselves(tmp_path):
+    """A thread of litdata's fetches them. A worker has its parent's reader, but no thread: it would wait for ever."""
+    litdata = pytest.importorskip("litdata", reason="litdata is not installed (pip install diffaug[streams])")
+    pytest.importorskip("zstd", reason="zstd is not installed")
+    root = tmp_path / "set"
+    cache = litdata.streaming.Cache(str(root), chunk_size=30, compression="zstd", compression_level="chunk")
+    for index in range(200):
+        cache[index] = make_item(index)
+    cache.done()
+    cache.merge()
+    dataset = litdata.StreamingDataset(str(root), cache_dir=str(tmp_path / "cache"))
+    _, loader = loader_of(dataset, num_workers=2, timeout=60, shard_window=2)  # a look at the first item, here
+    assert dataset.cache._reader._prepare_thread is not None
+    assert sorted(int(index) for batch in loader for index in batch.places[0].rows[:, 0]) == [*range(200)]
+
+
 def test_a_part_of_litdata_keeps_its_indices(litdata_set):
     whole, part = litdata_set(), Indexed(litdata_set(subsample=0.5))
     assert len(part) == sum(part.shard_sizes or ()) == N // 2
