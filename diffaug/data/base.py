@@ -18,6 +18,7 @@ from diffaug.checks import flag, integer, refuse
 from diffaug.data.aligned import Aligned
 from diffaug.data.condition_noise import ConditionNoise
 from diffaug.data.device import Noiser
+from diffaug.data.holes import Hole
 from diffaug.data.labels import LabelDropout
 from diffaug.data.packages import check_trainer, refuse_as_loader
 from diffaug.data.posterior import Posterior
@@ -67,6 +68,8 @@ class NoisingBase(ABC):
             as it is). None says nothing: then an item with several images and a transform is refused.
         condition_noise: a ForwardProcess for each condition that is noised too, by its name; its time is then a field
             named likewise with ``_t`` behind.
+        hole: a mask for inpainting that is drawn for each image and view, of `diffaug.data.holes`: the fields ``hole``
+            and ``known``.
         views: how many noised copies of each training image a batch holds, side by side; it is decoded once.
         allow_changed_recipe: whether a checkpoint of another schedule, seed, ... may be gone on from.
 
@@ -91,6 +94,7 @@ class NoisingBase(ABC):
         image_key: str | int | None = None,
         images: Mapping[str, str] | None = None,
         condition_noise: Mapping[str, ForwardProcess] | None = None,
+        hole: Hole | None = None,
         views: int = 1,
         allow_changed_recipe: bool = False,
     ) -> None:
@@ -111,6 +115,7 @@ class NoisingBase(ABC):
             dropout=self._dropout,
             aligned=self.aligned,
             condition_noise=ConditionNoise(condition_noise, self.aligned.conditions),
+            hole=hole,
         )
         self.views, self.device_transform = self._noiser.views, device_transform
         self.allow_changed_recipe = flag("data.allow_changed_recipe", allow_changed_recipe)
@@ -249,6 +254,7 @@ class NoisingBase(ABC):
             "latent_stats": self._noiser.posterior.stats,
             "image_key": self.aligned.target,
             "images": self.aligned.roles,
+            "hole": repr(self._noiser.hole),
             "condition_noise": repr(self._noiser.condition_noise.processes),
             "label_dropout": self._dropout.rate,
             "null_label": repr(self._dropout.null),

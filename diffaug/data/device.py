@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from diffaug.checks import integer, refuse
+from diffaug.checks import instance, integer, refuse
 from diffaug.data.aligned import Aligned
 from diffaug.data.batch import Places
 from diffaug.data.condition_noise import ConditionNoise
 from diffaug.data.dataset import note
+from diffaug.data.holes import Hole
 from diffaug.data.items import check_range
 from diffaug.data.labels import LabelDropout
 from diffaug.data.posterior import Moments, Posterior, Stored
@@ -25,6 +26,7 @@ from diffaug.randomness.user_code import keyed_random_state
 from diffaug.times import Times
 
 _log = logging.getLogger("diffaug")
+_OF_HOLE = frozenset({"hole", "known"})
 
 
 class Noiser:
@@ -44,6 +46,7 @@ class Noiser:
         dropout: of the training labels.
         aligned: which images of an item keep in step.
         condition_noise: of the conditions among them.
+        hole: how holes are drawn, if they are.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Noiser:
         dropout: LabelDropout,
         aligned: Aligned,
         condition_noise: ConditionNoise,
+        hole: Hole | None = None,
     ) -> None:
         for name, given in (("device_transform", device_transform), ("encoder", encoder)):
             if given is not None and not callable(given):
@@ -70,6 +74,13 @@ class Noiser:
                 "under any."
             )
         self.process, self.device_transform, self.encoder, self.dropout = process, device_transform, encoder, dropout
+        if hole is not None:
+            instance("data.hole", hole, Hole, "a diffaug.data.holes.Hole")
+            if encoder is not None or process.value_range is None:
+                raise ValueError("data.hole is of images, but here latents are noised: leave it out.")
+            if not _OF_HOLE.isdisjoint(aligned.beside):
+                raise ValueError(f"data.hole makes the fields {sorted(_OF_HOLE)}: give data.images other names.")
+        self.hole, self.made = hole, [*condition_noise.made, *(_OF_HOLE if hole else ())]
         self.posterior, self.aligned, self.condition_noise = posterior, aligned, condition_noise
         self.views = integer("data.views", views, 1, 2**VIEW_BITS - 1)
         self.eager = False  # whether the compiled pass is left aside: where some rank cannot compile it
@@ -130,6 +141,11 @@ class Noiser:
         packed = pack(seed=seed)
         if self.condition_noise.processes:
             extra = self.condition_noise(extra, pack, seed, dtype)
+        if self.hole is not None:
+            hole = self.hole.draw(packed.to(image.device), *image.shape[-2:])
+            extra = {**extra, "hole": hole}
+            if "known" in self.process.fields:
+                extra["known"] = self.process.scale(image).masked_fill(hole, 0).to(dtype or torch.float32)
         if moments is not None:
             image = self._latents(
                 moments, Keys.pack(index, seed=seed, **domain) if self.posterior.kind == "fixed" else packed

@@ -207,7 +207,7 @@ class DiffusionBase(NoisingBase):
             look=look,
             transform=self.transform if train else self.eval_transform,
             aligned=self.aligned,
-            wanted=self.aligned.wanted(self.process.fields, self._noiser.condition_noise.made),
+            wanted=self.aligned.wanted(self.process.fields, self._noiser.made),
             value_range=self.process.value_range,
             check_range=not train or self.device_transform is None,
         )

@@ -56,6 +56,7 @@ class Purpose(IntEnum):
     PAIR = 13
     POSTERIOR = 14
     CONDITION = 15  # hashed into a seed: a condition's time and noise are those of another seed, TIME and EPSILON
+    HOLE = 16
 
 
 class Keys(NamedTuple):
