@@ -73,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             overrides.append(word)
     try:
+        usual = (command.__kwdefaults__ or {}).get("out", "")
+        if usual.endswith(".png"):
+            plots.check_path(own.get("out", usual))  # before the work that the picture is of
         return command(overrides, **own) or 0
     except (ValueError, OSError, ImportError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":

@@ -14,3 +14,4 @@ from diffaug.plots.images import progress as progress
 from diffaug.plots.images import samples as samples
 from diffaug.plots.images import strip as strip
 from diffaug.plots.picture import Picture as Picture
+from diffaug.plots.picture import check_path as check_path

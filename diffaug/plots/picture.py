@@ -45,9 +45,7 @@ class Picture:
 
     def save(self, path: str | Path) -> Path:
         """Write the picture, .png, .svg or .pdf, and beside it its numbers as .csv; the folder is made if need be."""
-        path = Path(path)
-        if path.suffix.lower() not in KINDS:
-            raise refuse("out", str(path), f"a file that ends in {', '.join(KINDS)}")
+        path = check_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Without the date, the same picture is the same file.
         dated = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[path.suffix.lower()]
@@ -55,6 +53,14 @@ class Picture:
         if self.columns:
             write_csv(path.with_suffix(".csv"), self.columns, self.rows)
         return path
+
+
+def check_path(path: str | Path) -> Path:
+    """Refuse a path that no picture can be written to."""
+    path = Path(path)
+    if path.suffix.lower() not in KINDS:
+        raise refuse("out", str(path), f"a file that ends in {', '.join(KINDS)}")
+    return path
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

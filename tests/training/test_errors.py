@@ -159,6 +159,11 @@ def test_what_is_no_command_is_said(capsys):
     assert "there is no 'plot scheduels', only report, plot schedules, plot recipes," in capsys.readouterr().err
 
 
+def test_where_no_picture_can_be_is_said_before_the_work(capsys):
+    assert main(["preview", "data=no_such_data", "out=pictures"]) == 1
+    assert "out must be a file that ends in .png, .svg, .pdf, but got 'pictures'" in capsys.readouterr().err
+
+
 def failed(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     words = (sys.executable, str(ROOT / "train.py"), *OVERRIDES, "hydra.run.dir=run", *words)
     done = server.run([*words], folder, {**environment(folder), **variables})
