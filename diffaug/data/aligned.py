@@ -21,6 +21,7 @@ from diffaug.data.items import as_mask, as_tensor, describe_value, is_image
 from diffaug.targets import FIELDS
 
 ROLES = ("target", "condition", "mask")
+TOGETHER = ", which is given a dict of the images that data.images names, as torchvision's v2 transforms take it"
 
 
 class Aligned:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from diffaug.data.aligned import Aligned
+from diffaug.data.aligned import TOGETHER, Aligned
 from diffaug.data.batch import Place, Sample
 from diffaug.data.items import as_tensor, check_range, name_parts, split
 from diffaug.data.mixture import Mixture
@@ -154,7 +154,7 @@ class Images(Keyed):
             try:
                 image, extra = self.aligned.transform(self.transform, image, extra, where, self._named)
             except Exception as error:
-                note(error, f"in {self._named} of {where}")
+                note(error, f"in {self._named} of {where}{TOGETHER if self.aligned.beside else ''}")
                 raise
             image, extra = self.aligned.read(image, extra, where, self.value_range)
         tensor = as_tensor(image, where, self.value_range)

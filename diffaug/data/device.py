@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from diffaug.checks import instance, integer, refuse
-from diffaug.data.aligned import Aligned
+from diffaug.data.aligned import TOGETHER, Aligned
 from diffaug.data.batch import Places
 from diffaug.data.condition_noise import ConditionNoise
 from diffaug.data.dataset import note
@@ -75,7 +75,7 @@ class Noiser:
             )
         self.process, self.device_transform, self.encoder, self.dropout = process, device_transform, encoder, dropout
         if hole is not None:
-            instance("data.hole", hole, Hole, "a diffaug.data.holes.Hole")
+            instance("data.hole", hole, Hole, "a Box, a Half or a Brush")
             if encoder is not None or process.value_range is None:
                 raise ValueError("data.hole is of images, but here latents are noised: leave it out.")
             if not _OF_HOLE.isdisjoint(aligned.beside):
@@ -142,7 +142,11 @@ class Noiser:
         if self.condition_noise.processes:
             extra = self.condition_noise(extra, pack, seed, dtype)
         if self.hole is not None:
-            hole = self.hole.draw(packed.to(image.device), *image.shape[-2:])
+            if image.ndim < 3:
+                raise refuse("of data.hole the images", image, "of a height and a width")
+            height, width = image.shape[-2:]
+            hole = self.hole.draw(packed.to(image.device), height, width)
+            hole = hole.view(len(image), *(1,) * (image.ndim - 3), height, width)
             extra = {**extra, "hole": hole}
             if "known" in self.process.fields:
                 extra["known"] = self.process.scale(image).masked_fill(hole, 0).to(dtype or torch.float32)
@@ -230,7 +234,8 @@ def on_device(function: Any, images: Any, name: str, call: Callable[[Any], Any])
             cast = (
                 " If it wants floats, convert them in it, to process.value_range." if image.dtype == torch.uint8 else ""
             )
-            note(error, f"in {name}, of a batch of {image.dtype} of shape {tuple(image.shape)}.{cast}")
+            of = TOGETHER if isinstance(images, dict) else ""
+            note(error, f"in {name}, of a batch of {image.dtype} of shape {tuple(image.shape)}{of}.{cast}")
             raise
 
 

@@ -1,8 +1,8 @@
 """Holes: masks of what is to be painted in, drawn for each sample by its key, for inpainting.
 
-A batch then has the fields ``hole``, bool of shape (B, 1, H, W), True where something is to be painted, and ``known``,
-the clean image in [-1, 1] with 0 in the hole. A network that is to see the known pixels without noise (Saharia et al.
-2022, "Palette: Image-to-Image Diffusion Models", section 4) is given ``torch.where(hole, x_t, known)``.
+A batch then has the fields ``hole``, bool of shape (B, 1, H, W), True where something is to be painted (of a video in
+all frames, (B, 1, 1, H, W)), and ``known``, the clean image in [-1, 1] with 0 in the hole. A network that is to see the
+known pixels without noise is given ``torch.where(hole, x_t, known)``.
 
 All arithmetic is in whole numbers: a hole is the same on every device.
 """
@@ -68,8 +68,8 @@ class Box(Hole):
 class Brush(Hole):
     """Strokes of a round brush, each from a uniform place on by straight lines, held within the image.
 
-    Free-form masks in the manner of Yu et al. 2019, "Free-form image inpainting with gated convolution", algorithm 1;
-    the numbers are diffaug's own. It takes time in proportion to strokes times lines, each a pass over the images.
+    Free-form masks in the manner of Yu et al. 2019, "Free-form image inpainting with gated convolution"; the numbers
+    are diffaug's own. It takes time in proportion to strokes times lines, each a pass over the images.
 
     Arguments:
         strokes: how many.

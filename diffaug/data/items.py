@@ -86,7 +86,9 @@ def find_part(item: Any, parts: Mapping[Any, Any], key: str | int, option: str, 
     if isinstance(key, int) and not isinstance(item, Mapping) and 0 <= key < len(parts):
         return list(parts)[key]
     if key not in parts:
-        raise ValueError(f"{option}={key!r} is not in {where}, which holds {_listed(parts)}.")
+        raise ValueError(
+            f"{option}={key!r} is not in {where}, which holds {_listed(parts)}: data.images names parts so too."
+        )
     return key
 
 

@@ -379,6 +379,14 @@ def test_kornia_inside_another_module_is_refused():
         batches(module(device_transform=inside_one))
 
 
+@pytest.mark.skipif(not hasattr(Exception, "add_note"), reason="Python 3.10 has no notes on exceptions")
+@pytest.mark.parametrize("where", ["transform", "device_transform"])
+def test_a_transform_of_one_image_is_told_what_it_is_given(where: str):
+    with pytest.raises(AttributeError) as caught:
+        batches(module(**{where: lambda image: image.float()}))
+    assert "which is given a dict of the images that data.images names" in caught.value.__notes__[0]
+
+
 # Another DataModule's, and a store's.
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import stats
 from shared import pictures, together
+from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
@@ -106,6 +107,22 @@ def test_what_is_known_is_the_clean_image_outside():
         assert torch.equal(mixed[~batch.hole.expand_as(mixed)], batch.x_0[~batch.hole.expand_as(mixed)])
 
 
+def test_a_video_has_one_hole_in_all_frames():
+    process = ForwardProcess(LinearBeta(), fields=FIELDS, compile=False)
+    for shape in ((4, 3, 2, 6, 5), (4, 6, 5)):
+        data = DiffusionDataModule(TensorDataset(torch.rand(shape)), process=process, hole=Half(), image_key=0, seed=3)
+        data.setup("fit")
+        batch = data.noise(next(iter(data.train_dataloader())))
+        assert batch.hole.shape == (4, *(1,) * (len(shape) - 3), 6, 5)
+        assert torch.equal(batch.known, torch.where(batch.hole, 0.0, batch.x_0))
+    data = DiffusionDataModule(TensorDataset(torch.rand(4, 5)), process=process, hole=Half(), image_key=0, seed=3)
+    data.setup("fit")
+    with pytest.raises(
+        ValueError, match=r"of data\.hole the images must be of a height and a width, but got .*\(4, 5\)"
+    ):
+        data.noise(next(iter(data.train_dataloader())))
+
+
 def test_evaluation_keeps_its_holes():
     a, b = (together(batches("val", val=pictures(), hole=Brush()), "hole") for _ in range(2))
     assert torch.equal(a, b)
@@ -115,7 +132,7 @@ def test_evaluation_keeps_its_holes():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hole": "box"}, r"data\.hole must be a diffaug\.data\.holes\.Hole, but got 'box'"),
+        ({"hole": "box"}, r"data\.hole must be a Box, a Half or a Brush, but got 'box'"),
         ({"hole": Box(), "encoder": torch.nn.Identity()}, r"data\.hole is of images, but here latents are noised"),
         (
             {"hole": Box(), "process": ForwardProcess(LinearBeta(), value_range=None)},
