@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             overrides.append(word)
     try:
-        usual = (command.__kwdefaults__ or {}).get("out", "")
+        usual: str = (command.__kwdefaults__ or {}).get("out", "")
         if usual.endswith(".png"):
             plots.check_path(own.get("out", usual))  # before the work that the picture is of
         return command(overrides, **own) or 0
