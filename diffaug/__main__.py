@@ -14,6 +14,7 @@ encode [data=...] out=FOLDER [keep=label]   the dataset decoded once, into a sto
                                             encoder@data.encoder=autoencoder_kl [dtype=float32 or float16, bfloat16]
                                             [variants=identity,hflip]: each encoded, one drawn at every visit;
                                             differ=NAME: a part whose length differs, stored without padding;
+                                            pixels=true: the images beside their latents;
                                             update=true makes the rows of files that have changed, keeps the others
 export ckpt=RUN out=FOLDER [vae=FOLDER]     a trained run as a diffusers pipeline folder; of latents, with its VAE
 
@@ -170,6 +171,7 @@ def _encode(
     allow_rounding: str = "false",
     variants: str = "identity",
     differ: str = "",
+    pixels: str = "false",
     update: str = "false",
 ) -> None:
     from diffaug.commands.encode import encode
@@ -177,7 +179,7 @@ def _encode(
     if not out:
         raise ValueError("encode wants out=FOLDER, where the store is to be.")
     config = compose_config([*overrides, "callbacks=none", "logger=none"])
-    flags = {"allow_rounding": allow_rounding, "update": update}
+    flags = {"allow_rounding": allow_rounding, "pixels": pixels, "update": update}
     given = {name: choice(name, value, ("true", "false")) == "true" for name, value in flags.items()}
     quieten(config.lightning.diffaug)
     config.trainer.enable_checkpointing = False

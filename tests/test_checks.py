@@ -51,6 +51,7 @@ FLAGS = {
     "data.allow_changed_recipe": lambda value: module(allow_changed_recipe=value),
     "data.download": lambda value: torchvision(dataset, root=".", download=value, process=PROCESS),
     "allow_rounding": lambda value: Latents(torch.nn.Identity(), "float16", value),
+    "pixels": lambda value: encode(module(), "nowhere", None, Encoding, pixels=value),
     "update": lambda value: encode(module(), "nowhere", None, Encoding, update=value),
     "clip": lambda value: sample(clip=value),
     "progress": lambda value: sample(progress=value),

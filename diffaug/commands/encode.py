@@ -18,6 +18,7 @@ from torch import Tensor
 from diffaug.checks import choice, flag, refuse
 from diffaug.commands.autoencoder import folder_of
 from diffaug.commands.fingerprint import fingerprint, list_files
+from diffaug.commands.space import check_space, plan
 from diffaug.commands.update import BESIDE, changed_files, check_kept, keep_rows, left_by_another, replace, write_files
 from diffaug.data.batch import Batch, collate
 from diffaug.data.encode import VARIANTS, EncodingBase, Source, check_storable, read_still
@@ -31,7 +32,7 @@ from diffaug.data.sources import are_datasets, as_list, look_at
 from diffaug.training.checkpoint_io import lock
 
 _STAGES = ("train", "val", "test")
-_OWN = ("image", "mean", "std")
+_OWN = ("image", "mean", "std", "pixels")
 
 
 def encode(
@@ -45,6 +46,7 @@ def encode(
     allow_rounding: bool = False,
     variants: Sequence[str] = ("identity",),
     differ: Sequence[str] = (),
+    pixels: bool = False,
     update: bool = False,
 ) -> None:
     """Write the datasets of a DataModule as a store; rank 0 prints what it comes to before, and after.
@@ -60,6 +62,7 @@ def encode(
         variants: what each training image is stored as, "identity" and "hflip": each is encoded as an image of its own,
             and one of them is drawn by key at every visit.
         differ: which parts beside the image differ in length, their first dimension, from row to row.
+        pixels: whether the images are stored beside their latents too, as a part of this name.
         update: whether a store of other files is brought up to date: see `diffaug.commands.update`.
 
     Raises:
@@ -75,10 +78,12 @@ def encode(
         )
     flag("update", update)
     choice("dtype", dtype, DTYPES)
+    if flag("pixels", pixels) and not data.encodes:
+        raise ValueError("pixels=true keeps images beside their latents, but there is no data.encoder to make any.")
     for variant in variants:
         choice("each of variants", variant, VARIANTS)
     data.prepare_data()
-    latents = Latents(data._noiser.encode, dtype, allow_rounding) if data.encodes else None
+    latents = Latents(data._noiser.encode, dtype, allow_rounding, pixels) if data.encodes else None
     device, whole = trainer.strategy.root_device, Path(out).expanduser()
     sources = _sources(data, keep, latents, variants, differ, device)
     flat = [source for of_stage in sources.values() for source in of_stage]
@@ -110,8 +115,8 @@ def encode(
     rows = sum(flat[number].part.rows_of(shard) for number, shard in missing)
     total = sum(source.part.rows for source in flat)
     if trainer.is_global_zero:
-        print(_plan(root, flat, rows, total))
-        _check_space(root, flat, missing)
+        print(plan(root, flat, rows, total))
+        check_space(root, flat, missing)
     with _alone(whole) if trainer.is_global_zero else nullcontext():
         if trainer.is_global_zero:
             if stale:
@@ -197,7 +202,7 @@ def _sources(
                 choice("each of differ", name, tuple(first.extra))
             shapes = getattr(images.dataset, "bucket_shapes", None)
             for name in fields:
-                if name in ("image", "mean", "std") and shapes is not None:
+                if name in _OWN and shapes is not None:
                     fields[name] = Field(fields[name].dtype, (fields[name].shape[0], -1, -1))
                 elif name in differ:
                     fields[name] = Field(fields[name].dtype, (-1, *fields[name].shape[1:]))
@@ -231,7 +236,8 @@ def _encoded(data: DiffusionBase, latents: Latents, image: Tensor) -> dict[str, 
             "data.encoder draws random numbers: a store would keep one draw for ever. Give one that returns the "
             "distribution, with its mean and std (a diffusers VAE as it is): then every visit has a draw of its own."
         )
-    fields = {name: _field(rows) for name, rows in latents.rows(latents.encode(image)).items()}
+    made = latents.encode(image)
+    fields = {name: _field(rows) for name, rows in {**made, **latents.rows(made)}.items()}
     latents.take_sums()
     return fields
 
@@ -262,36 +268,3 @@ def _refusal(root: Path, changed: list[str], of_files: list[str]) -> ValueError:
         + "\n  ".join(changed + of_files)
         + f"\n{way} a new folder, or remove this one."
     )
-
-
-def _check_space(root: Path, sources: list[Source], missing: list[tuple[int, int]]) -> None:
-    wanted = sum(sources[number].part.rows_of(shard) * _row_bytes(sources[number].part) for number, shard in missing)
-    there = next(folder for folder in (root, *root.resolve().parents) if folder.is_dir())
-    free = shutil.disk_usage(there).free
-    if wanted > free:
-        raise OSError(
-            f"out={root} needs {_size(wanted)} and texts, but there are {_size(free)} free. Nothing was changed"
-        )
-
-
-def _row_bytes(part: Part) -> int:
-    return sum(field.bytes for field in part.fields.values())
-
-
-def _plan(root: Path, sources: list[Source], rows: int, total: int) -> str:
-    lines = [f"{root}: {total} rows, {total - rows} of them already there"]
-    for source in sources:
-        part = source.part
-        fields = [f"{name} {field.dtype} {list(field.shape) or ''}".strip() for name, field in part.fields.items()]
-        more = " and what differs" if any(field.bytes == 0 for field in part.fields.values()) else ""
-        size = f"{_size(part.rows * _row_bytes(part))}{more} in {part.shards} shards"
-        lines.append(f"  {part.folder}: {part.rows} rows of {', '.join(fields)}; {size}")
-    return "\n".join(lines)
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.4g} {unit}"
-        count /= 1024
-    return f"{count:.4g} TiB"

@@ -22,15 +22,20 @@ class Latents:
         encode: from a batch of images, as the loader gives it, to moments.
         dtype: of the rows, by its name.
         allow_rounding: whether rounding to that may be by more than the posterior's deviation.
+        pixels: whether the images are kept beside.
     """
 
-    def __init__(self, encode: Callable[[Tensor], Moments], dtype: str, allow_rounding: bool) -> None:
+    def __init__(
+        self, encode: Callable[[Tensor], Moments], dtype: str, allow_rounding: bool, pixels: bool = False
+    ) -> None:
         self._encode, self.dtype, self.allow_rounding = encode, dtype, flag("allow_rounding", allow_rounding)
+        self.pixels = flag("pixels", pixels)
         self._sums: list[dict[str, Any]] = []
 
     def encode(self, image: Tensor) -> dict[str, Tensor]:
-        """Return ``mean`` and, of a distribution, ``std``, each float32 of shape (B, *)."""
-        return {name: part for name, part in self._encode(image)._asdict().items() if part is not None}
+        """Return ``mean`` and, of a distribution, ``std``, each float32 of shape (B, *); and ``pixels``, if kept."""
+        made = {name: part for name, part in self._encode(image)._asdict().items() if part is not None}
+        return {**made, "pixels": image} if self.pixels else made
 
     def rows(self, made: Mapping[str, Any]) -> dict[str, Any]:
         """Round the moments of a batch to the rows that are stored, on the CPU, and sum them up.

@@ -132,3 +132,33 @@ def test_a_store_of_buckets_gives_the_very_batches_of_its_folder(encoder, photos
     write(image_folder(**buckets, **options, encoder=encoder), out, update=True)
     whole = contents(write(image_folder(**buckets, **options, encoder=encoder), tmp_path / "anew"))
     assert contents(out) == whole
+
+
+class Spread(torch.nn.Module):
+    """An encoder to a distribution, of half the side."""
+
+    def forward(self, image: torch.Tensor) -> Any:
+        mean = torch.nn.functional.avg_pool2d(image, 2)
+        return torch.distributions.Normal(mean, 0.1 + mean.square())
+
+
+def test_pixels_lie_beside_their_latents(tmp_path):
+    """As they were encoded, whatever the variant; a batch has them by their name."""
+    picture = torch.randint(0, 256, (30, 1, 4, 6), dtype=torch.uint8)
+    fields = ("x_t", "epsilon", "x_0", "index", "pixels")
+    process = ForwardProcess(LinearBeta(), compile=False)
+    data = DiffusionDataModule(torch.utils.data.TensorDataset(picture), process=process, encoder=Spread(), seed=0)
+    out = write(data, tmp_path / "both", pixels=True, variants=("identity", "hflip"))
+    read = ForwardProcess(LinearBeta(), fields=fields, value_range=None, compile=False, sigma_data=1)
+    options = {"posterior": "mean", "latent_stats": {"mean": [0.0], "std": [1.0]}, "batch_size": 10}
+    stored = store(root=str(out), process=read, **options)
+    flipped = 0
+    for _, _, x_0, index, pixels in seen(stored, 1)["train"]:
+        assert pixels.dtype == torch.uint8
+        assert torch.allclose(x_0, torch.nn.functional.avg_pool2d(pixels / 127.5 - 1, 2), atol=1e-6)
+        same = (pixels == picture[index]).flatten(1).all(1)
+        assert torch.equal(pixels[~same], picture[index][~same].flip(-1))
+        flipped += int((~same).sum())
+    assert 0 < flipped < 30
+    with pytest.raises(ValueError, match=r"pixels=true keeps images .*, but there is no data\.encoder"):
+        write(image_folder(root=str(tmp_path), image_size=4, process=process), tmp_path / "none", pixels=True)
