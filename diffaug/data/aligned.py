@@ -141,7 +141,14 @@ class Aligned:
             raise ValueError(f"data.images names {lacking}, but {where} holds {has} beside {self.target!r}.")
 
     def check_declared(
-        self, parts: Mapping[Any, Any], image: Any, wanted: Collection[str], where: str, moved_by: str, batch: bool
+        self,
+        parts: Mapping[Any, Any],
+        image: Any,
+        wanted: Collection[str],
+        where: str,
+        moved_by: str,
+        batch: bool,
+        key: str = "data.images",
     ) -> None:
         """Refuse several images of which a transform would move one, where nothing is said of the others.
 
@@ -151,6 +158,7 @@ class Aligned:
             wanted: which others are handed on.
             where, moved_by: how errors call the item, and the transform.
             batch: whether it is a whole batch.
+            key: how errors call what says what they are.
 
         Raises:
             ValueError: with the line to write.
@@ -170,8 +178,8 @@ class Aligned:
         shown = ", ".join(f"{name} ({describe_value(value)})" for name, value in {target: image, **others}.items())
         raise ValueError(
             f"{where} holds {1 + len(others)} images: {shown}. {moved_by} would flip or crop {target} alone, and the "
-            f"others would no longer fit it. Say what each is, and they go through it together: data.images={{{guess}}}"
-            f"; or data.images={{{target}: target}} if nothing else is to be transformed."
+            f"others would no longer fit it. Say what each is, and they go through it together: {key}={{{guess}}}"
+            f"; or {key}={{{target}: target}} if nothing else is to be transformed."
         )
 
 

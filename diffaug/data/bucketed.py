@@ -1,7 +1,7 @@
 """Bucketed: the user's own map-style dataset, its images fitted to buckets."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from diffaug.checks import instance, refuse
+from diffaug.data.aligned import Aligned
 from diffaug.data.buckets import Buckets, fields, without_empty
-from diffaug.data.fit import Size, fit_tensor
-from diffaug.data.items import as_tensor, split
+from diffaug.data.fit import Size, fit_mask, fit_tensor
+from diffaug.data.items import as_mask, as_tensor, name_parts, split
 
 _UINT16 = (0.0, 65535.0)
 
@@ -36,6 +37,8 @@ class Bucketed(Dataset[dict[str, Any]]):
         sizes: (height, width) of each item's image, as the dataset yields it.
         buckets: the shapes, and how an image is fitted to one.
         image_key: which part of an item is the image; None where there is only one.
+        images: what each image of an item is, where there are several, as ``data.images`` says it: conditions and masks
+            are fitted as the target is, masks without interpolation. They must be of its size.
 
     Attributes:
         bucket_of: the number of each item's bucket, int64, shape (N,).
@@ -52,9 +55,10 @@ class Bucketed(Dataset[dict[str, Any]]):
         sizes: Sequence[Sequence[int]] | NDArray[np.int64],
         buckets: Buckets,
         image_key: str | int | None = None,
+        images: Mapping[str, str] | None = None,
     ) -> None:
         self.buckets = instance("data.buckets", buckets, Buckets, "a diffaug.Buckets")
-        self.dataset, self.image_key = dataset, image_key
+        self.dataset, self.aligned = dataset, Aligned(images, image_key)
         self.sizes = _table(sizes, len(dataset))
         self.bucket_of, self.bucket_shapes = buckets.assign(self.sizes, "item {}".format)
         self.indices: NDArray[np.int64] = np.arange(len(self.sizes))
@@ -77,7 +81,10 @@ class Bucketed(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         at = int(self.indices[index])
         where = f"item {at} of {type(self.dataset).__name__}"
-        image, extra = split(self.dataset[at], self.image_key, where)
+        item, key = self.dataset[at], self.aligned.target
+        image, extra = split(item, key, where)
+        self.aligned.check_declared(name_parts(item), image, extra, where, "Bucketed", batch=False, key="images")
+        self.aligned.check_held(extra, where)
         pixels = _pixels(image, where)
         size: Size = (int(self.sizes[index, 0]), int(self.sizes[index, 1]))
         if tuple(pixels.shape[1:]) != size:
@@ -87,9 +94,21 @@ class Bucketed(Dataset[dict[str, Any]]):
             )
         shape = self.bucket_shapes[self.bucket_of[index]]
         placed = self.buckets.place(size, shape)
-        fitted = fit_tensor(pixels, shape, placed.corner)
-        name = self.image_key if isinstance(self.image_key, str) else "image"
-        made = {name: fitted.flip(-1) if placed.flipped else fitted, **fields(size, placed.crop, shape)}
+        made = {key if isinstance(key, str) else "image": fit_tensor(pixels, shape, placed.corner)}
+        for name, role in self.aligned.beside.items():
+            which = f"{name} of {where}"
+            part, how = (
+                (as_mask(extra.pop(name), which), fit_mask)
+                if role == "mask"
+                else (_pixels(extra.pop(name), which), fit_tensor)
+            )
+            if tuple(part.shape[-2:]) != size:
+                raise ValueError(
+                    f"{which} must be of the image's height and width, {size}, but is {tuple(part.shape)}."
+                )
+            made[name] = how(part, shape, placed.corner)
+        made = {name: part.flip(-1) if placed.flipped else part for name, part in made.items()}
+        made |= fields(size, placed.crop, shape)
         if clash := sorted(made.keys() & extra.keys()):
             raise ValueError(f"{where} has parts named {clash}, which Bucketed makes itself: rename them.")
         return {**made, **extra}

@@ -123,6 +123,11 @@ def check_storable(images: Images) -> None:
         raise ValueError(f"{images.name} is a stream, whose items have no index to be stored by.")
     if isinstance(images.dataset, Mixture):
         raise ValueError(f"{images.name} is a mixture: make a store of each of its datasets, and mix the stores.")
+    if images.aligned.beside and hasattr(images.dataset, "bucket_shapes"):
+        raise ValueError(
+            f"{images.name} has buckets, and data.images names {list(images.aligned.beside)} beside the image: a store "
+            "of buckets holds one image of each item. Train on the dataset itself, or store it in one size."
+        )
 
 
 def read_still(images: Images, row: int) -> Any:

@@ -88,6 +88,18 @@ def fit_tensor(image: Tensor, shape: Size, corner: Size | None = None) -> Tensor
     return (resized if image.is_floating_point() else resized.round_()).to(image.dtype)
 
 
+def fit_mask(mask: Tensor, shape: Size, corner: Size | None = None) -> Tensor:
+    """Return the same of a mask of any dtype, shape (*, height, width): the nearest pixels, with the values they have."""
+    size = (int(mask.shape[-2]), int(mask.shape[-1]))
+    part = part_of(size, shape)
+    starts = middle(size, part) if corner is None else corner
+    rows, columns = (
+        start + (2 * torch.arange(new, device="cpu") + 1) * old // (2 * new)
+        for start, old, new in zip(starts, part, shape, strict=True)
+    )
+    return mask[..., rows[:, None], columns]
+
+
 def _by_pillow(image: Any, corner: Size, part: Size, shape: Size) -> NDArray[np.float32]:
     """Resize a part of an image of mode F: not by torch, which rounds floats as the CPU does."""
     (top, left), (high, wide) = corner, part

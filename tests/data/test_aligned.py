@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
+from diffaug import Bucketed, Buckets, DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.commands.encode import encode
 from diffaug.data.aligned import Aligned
 from diffaug.pytorch_lightning import Encoding, store
@@ -385,6 +385,58 @@ def test_a_transform_of_one_image_is_told_what_it_is_given(where: str):
     with pytest.raises(AttributeError) as caught:
         batches(module(**{where: lambda image: image.float()}))
     assert "which is given a dict of the images that data.images names" in caught.value.__notes__[0]
+
+
+# Buckets.
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (8, 8), (3, 5)], ids=str)
+def test_buckets_fit_them_together(shape: tuple[int, int]):
+    row, column = torch.meshgrid(torch.arange(12), torch.arange(20), indexing="ij")
+    image = torch.stack([row, column, row]).float() / 20
+    items = [{"image": image, "low_res": image.clone(), "mask": (row + column)[None], "name": "a"}] * 60
+    buckets = Buckets(shapes=[shape], crop="random", hflip=0.5)
+    fitted = Bucketed(items, [(12, 20)] * 60, buckets, images=ROLES)
+    data = DiffusionDataModule(
+        fitted, images=ROLES, process=process("low_res", "mask", "name", value_range=(0, 1)), seed=3, batch_size=6
+    )
+    for batch in batches(data):
+        assert torch.equal(batch.low_res, batch.x_0)
+        assert batch.mask.shape == (6, 1, *shape)
+        there = batch.mask[:, 0] - (batch.x_0[:, :2] + 1).sum(1) * 10  # the pixel that the mask has is near the image's
+        assert there.abs().max() <= 2
+
+
+def test_a_mask_in_a_bucket_is_where_its_image_is():
+    image = coordinates()
+    items = [{"image": image, "mask": inside(image)}] * 200
+    roles = {"image": "target", "mask": "mask"}
+    buckets = Buckets(shapes=[[8, 4]], crop="random", hflip=0.5)
+    seen = [Bucketed(items, [(8, 8)] * 200, buckets, images=roles)[i] for i in range(200)]
+    assert all(torch.equal(item["mask"], inside(item["image"])) for item in seen)
+    assert len({item["image"].numpy().tobytes() for item in seen}) == 10
+
+
+def test_images_in_buckets_that_cannot_be_fitted_are_refused(tmp_path):
+    wrong = {"image": coordinates(), "mask": torch.zeros(8, 8)}
+    fitted = Bucketed([wrong], [(8, 8)], Buckets(shapes=[[8, 4]]), image_key="image")
+    with pytest.raises(
+        ValueError, match=r"Bucketed would flip or crop image alone.*: images=\{image: target, mask: mask\}"
+    ):
+        fitted[0]
+    roles = {"image": "target", "mask": "mask"}
+    small = Bucketed([{**wrong, "mask": torch.zeros(4, 4)}], [(8, 8)], Buckets(shapes=[[8, 4]]), images=roles)
+    with pytest.raises(
+        ValueError, match=r"mask of item 0 of list must be of the image's height and width, \(8, 8\), but is"
+    ):
+        small[0]
+    data = DiffusionDataModule(small, images=roles, process=process("mask"), seed=3)
+    with pytest.raises(
+        ValueError, match=r"data\.train has buckets, and data\.images names \['mask'\] beside the image"
+    ):
+        encode(data, str(tmp_path), trainer(), Encoding)
+    left = Bucketed([wrong], [(8, 8)], Buckets(shapes=[[8, 4]]), images={"image": "target"})
+    assert left[0]["mask"].shape == (8, 8)
 
 
 # Another DataModule's, and a store's.

@@ -338,9 +338,11 @@ def test_kinds_of_images():
 def test_image_keys():
     picture, mask = tensor(np.array(marked(40, 60))), torch.zeros(1, 40, 60)
     rows = [{"pixels": picture, "mask": mask}]
-    dataset = Bucketed(rows, [(40, 60)], Buckets(shapes=[[40, 48]]), image_key="pixels")
+    roles = {"pixels": "target", "mask": "mask"}
+    dataset = Bucketed(rows, [(40, 60)], Buckets(shapes=[[40, 48]]), image_key="pixels", images=roles)
     assert set(dataset[0]) == {"pixels", "mask", "original_size", "crop", "target_size"}
     assert dataset[0]["pixels"].shape == (3, 40, 48)
+    assert dataset[0]["mask"].shape == (1, 40, 48)
     with pytest.raises(ValueError, match=r"item 0 of list holds 2 images"):
         Bucketed(rows, [(40, 60)], Buckets(shapes=[[40, 48]]))[0]
     named = [{"x": picture, "crop": 3}]
