@@ -3,11 +3,12 @@
 What a sample passes, in this order, and the file that has it:
 
 in the workers    an item of the dataset, found by its Place                       dataset (of a stream: stream)
-                  its image, as a tensor, and the rest by name                     items
+                  its image, as a tensor, and the rest by name                     items (several images: aligned)
                   the user's transform; still uint8: a quarter of the bytes        dataset
                   in an order that every rank can tell                             order (validation: evaluation)
                   joined into a batch                                              batch
-on the device     device_transform, encoder, views, label dropout, then the        device, posterior, labels
+on the device     device_transform, encoder, views, noise on conditions, holes,    device, posterior, condition_noise,
+                  label dropout, then the                                          holes, labels
                   ForwardProcess: NoisyBatch(x_t, epsilon, t) -> training_step
 
 Who does it: `module` for your datasets (`sources` makes them), `wrapped` for another DataModule (`rebuild` its

@@ -89,7 +89,7 @@ def fit_tensor(image: Tensor, shape: Size, corner: Size | None = None) -> Tensor
 
 
 def fit_mask(mask: Tensor, shape: Size, corner: Size | None = None) -> Tensor:
-    """Return the same of a mask of any dtype, shape (*, height, width): the nearest pixels, with the values they have."""
+    """Return the same of a mask of any dtype, shape (*, height, width): the nearest pixels, their values kept."""
     size = (int(mask.shape[-2]), int(mask.shape[-1]))
     part = part_of(size, shape)
     starts = middle(size, part) if corner is None else corner

@@ -69,7 +69,8 @@ class Brush(Hole):
     """Strokes of a round brush, each from a uniform place on by straight lines, held within the image.
 
     Free-form masks in the manner of Yu et al. 2019, "Free-form image inpainting with gated convolution"; the numbers
-    are diffaug's own. It takes time in proportion to strokes times lines, each a pass over the images.
+    are diffaug's own. It takes time in proportion to strokes times lines, each some passes over the images: on a CPU
+    ten times that of the noise.
 
     Arguments:
         strokes: how many.
