@@ -185,6 +185,8 @@ def _sources(
             images = data.build(stage, number, look=False)
             check_storable(images)
             _, extra = split(images.dataset[0], data.aligned.target, f"{images.name}[0]")
+            for name in keep or ():
+                choice("each of keep", name, tuple(extra))
             images.wanted = tuple(name for name in extra if keep is None or name in keep)
             of_stage = tuple(variants) if stage == "train" else ("identity",)
             if of_stage != ("identity",):
