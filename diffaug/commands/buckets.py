@@ -1,5 +1,6 @@
 """What preview says of a dataset with buckets: how many images each holds, and what fitting them costs."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,17 @@ from diffaug.plots.picture import Picture
 from diffaug.process import ForwardProcess
 
 
-def measure(sizes: NDArray[np.int64], bucket_of: NDArray[np.int64], shapes: Any, batch: int) -> list[Bucket]:
+def measure(sizes: NDArray[np.int64] | None, bucket_of: NDArray[np.int64], shapes: Any, batch: int) -> list[Bucket]:
     """Measure each bucket.
 
     Arguments:
-        sizes: height and width of each image, shape (N, 2).
+        sizes: height and width of each image, shape (N, 2); None where they are not known.
         bucket_of: the number of each image's bucket, shape (N,).
         shapes: (height, width) of each bucket.
         batch: images a batch, over all ranks.
     """
     listed = []
+    sizes = np.full((len(bucket_of), 2), np.nan) if sizes is None else sizes
     for number, (height, width) in enumerate(shapes):
         factors = np.array([height, width]) / sizes[bucket_of == number]  # what each side is scaled by, if alone
         scale, least = factors.max(1), factors.min(1)
@@ -33,7 +35,7 @@ def measure(sizes: NDArray[np.int64], bucket_of: NDArray[np.int64], shapes: Any,
                 len(factors),
                 len(factors) / batch,
                 float((1 - least / scale).mean()),
-                len(larger) / len(factors),
+                len(larger) / len(factors) if np.isfinite(scale).all() else math.nan,
                 float(larger.mean()) if len(larger) else 1.0,
             )
         )
@@ -44,13 +46,15 @@ def table(listed: list[Bucket]) -> list[str]:
     """Format the buckets, a line each."""
     lines = [
         f"buckets          {len(listed)}: batches an epoch, the share of an image cut away, of images enlarged",
-        f"                 {'height x width':>14}  {'images':>8}  {'batches':>8}  {'cut':>6}  {'enlarged':>14}",
+        f"                 {'height x width':>14}  {'images':>8}  {'batches':>8}  {'cut':>7}  {'enlarged':>14}",
     ]
     for one in listed:
-        enlarged = f"{one.enlarged:.1%} x {one.factor:.2f}" if one.enlarged else "none"
+        cut, enlarged = f"{one.cropped:.1%}", f"{one.enlarged:.1%} x {one.factor:.2f}" if one.enlarged else "none"
+        if math.isnan(one.cropped):
+            cut = enlarged = "unknown"
         lines.append(
             f"                 {one.height:>6} x {one.width:<5}  {one.images:>8}  {one.batches:>8.1f}  "
-            f"{one.cropped:>6.1%}  {enlarged:>14}"
+            f"{cut:>7}  {enlarged:>14}"
         )
     return lines
 

@@ -119,10 +119,9 @@ def preview(data: DiffusionBase) -> Preview:
 
 
 def _buckets(images: Images, batch: int) -> list[Bucket]:
-    """Measure the buckets of a dataset that has them, and says how large its images are."""
-    dataset = images.dataset
-    sizes, bucket_of = getattr(dataset, "sizes", None), getattr(dataset, "bucket_of", None)
-    return [] if sizes is None or bucket_of is None else measure(sizes, bucket_of, dataset.bucket_shapes, batch)
+    """Measure the buckets of a dataset that has them."""
+    dataset, bucket_of = images.dataset, getattr(images.dataset, "bucket_of", None)
+    return [] if bucket_of is None else measure(dataset.sizes, bucket_of, dataset.bucket_shapes, batch)
 
 
 def _latents(data: DiffusionBase, images: Tensor) -> Tensor:

@@ -149,6 +149,14 @@ class Store(Dataset[dict[str, Any]]):
         if self.bucket_shapes is not None:
             self.bucket_of = np.load(buckets_of(self.root, self.part))
 
+    @property
+    def sizes(self) -> NDArray[np.int64] | None:
+        """Height and width of each image before it was fitted to its bucket, shape (N, 2), where that was kept."""
+        if self.bucket_of is None or "original_size" not in self.part.fields:
+            return None
+        rows = range(0, self.part.rows, len(self.part.variants))
+        return self.rows.gather(["original_size"], rows).numpy()
+
     def recipe(self) -> dict[str, Any]:
         """Return what a resume compares: what made the store."""
         return {"shape": list(self.shape), **self._made_from}

@@ -1,5 +1,6 @@
 """Buckets: images of each shape, as a batch holds them, with what fitting them cost."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,8 +19,8 @@ class Bucket(NamedTuple):
         height, width: of its images.
         images: how many images it holds.
         batches: how many batches an epoch has of it, on average.
-        cropped: the share of an image that is cut away, on average.
-        enlarged: the share of its images that are enlarged.
+        cropped: the share of an image that is cut away, on average; nan where the images' own sizes are not known.
+        enlarged: the share of its images that are enlarged; likewise.
         factor: by how much these are, on average; 1 where none is.
     """
 
@@ -39,6 +40,7 @@ def buckets(listed: Sequence[Bucket], some: Sequence[Tensor]) -> Picture:
         some: images of each bucket in [-1, 1], shape (B, C, H, W), of which the first eight are shown.
     """
     figure = new_figure(1.05 * COLUMNS + 1.35, 1.0 * len(listed) + 0.3)
-    labels = [f"{one.height} x {one.width}\n{one.images}, {one.cropped:.0%} cut" for one in listed]
+    cut = ["" if math.isnan(one.cropped) else f", {one.cropped:.0%} cut" for one in listed]
+    labels = [f"{one.height} x {one.width}\n{one.images}{lost}" for one, lost in zip(listed, cut, strict=True)]
     fill(figure, [images[:COLUMNS] for images in some], labels=labels, columns=COLUMNS, fontsize=7)
     return Picture(figure, Bucket._fields, list(listed))

@@ -60,6 +60,29 @@ def test_preview_of_a_dataset_with_a_table():
     assert [row[:3] for row in seen.buckets.rows] == [(8, 12, 1), (8, 8, 3)]
 
 
+@pytest.mark.parametrize("keep", ["original_size", "crop"])
+def test_preview_lists_the_buckets_of_a_store(keep: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    folder_of(photos, *[(16, 16)] * 3, *[(16, 20)] * 6)
+    overrides = ["data=image_folder", f"data.root={photos}", "data.buckets.shapes=[[8,8],[8,12]]", "data.val_share=0"]
+    overrides += ["process.compile=false", "data.num_workers=0", "data.batch_size=3", "trainer=cpu"]
+    assert main(["encode", *overrides, f"keep={keep}", f"out={tmp_path / 'made'}"]) == 0
+    lines = {}
+    for name, given in {"folder": overrides[:-1], "store": ["data=store", f"data.root={tmp_path / 'made'}"]}.items():
+        given = [*given, "data.batch_size=3", "data.num_workers=0", "process.compile=false"]
+        capsys.readouterr()
+        assert main(["preview", *given, f"out={tmp_path / name}.png"]) == 0
+        lines[name] = capsys.readouterr().out.splitlines()[:5]
+        assert (tmp_path / f"{name}_buckets.png").stat().st_size > 1000
+    assert "looked at are those" in lines["store"][0]
+    assert len(lines["folder"][3].split()) == 7
+    if keep == "original_size":
+        assert lines["store"] == lines["folder"]
+    else:  # how large the images were is not in the store
+        assert lines["store"][3].split() == [*lines["folder"][3].split()[:5], "unknown", "unknown"]
+
+
 def test_check_lists_broken_files_of_a_folder_with_buckets(tmp_path: Path):
     folder_of(tmp_path, (16, 16), (16, 24))
     (tmp_path / "broken.png").write_bytes(b"nothing")
