@@ -38,6 +38,7 @@ from diffaug.schedules import Tabulated as Tabulated
 from diffaug.schedules import Trigonometric as Trigonometric
 from diffaug.schedules import Truncated as Truncated
 from diffaug.schedules import ZeroTerminalSNR as ZeroTerminalSNR
+from diffaug.targets import ELBO as ELBO
 from diffaug.targets import P2 as P2
 from diffaug.targets import CosMap as CosMap
 from diffaug.targets import Debiased as Debiased

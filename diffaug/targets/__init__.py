@@ -21,6 +21,7 @@ from diffaug.targets.level import SIGMA_DATA as SIGMA_DATA
 from diffaug.targets.level import Level as Level
 from diffaug.targets.pairs import Pair as Pair
 from diffaug.targets.weight import Weight as Weight
+from diffaug.targets.weight_kinds import ELBO as ELBO
 from diffaug.targets.weight_kinds import P2 as P2
 from diffaug.targets.weight_kinds import CosMap as CosMap
 from diffaug.targets.weight_kinds import Debiased as Debiased

@@ -16,7 +16,7 @@ Mix = tuple[Tensor, Tensor]
 SIGMA_DATA = 0.5
 """The standard deviation of images in [-1, 1] that EDM assumes (Karras et al. 2022, table 1)."""
 
-_LOG_SNR_LIMIT = 300.0
+LOG_SNR_LIMIT = 300.0
 _EDGE = 1e-12
 
 
@@ -44,7 +44,7 @@ class Level:
     def log_snr(self) -> Tensor:
         """Return ln(alpha^2 / sigma^2)."""
         log_snr = self.schedule.log_snr(self.t, torch.float64)
-        return log_snr.clamp(-_LOG_SNR_LIMIT, _LOG_SNR_LIMIT) if self.limit else log_snr
+        return log_snr.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT) if self.limit else log_snr
 
     @functools.cached_property
     def coefficients(self) -> Mix:
@@ -62,6 +62,11 @@ class Level:
     def sigma(self) -> Tensor:
         """The coefficient of epsilon in x_t."""
         return self.coefficients[1]
+
+    @functools.cached_property
+    def slope(self) -> Tensor:
+        """The derivative of log_snr by unit time, of a continuous schedule: exact, and 1e-12 inside the two ends."""
+        return _slope(self.schedule, self.t)[1]
 
     @functools.cached_property
     def rates(self) -> Mix:
@@ -90,15 +95,20 @@ def _rate_table(schedule: Schedule, device: torch.device) -> Tensor:
     return rates.to(device)
 
 
-def _continuous_rates(schedule: Schedule, t: Tensor) -> Mix:
+def _slope(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log_snr and its derivative by unit time, at continuous times held 1e-12 inside the ends."""
     with torch.inference_mode(False), torch.enable_grad():
         unit = schedule.to_unit(t, torch.float64).clamp(_EDGE, 1 - _EDGE).detach().clone()
         # Where a formula changes its form, autograd may give 0 (torch.minimum at a tie): then the slope just beside it.
         both = torch.stack((unit, unit + 1e-9 * unit * (1 - unit))).requires_grad_()
         log_snr = schedule.log_snr(schedule.from_unit(both), torch.float64)
         (slopes,) = torch.autograd.grad(log_snr.sum(), both)
-    slope = torch.where(slopes[0] == 0, slopes[1], slopes[0])
-    alpha, sigma = schedule.scaling.of_log_snr(log_snr[0].detach())
+    return log_snr[0].detach(), torch.where(slopes[0] == 0, slopes[1], slopes[0])
+
+
+def _continuous_rates(schedule: Schedule, t: Tensor) -> Mix:
+    log_snr, slope = _slope(schedule, t)
+    alpha, sigma = schedule.scaling.of_log_snr(log_snr)
     # log_snr' = 2 (alpha' / alpha - sigma' / sigma), and the scaling's identity differentiated.
     if schedule.scaling is VARIANCE_PRESERVING:
         return alpha * sigma.square() * slope / 2, -sigma * alpha.square() * slope / 2

@@ -7,7 +7,8 @@ stated on target A acts on target B as
     w_B = w_A ([x_t, A] / [x_t, B])^2,    [x_t, target] = alpha q - sigma p,
 
 which is -sigma for x_0, alpha for epsilon, alpha^2 + sigma^2 for v, alpha + sigma for flow. Every weight here is a
-function of log_snr alone (the EDM one also of sigma_data), so it means the same under every schedule and scaling.
+function of log_snr alone (the EDM one also of sigma_data), so it means the same under every schedule and scaling;
+but for the ELBO's, which is how fast the schedule goes through its noise levels.
 
 All is computed in float64 on `Level` with its ``limit``: where SNR is 0 or infinite a weight is its limit there, and
 a limit that is infinite (SNR^-1/2 on epsilon at SNR 0) is inf; `Weight.check` refuses it where it would be met.

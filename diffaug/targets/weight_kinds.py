@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import bounded
-from diffaug.targets.level import Level
+from diffaug.schedules import Schedule
+from diffaug.schedules.base import table
+from diffaug.schedules.numbers import keep
+from diffaug.targets.level import LOG_SNR_LIMIT, Level
 from diffaug.targets.weight import Weight
 
 
@@ -179,6 +182,37 @@ class Debiased(Weight):
 
     def at(self, level: Level) -> Tensor:
         return (level.log_snr / -2).exp()
+
+
+@dataclass(frozen=True)
+class ELBO(Weight):
+    """-1/2 dlog_snr/du on epsilon: under uniform times the loss is the diffusion term of the ELBO.
+
+    Kingma et al. 2021, "Variational Diffusion Models", equation 17 in continuous time, equations 13 and 14 in T steps
+    (the numbers of the equations from memory, not checked against the text); Song et al. 2021, "Maximum Likelihood
+    Training of Score-Based Diffusion Models", where it is g^2 / 2 on the score. Times the number of
+    pixels and channels, over which the squared error is a mean, it is in nats. Under another density it is no bound.
+
+    - continuous: u is unit time, in which uniform draws are uniform.
+    - discrete: T/2 (SNR(t - 1) / SNR(t) - 1), the exact KL of T steps. At t = 0, where no step is before, T/2: the
+      decoder is N(predicted x_0, (sigma / alpha)^2), nearly Ho, Jain and Abbeel 2020's Gaussian of variance beta_1.
+
+    The straight path's is 1 / (u (1 - u)): large, not infinite, at the two ends of continuous time.
+    """
+
+    stated_on: ClassVar[str | None] = "epsilon"
+
+    def at(self, level: Level) -> Tensor:
+        if not level.schedule.discrete:
+            return -level.slope / 2
+        return _elbo_table(level.schedule, level.t.device)[level.t]
+
+
+@keep
+def _elbo_table(schedule: Schedule, device: torch.device) -> Tensor:
+    log_snr = table(schedule, "log_snr").clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
+    before = torch.cat([log_snr[:1] + math.log(2), log_snr[:-1]])
+    return (schedule.timesteps / 2 * torch.expm1(before - log_snr)).to(device)
 
 
 def _straight_time(level: Level) -> Tensor:
