@@ -31,6 +31,7 @@ from diffaug.data.sources import (
     are_datasets,
     as_list,
     build_images,
+    check_moments,
     check_shape,
     check_sources,
     dataset_name,
@@ -226,6 +227,7 @@ class DiffusionBase(NoisingBase):
                 f"{name} is a stream ({type(images.dataset).__name__}), which has an order of its own and is gone "
                 f"through once: {unwanted} cannot be set."
             )
+        check_moments(images, self._noiser.encoder)
         return images
 
     def images(self, stage: str, number: int = 0) -> Images:

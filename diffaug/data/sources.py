@@ -15,6 +15,7 @@ from diffaug.checks import integer, refuse
 from diffaug.data.dataset import Images
 from diffaug.data.indexed import index_dataset, is_stream
 from diffaug.data.mixture import Mixture
+from diffaug.data.posterior import Stored
 from diffaug.data.store import Store
 from diffaug.randomness.keys import COUNTED_BITS, DATASET_BITS, STAGES
 
@@ -142,6 +143,18 @@ def look_at(images: Images, image_shape: tuple[int, ...] | None) -> None:
             f"data.image_shape says {list(image_shape)}, but {name}[0] has shape {list(shape)}: set it to the "
             "shape of your images (the network is built to it)."
         )
+
+
+def check_moments(images: Images, encoder: object) -> None:
+    """Refuse a store of mean and deviation where nothing draws from them: both would be noised, as if an image."""
+    dataset = images.dataset
+    for one in dataset.sets if isinstance(dataset, Mixture) else [dataset]:
+        if isinstance(one, Store) and "std" in one.part.fields and not isinstance(encoder, Stored):
+            raise ValueError(
+                f"{images.name} reads the store of latents {str(one.root)!r}, whose rows are a mean and a deviation to "
+                "draw from: data=store does so. Here set data.encoder={_target_: diffaug.data.posterior.Stored, "
+                "deviations: true}, and data.latent_stats to the mean and std in store.json."
+            )
 
 
 def warn_of_half_range(images: Iterable[Tensor], value_range: tuple[float, float] | None, where: str) -> None:

@@ -12,9 +12,9 @@ from shared import Listener, pictures, together, trainer
 from torch.distributions import Normal
 from torch.utils.data import TensorDataset
 
-from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
+from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Mixture
 from diffaug.commands.encode import encode
-from diffaug.data.posterior import Moments, Posterior
+from diffaug.data.posterior import Moments, Posterior, Stored
 from diffaug.data.store import Store
 from diffaug.noise.kinds import gaussian
 from diffaug.pytorch_lightning import Encoding, store
@@ -260,6 +260,22 @@ def test_a_store_of_latents_is_refused(tmp_path, same_random_state):
     with pytest.raises(ValueError, match=r"data\.encoder draws random numbers: a store would keep one draw for ever"):
         write(tmp_path / "other", lambda x: x + torch.randn_like(x))
     assert not (tmp_path / "other").exists()
+
+
+def test_moments_that_nothing_draws_from_are_refused(tmp_path):
+    out = write(tmp_path / "made", Encoder())
+    for train in (Store(str(out)), Mixture({"a": pictures(3), "b": Store(str(out))})):
+        data = DiffusionDataModule(train, process=LATENTS)
+        with pytest.raises(ValueError, match=r"data\.train reads the store of latents .*data\.encoder=\{_target_"):
+            data.setup("fit")
+    stats = stored(out)._noiser.posterior.stats
+    options = {"encoder": Stored(deviations=True), "latent_stats": stats, "seed": 5, "batch_size": 4}
+    mixed = fitted(DiffusionDataModule(Mixture({"a": Store(str(out))}), process=LATENTS, **options))["train"]
+    alone = fitted(stored(out, seed=5))["train"]
+    by_index = {int(i): z for batch in alone for i, z in zip(batch.index, batch.x_0, strict=True)}
+    assert len(by_index) == 12
+    for batch in mixed:
+        assert all(torch.equal(by_index[int(i)], z) for i, z in zip(batch.index, batch.x_0, strict=True))
 
 
 def test_a_dtype_that_rounds_by_more_than_the_posterior_is_refused(tmp_path):
