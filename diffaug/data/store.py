@@ -134,7 +134,8 @@ class Store(Dataset[dict[str, Any]]):
             raise ValueError(f"The store data.root={root!r} is not finished. {again}")
         parts = info["parts"].get(stage, [])
         if number >= len(parts):
-            raise ValueError(f"The store data.root={root!r} has no {stage} set number {number}: {dict(info['parts'])}.")
+            held = ", ".join(f"{len(each)} of {name}" for name, each in info["parts"].items())
+            raise ValueError(f"The store data.root={root!r} has no {stage} set number {number}, but {held}.")
         self.part: Part = parts[number]
         for shard in range(self.part.shards):
             fault = self.part.fault(self.root, shard)

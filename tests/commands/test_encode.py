@@ -378,6 +378,8 @@ def test_a_checkout_that_is_not_installed_makes_stores_too(photos, tmp_path, mon
 def test_only_what_is_kept_is_stored(photos, tmp_path):
     out = write(folder(photos), tmp_path / "made", keep=[])
     assert list(Store(str(out))[0]) == ["image"]
+    with pytest.raises(ValueError, match=r"made' has no tran set number 0, but 1 of train, 1 of val\.$"):
+        Store(str(out), "tran")
     with pytest.raises(ValueError, match="each of keep must be one of 'label', but got 'lable'"):
         write(folder(photos), tmp_path / "mistyped", keep=["lable"])
 
