@@ -66,6 +66,7 @@ from diffaug.times import LogNormal as LogNormal
 from diffaug.times import LogUniform as LogUniform
 from diffaug.times import Mode as Mode
 from diffaug.times import PerImage as PerImage
+from diffaug.times import PlateauLogitNormal as PlateauLogitNormal
 from diffaug.times import Sobol as Sobol
 from diffaug.times import SplitLogNormal as SplitLogNormal
 from diffaug.times import Stepwise as Stepwise

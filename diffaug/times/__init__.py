@@ -25,4 +25,5 @@ from diffaug.times.unit_densities import Biased as Biased
 from diffaug.times.unit_densities import Cubic as Cubic
 from diffaug.times.unit_densities import LogitNormal as LogitNormal
 from diffaug.times.unit_densities import Mode as Mode
+from diffaug.times.unit_densities import PlateauLogitNormal as PlateauLogitNormal
 from diffaug.times.unit_densities import Stepwise as Stepwise

@@ -71,10 +71,21 @@ def split(mode: float, low: float, high: float) -> Callable[[np.ndarray], np.nda
     return cdf
 
 
+def plateau(mean: float, std: float) -> Callable[[np.ndarray], np.ndarray]:
+    """The density itself, on a grid, with its mode looked for there."""
+    u = (np.arange(2_000_000) + 0.5) / 2_000_000
+    density = np.exp(-(((np.log(u / (1 - u)) - mean) / std) ** 2) / 2) / (u * (1 - u))
+    density[density.argmax() :] = density.max()
+    return lambda x: np.interp(x, u + 0.25e-6, density.cumsum() / density.sum())
+
+
 UNIT = {
     "uniform": (T.Uniform(), lambda u: u),
     "logit_normal": (T.LogitNormal(), lambda u: stats.norm.cdf(np.log(u / (1 - u)))),
     "logit_normal moved": (T.LogitNormal(-0.5, 2.0), lambda u: stats.norm.cdf((np.log(u / (1 - u)) + 0.5) / 2)),
+    "plateau_logit_normal": (T.PlateauLogitNormal(), plateau(0, 1)),
+    "plateau, moved": (T.PlateauLogitNormal(-0.8, 0.6), plateau(-0.8, 0.6)),
+    "plateau, flat mode": (T.PlateauLogitNormal(0.3, math.sqrt(2)), plateau(0.3, math.sqrt(2))),
     "mode": (T.Mode(), mode_cdf(1.29)),
     "mode of the ends": (T.Mode(-0.9), mode_cdf(-0.9)),
     "cubic": (T.Cubic(), lambda u: 1 - np.cbrt(1 - u)),
@@ -99,6 +110,8 @@ LEVELS = {
     "v_diffusion": (T.VDiffusion(), cut(stats.halfcauchy(scale=0.5).cdf, 1e-3, 1e3)),
     "v_diffusion, uncut": (T.VDiffusion(0.0, None), stats.halfcauchy(scale=0.5).cdf),
     "v_diffusion, cut": (T.VDiffusion(0.05, 20.0, 1.0), cut(stats.halfcauchy(scale=1).cdf, 0.05, 20)),
+    "cosmap": (T.VDiffusion(0.0, None, 1.0), lambda sigma: 2 / np.pi * np.arctan(sigma)),
+    "log_snr_normal": (T.LogNormal(3.0, 1.0), lambda sigma: stats.norm(-6, 2).sf(-2 * np.log(sigma))),
     "laplace": (T.LaplaceLogSNR(), lambda sigma: stats.laplace(0, 0.5).sf(-2 * np.log(sigma))),
     "laplace, moved": (T.LaplaceLogSNR(-1.0, 2.0), lambda sigma: stats.laplace(-1, 2).sf(-2 * np.log(sigma))),
 }  # name: a density, and its CDF over sigma / alpha
@@ -174,6 +187,13 @@ def test_known_values() -> None:
     assert at(T.Beta(), Rectified(), 1e-6, 0.3) == pytest.approx([1e-6**1.25, 0.3**1.25], rel=1e-9)
     assert at(T.VDiffusion(0.0, None), EDM(), 1e-9, 0.75) == pytest.approx(
         [0.5 * math.pi / 2 * 1e-9, 1.2071067811865475]
+    )
+    q = np.array([1e-9, 0.1, 0.5, 0.9, 1 - 1e-9])
+    assert at(configured("cosmap"), Rectified(), *q) == pytest.approx(1 - 1 / (np.tan(np.pi * q / 2) + 1), rel=1e-7)
+    # By symmetry its mode is 1/2, where its density is sqrt(8 / pi): half of the draws' mass, and that times 1/2.
+    total = 0.5 + math.sqrt(8 / math.pi) / 2
+    assert at(T.PlateauLogitNormal(), Rectified(), 0.5 / total, 1 - 0.25 * math.sqrt(8 / math.pi) / total) == (
+        pytest.approx([0.5, 0.75], rel=1e-12)
     )
     assert at(T.Cubic(), LinearBeta(), 0.1001, 0.89) == [271, 998]
     assert at(T.Stepwise((0, 0, 1, 1)), LinearBeta(timesteps=4), 1e-12, 0.4999, 0.5001, 1 - 1e-12) == [2, 2, 3, 3]
@@ -254,6 +274,7 @@ def test_every_field_is_in_its_yaml_and_changes_the_object() -> None:
         (lambda: T.LogitNormal(mean="a"), ["times.mean", "'a' (str)", "finite"]),
         (lambda: T.LogitNormal(mean=math.nan), ["times.mean", "nan"]),
         (lambda: T.Mode(1.8), ["times.s", "1.8", "[-1, 1.75194]"]),
+        (lambda: T.PlateauLogitNormal(std=1.5), ["times.std", "1.5", "(0, 1.41421]"]),
         (lambda: T.Beta(a=0), ["times.a", "0 (int)", "[0.1, 100]"]),
         (lambda: T.Beta(b=0.1), ["times.b", "0.1 (float)", "[0.5, 100]"]),
         (lambda: T.Biased(multiplier=-1), ["times.multiplier", "-1", "> 0"]),
