@@ -65,6 +65,7 @@ def check_parts(process: Parts) -> None:
     pair, noise = process.pair, process.noise
     if pair is not None:
         instance("process.pair", pair, Pair, "a Pair object or None")
+        pair.times.check(process.schedule, process.times)
     process.times.check(process.schedule)
     asked = [name for name in process.fields if name in TARGETS]
     if "weight" in process.fields and process.weight.stated_on and asked and process.target not in asked:
@@ -85,10 +86,10 @@ def check_parts(process: Parts) -> None:
             f"the score of q(x_t | x_0) is -epsilon / sigma only for standard normal noise, but noise is {noise!r}. "
             "Use noise=gaussian, or another target."
         )
-    if pair is not None and pair.law == "chain":
+    if pair is not None and pair.noise == "chain":
         raise ValueError(
             f"a pair under the chain's law needs standard normal noise, but noise is {noise!r}. Use noise=gaussian, or "
-            "process.pair.law=same."
+            "process.pair.noise=same."
         )
 
 

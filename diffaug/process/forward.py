@@ -63,7 +63,7 @@ class ForwardProcess(ClosedForm):
         fields: what a batch holds, in this order: names of `diffaug.targets.FIELDS`, or of what the dataset yields.
         weight: the loss weight, for the field ``weight``.
         target: on whose loss the weight acts: what the network predicts.
-        pair: how an earlier state is drawn, for the fields ``x_s`` and ``s``.
+        pair: how an earlier state is drawn, for the fields ``x_s``, ``s``, ``interval`` and ``same``.
         sigma_data: the standard deviation of the images in [-1, 1], for F, x_in and the EDM weight.
         value_range: the values that float images span, mapped to [-1, 1]; None for latents, which are noised as they
             are. uint8 images span [0, 255] either way.
@@ -107,7 +107,8 @@ class ForwardProcess(ClosedForm):
         check_parts(self)
         self._images = tuple(name for name in self.fields if name in IMAGE_FIELDS)
         self._numbers = tuple(name for name in self.fields if name in NUMBER_FIELDS)
-        self._pairs = not set(PAIR_FIELDS).isdisjoint(self.fields)
+        # A law that makes a t of its own does so whatever the fields.
+        self._pairs = pair is not None and (pair.times.moves_t or not set(PAIR_FIELDS).isdisjoint(self.fields))
         self._fused = isinstance(self.noise, Gaussian) and not self._pairs  # one pass draws the noise and mixes it
         self._has_compiled = self._cannot_compile = False
 
@@ -288,11 +289,13 @@ class ForwardProcess(ClosedForm):
             t, fields = kernel.draw_times_and_mix(flat, key.to(x_0.device), table, centre, dtype)
             self._has_compiled = True
             return t, name_fields(names, fields, x_0)
-        t = times.draw(key, schedule, position, x_0.device)
+        t, s = times.draw(key, schedule, position, x_0.device), None
+        if self.pair is not None and self._pairs:
+            t, s = self.pair.times.draw(key.to(t.device), schedule, times, t)
         if not names and not self._pairs:
             return t, {}
         if not self._fused:
-            return t, mix_any_noise(self, self.scale(x_0), key, t, dtype)
+            return t, mix_any_noise(self, self.scale(x_0), key, t, s, dtype)
         rows, mix = move([key.rows, mixes(schedule, names, t, scale, self.sigma_data)], x_0.device)
         fields = kernel.draw_and_mix(flat, Keys(rows), mix, centre, dtype, compiled=compiled)
         self._has_compiled |= compiled

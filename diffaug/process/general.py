@@ -8,17 +8,20 @@ from diffaug.process import kernel
 from diffaug.process.arguments import Parts
 from diffaug.randomness.keys import Keys, Purpose
 from diffaug.randomness.transfer import move
-from diffaug.targets import INPUTS, PAIR_FIELDS, TARGETS, mixes
+from diffaug.targets import INPUTS, TARGETS, interval, mixes
 
 
-def mix_any_noise(process: Parts, x_0: Tensor, key: Keys, t: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Draw noise of any kind, and mix the image-shaped fields and the second time from it.
+def mix_any_noise(
+    process: Parts, x_0: Tensor, key: Keys, t: Tensor, s: Tensor | None, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Draw noise of any kind, and mix the image-shaped fields and the pair's from it.
 
     Arguments:
         process: the parts of a ForwardProcess.
         x_0: float32 in [-1, 1], or latents, shape (B, *).
         key: of the B images.
         t: native times, shape (B,), where they were drawn.
+        s: the earlier ones of the process's pair, likewise; None without one.
         dtype: of the image-shaped fields.
     """
     there, schedule = key.to(x_0.device), process.schedule.at_shape(x_0.shape)
@@ -30,13 +33,17 @@ def mix_any_noise(process: Parts, x_0: Tensor, key: Keys, t: Tensor, dtype: torc
         if some:
             (mix,) = move([mixes(schedule, some, t, 0.5, process.sigma_data)], x_0.device)
             made |= name_fields(some, kernel.mix_given(x_0.flatten(1), noise.flatten(1), mix, 0.0, dtype), x_0)
-    if process.pair is not None and not set(PAIR_FIELDS).isdisjoint(process.fields):
-        s = process.pair.second_times(key.to(t.device), schedule, t)
+    if process.pair is None or s is None:
+        return made
+    made |= {"s": s, "same": s == t}
+    if "interval" in process.fields:
+        made["interval"] = interval(schedule, t, s)
+    if "x_s" in process.fields:
         mix, fresh = move(process.pair.mix(schedule, t, s, 0.5), x_0.device)
         (x_s,) = kernel.mix_given(x_0.flatten(1), mixed.flatten(1), mix, 0.0, torch.float32)
-        if process.pair.law == "chain":
+        if process.pair.noise == "chain":
             x_s = x_s + fresh[:, None] * gaussian(there, (x_s.shape[1],), Purpose.PAIR)
-        made |= {"x_s": x_s.to(dtype).view(x_0.shape), "s": s}
+        made["x_s"] = x_s.to(dtype).view(x_0.shape)
     return made
 
 

@@ -57,6 +57,7 @@ class Purpose(IntEnum):
     POSTERIOR = 14
     CONDITION = 15  # hashed into a seed: a condition's time and noise are those of another seed, TIME and EPSILON
     HOLE = 16
+    SAME_TIME = 17
 
 
 class Keys(NamedTuple):

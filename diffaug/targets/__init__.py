@@ -1,7 +1,7 @@
 """Targets, fields and loss weights: what a network is given and asked for, and what each error counts.
 
 ``level`` (alpha, sigma and their rates), ``fields`` (everything a batch can hold), ``conversions`` (from one target to
-another), ``weight`` and ``weight_kinds`` (of the loss), ``pairs`` (two states of one image).
+another), ``weight`` and ``weight_kinds`` (of the loss), ``pairs`` and ``pair_times`` (two states of one image).
 """
 
 from diffaug.targets.conversions import as_input as as_input
@@ -19,6 +19,11 @@ from diffaug.targets.fields import mix_table as mix_table
 from diffaug.targets.fields import mixes as mixes
 from diffaug.targets.level import SIGMA_DATA as SIGMA_DATA
 from diffaug.targets.level import Level as Level
+from diffaug.targets.pair_times import PairTimes as PairTimes
+from diffaug.targets.pair_times import StepEarlier as StepEarlier
+from diffaug.targets.pair_times import TwoDraws as TwoDraws
+from diffaug.targets.pair_times import UniformEarlier as UniformEarlier
+from diffaug.targets.pair_times import interval as interval
 from diffaug.targets.pairs import Pair as Pair
 from diffaug.targets.weight import Weight as Weight
 from diffaug.targets.weight_kinds import ELBO as ELBO

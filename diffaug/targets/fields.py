@@ -102,8 +102,9 @@ WEIGHT_FIELDS = ("weight", "importance_weight")
 """Loss weights, float32, shape (B,): of the noise level (`diffaug.targets.weight_kinds`), and of how often it is drawn
 (`diffaug.times.importance`)."""
 
-PAIR_FIELDS = ("x_s", "s")
-"""An earlier state of each image and its time; see `diffaug.targets.pairs`."""
+PAIR_FIELDS = ("x_s", "s", "interval", "same")
+"""An earlier state of each image and its time; t - s in unit time, float32; whether s is t, bool; the last three of
+shape (B,). See `diffaug.targets.pairs`."""
 
 DRAW_FIELDS = ("index", "view", "dataset")
 """What identifies a draw, int64, shape (B,): the sample, its noised copy, and the number of its dataset (of its set in

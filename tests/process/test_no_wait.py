@@ -13,7 +13,18 @@ from shared import SCHEDULES, names, part, recipe, schedule_of
 watched = pytest.importorskip("watched", reason="needs torch's private names where they were", exc_type=ImportError)
 
 from diffaug import ForwardProcess, LinearBeta, Rectified, ZeroTerminalSNR  # noqa: E402
-from diffaug.targets import FIELDS, PAIR_FIELDS, TARGETS, Pair, as_input, convert, convertible  # noqa: E402
+from diffaug.targets import (  # noqa: E402
+    FIELDS,
+    PAIR_FIELDS,
+    TARGETS,
+    Pair,
+    StepEarlier,
+    TwoDraws,
+    UniformEarlier,
+    as_input,
+    convert,
+    convertible,
+)
 from diffaug.times import Importance, Uniform  # noqa: E402
 
 MOST = 20
@@ -95,10 +106,10 @@ def test_weights(name):
 
 
 @pytest.mark.parametrize("law", ["same", "chain"])
-@pytest.mark.parametrize("steps", [None, 20])
-def test_pairs(law, steps):
+@pytest.mark.parametrize("times", [UniformEarlier(), StepEarlier(20), TwoDraws()], ids=repr)
+def test_pairs(law, times):
     for schedule in (LinearBeta(), Rectified()):
-        check(ForwardProcess(schedule, pair=Pair(law, steps), fields=("x_t", "x_s", "s", "t")))
+        check(ForwardProcess(schedule, pair=Pair(times, law), fields=("x_t", "t", *PAIR_FIELDS)))
 
 
 @pytest.mark.slow
@@ -122,8 +133,8 @@ def test_every_recipe_of_a_schedule(name):
     for noise in names("noise"):
         check(ForwardProcess(schedule, noise=part("noise", noise)))
     for law in ("same", "chain"):
-        for steps in (None, 20):
-            check(ForwardProcess(schedule, pair=Pair(law, steps), fields=("x_t", "x_s", "s", "t")))
+        for times in (UniformEarlier(), StepEarlier(20), TwoDraws()):
+            check(ForwardProcess(schedule, pair=Pair(times, law), fields=("x_t", "t", *PAIR_FIELDS)))
 
 
 def test_the_pass_itself():

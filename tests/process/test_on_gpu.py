@@ -34,7 +34,7 @@ def recipes() -> dict[str, Callable[[bool], ForwardProcess | None]]:
         for name in names("noise"):
             found[f"{of} noise={name}"] = functools.partial(make, noise=part("noise", name))
         for law in ("same", "chain"):
-            found[f"{of} pair={law}"] = functools.partial(make, pair=Pair(law), fields=("x_t", "x_s", "s", "t"))
+            found[f"{of} pair={law}"] = functools.partial(make, pair=Pair(noise=law), fields=("x_t", "x_s", "s", "t"))
     return {name: lambda compile, make=make: make(compile=compile) for name, make in found.items()}
 
 

@@ -571,7 +571,7 @@ def test_parts_that_make_no_sense_together_are_refused():
         ({"schedule": Rectified(), "times": Importance()}, r"Rectified\(\) is continuous.*schedule=discretised"),
         ({"fields": ("x_t", "x_s", "t")}, r"process\.pair does not say which"),
         ({"fields": ("x_t", "score"), "noise": StudentT()}, r"only for standard normal noise.*noise=gaussian"),
-        ({"noise": StudentT(), "pair": Pair("chain")}, r"chain's law needs standard normal noise"),
+        ({"noise": StudentT(), "pair": Pair(noise="chain")}, r"chain's law needs standard normal noise"),
         (
             {"fields": (*fields, "weight"), "weight": MinSNR()},
             r"weight is for process\.target=epsilon: set process\.target",
@@ -589,7 +589,7 @@ def test_pairs_do_not_move_the_triple_and_do_not_depend_on_the_batch(law):
     from diffaug import Pair
 
     plain = ForwardProcess(LinearBeta(), compile=False)(IMAGES, INDEX)
-    process = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "x_s", "s"), pair=Pair(law))
+    process = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "x_s", "s"), pair=Pair(noise=law))
     batch = process(IMAGES, INDEX)
     torch.testing.assert_close(tuple(batch[:3]), tuple(plain), rtol=0, atol=1e-6)
     assert ((batch.s < batch.t) & (batch.s >= -1)).all()

@@ -17,6 +17,8 @@ from diffaug.targets import (
     TARGETS,
     Level,
     Pair,
+    StepEarlier,
+    UniformEarlier,
     as_input,
     check_target,
     convert,
@@ -24,6 +26,7 @@ from diffaug.targets import (
     mixes,
     recover,
 )
+from diffaug.times import Uniform
 
 mpmath.mp.dps = 40
 
@@ -273,17 +276,17 @@ def test_conversions_keep_to_float32_or_wider():
 # --- pairs ------------------------------------------------------------------------------------------------------
 
 
-def drawn_pair(pair: Pair, schedule: Schedule, count: int = 20_000):
+def drawn_pair(schedule: Schedule, count: int = 20_000):
     key = Keys.pack(torch.arange(count), seed=11)
     unit = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     t = schedule.from_unit(unit)
     t = t if schedule.discrete else t.float()
-    return key, t, pair.second_times(key, schedule, t)
+    return key, *UniformEarlier().draw(key, schedule, Uniform(), t)
 
 
 def test_second_times(schedule):
     """s < t, and uniform over the earlier times: Kolmogorov's limit of 2.7 / sqrt(n) has a false alarm of 1e-6."""
-    _, t, s = drawn_pair(Pair(), schedule)
+    _, t, s = drawn_pair(schedule)
     assert s.dtype == t.dtype
     assert bool((s < t).all())
     if schedule.discrete:
@@ -301,17 +304,19 @@ def test_second_times(schedule):
 
 def test_second_times_by_steps():
     t = torch.tensor([0, 30, 55, 56, 999])
-    assert Pair(steps=18).second_times(Keys.pack(torch.arange(5)), LinearBeta(), t).tolist() == [-1, -1, -1, 0, 943]
-    assert Pair(steps=1000).second_times(Keys.pack(torch.arange(5)), LinearBeta(), t).tolist() == [-1, 29, 54, 55, 998]
+    for steps, expected in ((18, [-1, -1, -1, 0, 943]), (1000, [-1, 29, 54, 55, 998])):
+        later, s = StepEarlier(steps).draw(Keys.pack(torch.arange(5)), LinearBeta(), Uniform(), t)
+        assert later is t
+        assert s.tolist() == expected
     u = torch.tensor([0.05, 0.5, 1.0])
-    found = Pair(steps=10).second_times(Keys.pack(torch.arange(3)), Rectified(), u)
+    _, found = StepEarlier(10).draw(Keys.pack(torch.arange(3)), Rectified(), Uniform(), u)
     torch.testing.assert_close(found, torch.tensor([0.0, 0.4, 0.9]), rtol=0, atol=1e-7)
 
 
 def test_a_pair_is_its_own_samples(same_random_state):
-    key, t, s = drawn_pair(Pair(), LinearBeta(), 100)
+    key, t, s = drawn_pair(LinearBeta(), 100)
     part = key.part(slice(40, 60))
-    assert torch.equal(Pair().second_times(part, LinearBeta(), t[40:60]), s[40:60])
+    assert torch.equal(UniformEarlier().draw(part, LinearBeta(), Uniform(), t[40:60])[1], s[40:60])
 
 
 @pytest.mark.parametrize("law", ["same", "chain"])
@@ -320,8 +325,8 @@ def test_the_joint_law(schedule, law):
 
     Chain: x_t = (alpha_t / alpha_s) x_s + fresh noise, so cov = alpha_t / alpha_s sigma_s^2. Same: sigma_s sigma_t.
     """
-    pair = Pair(law=law)
-    _, t, s = drawn_pair(pair, schedule, 64)
+    pair = Pair(noise=law)
+    _, t, s = drawn_pair(schedule, 64)
     mix, fresh = pair.mix(schedule, t, s)
     p, q, r = mix[:, 0, 0].double(), mix[:, 0, 1].double(), fresh.double()
     clean = s < 0
@@ -340,7 +345,7 @@ def test_the_joint_law(schedule, law):
 def test_drawn_pairs_have_the_joint_law(law, under):
     """Images of 0: correlation of x_s and x_t within a false alarm of 1e-6, and x_t as it would be without the pair."""
     x_0, index = torch.zeros(4000, 1, 4, 4), torch.arange(4000)
-    process = ForwardProcess(under, fields=("x_t", "t", "x_s", "s"), pair=Pair(law=law), compile=False)
+    process = ForwardProcess(under, fields=("x_t", "t", "x_s", "s"), pair=Pair(noise=law), compile=False)
     x_t, t, x_s, s = process(x_0, index, seed=3)
     alone = ForwardProcess(under, compile=False)(x_0, index, seed=3)
     assert torch.equal(x_t, alone.x_t)

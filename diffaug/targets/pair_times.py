@@ -1,0 +1,145 @@
+"""Laws of the two times of a pair: s, and for some laws a t of their own, given the t that the process drew.
+
+| law              | s, in unit time where not said otherwise     | t                      | source                  |
+|------------------|----------------------------------------------|------------------------|-------------------------|
+| `UniformEarlier` | uniform over all earlier times               | as drawn               |                         |
+| `StepEarlier`    | a fixed step before t                        | as drawn               | Song et al. 2023        |
+| `TwoDraws`       | the lesser of two draws, or t                | the greater of the two | Geng et al. 2025        |
+
+Every draw is of the sample's own key alone. The law is that of any stage; in evaluation t is drawn evenly.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from diffaug.checks import bounded, check_fields, instance, refuse
+from diffaug.randomness.keys import Keys, Purpose
+from diffaug.randomness.philox import indices, points, uniforms
+from diffaug.schedules import Schedule
+from diffaug.times import Independent, Times
+
+
+@dataclass(frozen=True)
+class PairTimes(ABC):
+    """How the two times of a pair are drawn."""
+
+    moves_t: ClassVar[bool] = False
+    """Whether t is not the process's own."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "process.pair.times")
+
+    def check(self, schedule: Schedule, times: Times) -> None:
+        """Refuse a schedule, or times of the process, with which the law makes no sense."""
+        if self.moves_t and times.learns:
+            raise ValueError(
+                f"process.pair.times={self!r} makes a t of its own, so that the losses at t would not be those of "
+                f"{times!r}, which learns from them. Use other times, such as times=uniform."
+            )
+
+    @abstractmethod
+    def draw(self, keys: Keys, schedule: Schedule, times: Times, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (t, s), both of t's dtype, shape (B,), on t's device.
+
+        Arguments:
+            keys: of the B samples, on t's device.
+            schedule: of which t is a native time.
+            times: from which t was drawn.
+            t: int64, or float32 within the schedule's range.
+        """
+
+
+@dataclass(frozen=True)
+class UniformEarlier(PairTimes):
+    """s is uniform over all earlier times: in unit time, or over -1, ..., t - 1 if discrete, where -1 is the clean
+    image."""
+
+    def draw(self, keys: Keys, schedule: Schedule, times: Times, t: Tensor) -> tuple[Tensor, Tensor]:
+        if schedule.discrete:
+            return t, indices(points(keys, Purpose.SECOND_TIME), t + 1) - 1
+        unit = schedule.to_unit(t, torch.float64) * uniforms(points(keys, Purpose.SECOND_TIME))
+        return t, _before(schedule.from_unit(unit), t, schedule)
+
+
+@dataclass(frozen=True)
+class StepEarlier(PairTimes):
+    """s is a step of unit time before t, held at the clean image (-1) if discrete, at unit time 0 if continuous.
+
+    Adjacent times of N, as in Song et al. 2023, "Consistency Models", but at any t, not only on a grid.
+
+    Arguments:
+        steps: how many equal steps unit time has.
+    """
+
+    steps: int = bounded(18, at_least=1)
+
+    def draw(self, keys: Keys, schedule: Schedule, times: Times, t: Tensor) -> tuple[Tensor, Tensor]:
+        if schedule.discrete:
+            return t, (t - max(1, round(schedule.timesteps / self.steps))).clamp_min(-1)
+        unit = (schedule.to_unit(t, torch.float64) - 1 / self.steps).clamp_min(0.0)
+        return t, _before(schedule.from_unit(unit), t, schedule)
+
+
+@dataclass(frozen=True)
+class TwoDraws(PairTimes):
+    """t is the greater and s the lesser of two independent draws, but for a share of samples whose s is t.
+
+    Geng et al. 2025, "Mean Flows for One-step Generative Modeling", section 4.3 (their r is s): both draws from
+    logit-normal(-0.4, 1), then sorted; for a share s is set to t, which is plain flow matching. Its t is the greater
+    draw too. (Not checked against the paper's text, but against notes on it and other codes.) What they call the ratio
+    is the share where the two differ, 0.25 for ImageNet and 0.75 for CIFAR-10; other codes call the share where they
+    are equal so. Here it is ``equal``, and the field ``same`` says which samples are. In their code a share of each
+    batch, exactly; here each sample's key says it, whatever the batch. On a discrete schedule more are equal by chance.
+
+    Arguments:
+        equal: the share of samples for which s is t, in [0, 1].
+        second: the density of the second draw, which must cover independently; None: that of the first.
+    """
+
+    moves_t = True
+    equal: float = bounded(0.75, at_least=0, at_most=1)
+    second: Times | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.second is None:
+            return
+        instance("process.pair.times.second", self.second, Times, "a Times object or null")
+        if self.second.learns or not isinstance(self.second.coverage, Independent):
+            raise refuse("process.pair.times.second", self.second, "a density that covers independently and learns not")
+
+    def check(self, schedule: Schedule, times: Times) -> None:
+        super().check(schedule, times)
+        if self.second is not None:
+            self.second.check(schedule)
+
+    def draw(self, keys: Keys, schedule: Schedule, times: Times, t: Tensor) -> tuple[Tensor, Tensor]:
+        other = (self.second or times).of_points(points(keys, Purpose.SECOND_TIME), schedule)
+        later = torch.maximum(t, other)
+        return later, torch.where(_share(keys, self.equal), later, torch.minimum(t, other))
+
+
+def interval(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
+    """Return t - s in unit time, float32, of t's shape: 0 only where they are equal.
+
+    From a discrete t to the clean image, s = -1, it is (t + 1) / T. Beyond the ends of EDM's grid, where unit time
+    stands still, it is float32's least normal number.
+    """
+    if schedule.discrete:
+        return (t - s).float() / schedule.timesteps
+    span = (schedule.to_unit(t, torch.float64) - schedule.to_unit(s, torch.float64)).float()
+    return torch.where(s == t, 0.0, span.clamp_min(torch.finfo(torch.float32).tiny))
+
+
+def _share(keys: Keys, share: float) -> Tensor:
+    """Choose a share of samples, each by its key: bool, shape (B,)."""
+    return uniforms(points(keys, Purpose.SAME_TIME)) < share
+
+
+def _before(s: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+    """Round float64 times to float32, below t if that is not the lowest time."""
+    return torch.minimum(s.float(), torch.nextafter(t, torch.full_like(t, schedule.range[0])))

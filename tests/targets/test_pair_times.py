@@ -1,0 +1,182 @@
+"""Laws of the times of a pair: each against a million numpy draws of its source, and what holds of all of them."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from shared import SCHEDULES, schedule_of
+
+from diffaug import ForwardProcess
+from diffaug.randomness.keys import Keys
+from diffaug.schedules import EDM, LinearBeta, Rectified, Schedule
+from diffaug.targets import FIELDS, TARGETS, Pair, PairTimes, StepEarlier, TwoDraws, UniformEarlier
+from diffaug.times import Antithetic, Importance, LogitNormal, LogNormal, Times, Uniform
+
+COUNT = 10**6
+WRONG: Any = "wrong"
+KS = 2.7 * (2 / COUNT) ** 0.5  # of two samples: a false alarm of 1e-6
+LAWS = {
+    "uniform": UniformEarlier(),
+    "step": StepEarlier(18),
+    "two draws": TwoDraws(),
+    "two draws, never equal": TwoDraws(equal=0),
+    "two densities": TwoDraws(0.5, LogitNormal(-1.0)),
+}
+
+
+def drawn(law: PairTimes, schedule: Schedule, times: Times, seed: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    keys = Keys.pack(torch.arange(COUNT), seed=seed)
+    t, s = law.draw(keys, schedule, times, times.draw(keys, schedule))
+    return t.double().numpy(), s.double().numpy()
+
+
+def check_against(ours: tuple[np.ndarray, np.ndarray], oracle: tuple[np.ndarray, np.ndarray]) -> None:
+    """Compare t, s and t - s by Kolmogorov and Smirnov's distance; rounded, as a float32 is not where a float64 is."""
+    for a, b in ((ours[0], oracle[0]), (ours[1], oracle[1]), (ours[0] - ours[1], oracle[0] - oracle[1])):
+        a, b = np.sort(a.round(6)), np.sort(b.round(6))
+        at = np.concatenate([a, b])
+        gap = np.searchsorted(a, at, "right") - np.searchsorted(b, at, "right")
+        assert np.abs(gap).max() / COUNT < KS
+
+
+def check_share(equal: np.ndarray, share: float) -> None:
+    low, high = stats.binom.ppf([5e-7, 1 - 5e-7], len(equal), share)
+    assert low <= equal.sum() <= high
+
+
+def logistic(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(np.minimum(-x, 700)))
+
+
+@pytest.mark.parametrize("equal", [0.0, 0.75, 1.0])
+def test_two_draws_are_meanflow_s(equal: float) -> None:
+    random = np.random.default_rng(1)
+    t, s = drawn(TwoDraws(equal), Rectified(), LogitNormal(-0.4, 1.0))
+    check_share(s == t, equal)
+    draws = logistic(random.normal(-0.4, 1.0, (2, COUNT)))
+    later = draws.max(0)
+    check_against((t, s), (later, np.where(random.random(COUNT) < equal, later, draws.min(0))))
+
+
+def test_two_draws_of_a_discrete_schedule() -> None:
+    random = np.random.default_rng(2)
+    t, s = drawn(TwoDraws(0.25), LinearBeta(), Uniform())
+    check_share(s == t, 0.25 + 0.75 / 1000)
+    draws = random.integers(0, 1000, (2, COUNT))
+    check_against((t, s), (draws.max(0), np.where(random.random(COUNT) < 0.25, draws.max(0), draws.min(0))))
+
+
+def test_two_draws_of_two_densities() -> None:
+    random = np.random.default_rng(3)
+    t, s = drawn(TwoDraws(0.5, LogNormal(-2.0, 0.5)), EDM(), LogNormal(-0.4, 1.0))
+    check_share(s == t, 0.5)
+    draws = np.exp([random.normal(-0.4, 1.0, COUNT), random.normal(-2.0, 0.5, COUNT)])
+    check_against((t, s), (draws.max(0), np.where(random.random(COUNT) < 0.5, draws.max(0), draws.min(0))))
+
+
+def test_uniform_earlier_and_a_step() -> None:
+    random = np.random.default_rng(4)
+    u = random.random(COUNT)
+    check_against(drawn(UniformEarlier(), Rectified(), Uniform()), (u, u * random.random(COUNT)))
+    t = random.integers(0, 1000, COUNT)
+    check_against(drawn(UniformEarlier(), LinearBeta(), Uniform()), (t, random.integers(-1, t)))
+    check_against(drawn(StepEarlier(18), Rectified(), Uniform()), (u, np.maximum(u - 1 / 18, 0)))
+
+
+def allowed(law: PairTimes, schedule: Schedule) -> bool:
+    try:
+        law.check(schedule, Uniform())
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("noise", ["same", "chain"])
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_no_law_makes_what_is_not_finite(name: str, law: PairTimes, noise: str) -> None:
+    """Also at both ends of the schedule, given as t: least noise, full noise."""
+    schedule = schedule_of(name).at_shape((3, 1, 8, 8))
+    if not allowed(law, schedule):
+        pytest.skip("refused")
+    pair, index = Pair(law, noise), torch.arange(2000)
+    fields = [name for name in FIELDS if name not in TARGETS or name in ("epsilon", "v", "x_0")]
+    process = ForwardProcess(schedule, fields=fields, pair=pair, compile=False)
+    for stage in ("train", "val"):
+        batch: Any = process(torch.ones(2000, 1, 2, 2), index, seed=1, stage=stage)
+        for field in fields:
+            assert getattr(batch, field).isfinite().all(), field
+        check_times(schedule, batch.t, batch.s, batch.interval, batch.same)
+        part: Any = process(torch.ones(2000, 1, 2, 2)[70:90], index[70:90], seed=1, stage=stage)
+        assert all(torch.equal(a[70:90], b) for a, b in zip(batch, part, strict=True))
+    key = Keys.pack(torch.arange(200))
+    low, high = schedule.range
+    for end in (low, min(high, 1e30)):
+        t = torch.full((200,), end, dtype=torch.int64 if schedule.discrete else torch.float32)
+        t, s = law.draw(key, schedule, Uniform(), t)
+        mix, fresh = pair.mix(schedule, t, s)
+        assert mix.isfinite().all()
+        assert fresh.isfinite().all()
+        assert ((s <= t) & (s >= (-1 if schedule.discrete else low))).all()
+        assert (fresh[s == t] == 0).all()
+
+
+def check_times(
+    schedule: Schedule, t: torch.Tensor, s: torch.Tensor, interval: torch.Tensor, same: torch.Tensor
+) -> None:
+    low, high = schedule.range
+    assert t.dtype == s.dtype == (torch.int64 if schedule.discrete else torch.float32)
+    assert (interval.dtype, same.dtype) == (torch.float32, torch.bool)
+    assert ((t >= low) & (t <= high) & (s >= (-1 if schedule.discrete else low))).all()
+    assert torch.equal(same, s == t)
+    assert ((interval > 0) == (s < t)).all()
+    assert (interval[same] == 0).all()
+    if schedule.discrete:
+        torch.testing.assert_close(interval, (t - s) / schedule.timesteps)
+    else:
+        span = schedule.to_unit(t, torch.float64) - schedule.to_unit(s, torch.float64)
+        torch.testing.assert_close(interval, span.float(), rtol=1e-6, atol=1e-37)
+
+
+def test_one_state_where_the_times_are_one() -> None:
+    for noise in ("same", "chain"):
+        for schedule in (LinearBeta(), Rectified(), EDM()):
+            process = ForwardProcess(schedule, fields=("x_t", "x_s"), pair=Pair(TwoDraws(1), noise))
+            x_t, x_s = process(torch.randn(50, 1, 4, 4), torch.arange(50))
+            torch.testing.assert_close(x_s, x_t, rtol=1e-6, atol=1e-6)
+
+
+def test_the_times_do_not_depend_on_the_fields() -> None:
+    x_0, index = torch.randn(50, 1, 4, 4), torch.arange(50)
+    batches: list[Any] = [
+        ForwardProcess(LinearBeta(), fields=fields, pair=Pair(TwoDraws()))(x_0, index)
+        for fields in (("x_t", "t"), ("x_t", "t", "s", "x_s"), ("x_t", "t", "same"))
+    ]
+    assert all(torch.equal(batch.t, batches[0].t) and torch.equal(batch.x_t, batches[0].x_t) for batch in batches)
+    assert not torch.equal(batches[0].t, ForwardProcess(LinearBeta())(x_0, index).t)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Pair(**{"times": "chain"}), r"process\.pair\.times must be a law of diffaug\.targets\.pair_times, but got 'wrong'"),
+        (lambda: Pair(noise="other"), r"process\.pair\.noise must be one of 'same', 'chain', but got 'other'"),
+        (lambda: StepEarlier(0), r"process\.pair\.times\.steps must be a whole number >= 1, but got 0"),
+        (lambda: TwoDraws(1.5), r"process\.pair\.times\.equal must be a number in \[0, 1\], but got 1\.5"),
+        (lambda: TwoDraws(second=WRONG), r"process\.pair\.times\.second must be a Times object or null"),
+        (lambda: TwoDraws(second=Uniform(coverage=Antithetic())), r"second must be a density that covers independ"),
+        (
+            lambda: ForwardProcess(LinearBeta(), Importance(), pair=Pair(TwoDraws())),
+            r"makes a t of its own, .* Importance.*times=uniform",
+        ),
+        (
+            lambda: ForwardProcess(LinearBeta(), pair=Pair(TwoDraws(second=LogNormal(40)))),
+            r"every draw would fall on one end",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
