@@ -5,6 +5,7 @@
 | `UniformEarlier` | uniform over all earlier times               | as drawn               |                         |
 | `StepEarlier`    | a fixed step before t                        | as drawn               | Song et al. 2023        |
 | `TwoDraws`       | the lesser of two draws, or t                | the greater of the two | Geng et al. 2025        |
+| `SigmaRatio`     | a share of t that falls with t, in sigma     | as drawn               | Geng et al. 2024        |
 
 Every draw is of the sample's own key alone. The law is that of any stage; in evaluation t is drawn evenly.
 """
@@ -29,12 +30,19 @@ class PairTimes(ABC):
 
     moves_t: ClassVar[bool] = False
     """Whether t is not the process's own."""
+    continuous: ClassVar[bool] = False
+    """Whether the law is one of continuous time only."""
 
     def __post_init__(self) -> None:
         check_fields(self, "process.pair.times")
 
     def check(self, schedule: Schedule, times: Times) -> None:
         """Refuse a schedule, or times of the process, with which the law makes no sense."""
+        if self.continuous and schedule.discrete:
+            raise ValueError(
+                f"process.pair.times={self!r} is a law of continuous time, but {schedule!r} is discrete. Use a "
+                "continuous schedule, such as schedule=edm or schedule=rectified, or another law, such as StepEarlier."
+            )
         if self.moves_t and times.learns:
             raise ValueError(
                 f"process.pair.times={self!r} makes a t of its own, so that the losses at t would not be those of "
@@ -121,6 +129,35 @@ class TwoDraws(PairTimes):
         other = (self.second or times).of_points(points(keys, Purpose.SECOND_TIME), schedule)
         later = torch.maximum(t, other)
         return later, torch.where(_share(keys, self.equal), later, torch.minimum(t, other))
+
+
+@dataclass(frozen=True)
+class SigmaRatio(PairTimes):
+    """s has the noise level r = sigma (1 - (1 + k sigmoid(-b sigma)) / q^stage), at least 0, where t has sigma.
+
+    Geng et al. 2024, "Consistency Models Made Easy", the mapping function of their section 3, with the defaults of
+    their code for CIFAR-10 (q = 4 for ImageNet; not checked against the paper's text, but against the code, whose stage
+    counts from 0). sigma is sigma(t) / alpha(t), EDM's t, and r is as low as the schedule goes. Their stage rises
+    while training goes on; here it is fixed, and each stage is a run of its own, on from the checkpoint of the last.
+
+    Arguments:
+        q: the base by which the step shrinks, > 1.
+        k: how much longer a step is where sigma is small, >= 0.
+        b: how soon that ends as sigma grows, >= 0.
+        stage: the exponent, >= 1; the first is mostly plain denoising, r = 0.
+    """
+
+    continuous = True
+    q: float = bounded(2.0, above=1)
+    k: float = bounded(8.0, at_least=0)
+    b: float = bounded(1.0, at_least=0)
+    stage: int = bounded(1, at_least=1, at_most=64)
+
+    def draw(self, keys: Keys, schedule: Schedule, times: Times, t: Tensor) -> tuple[Tensor, Tensor]:
+        log_snr = schedule.log_snr(t, torch.float64)
+        longer = 1 + self.k * torch.sigmoid(-self.b * (-log_snr / 2).exp())
+        ratio = (1 - longer / self.q**self.stage).clamp_min(0.0)
+        return t, _before(schedule.t_of_log_snr(log_snr - 2 * ratio.log()), t, schedule)
 
 
 def interval(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from shared import SCHEDULES, schedule_of
 from diffaug import ForwardProcess
 from diffaug.randomness.keys import Keys
 from diffaug.schedules import EDM, LinearBeta, Rectified, Schedule
-from diffaug.targets import FIELDS, TARGETS, Pair, PairTimes, StepEarlier, TwoDraws, UniformEarlier
+from diffaug.targets import FIELDS, TARGETS, Pair, PairTimes, SigmaRatio, StepEarlier, TwoDraws, UniformEarlier
 from diffaug.times import Antithetic, Importance, LogitNormal, LogNormal, Times, Uniform
 
 COUNT = 10**6
@@ -22,6 +22,8 @@ LAWS = {
     "step": StepEarlier(18),
     "two draws": TwoDraws(),
     "two draws, never equal": TwoDraws(equal=0),
+    "ratio": SigmaRatio(),
+    "ratio, late": SigmaRatio(stage=64),
     "two densities": TwoDraws(0.5, LogitNormal(-1.0)),
 }
 
@@ -83,6 +85,21 @@ def test_uniform_earlier_and_a_step() -> None:
     t = random.integers(0, 1000, COUNT)
     check_against(drawn(UniformEarlier(), LinearBeta(), Uniform()), (t, random.integers(-1, t)))
     check_against(drawn(StepEarlier(18), Rectified(), Uniform()), (u, np.maximum(u - 1 / 18, 0)))
+
+
+@pytest.mark.parametrize(("q", "stage"), [(2.0, 1), (2.0, 5), (4.0, 3)])
+def test_sigma_ratio_is_ect_s(q: float, stage: int) -> None:
+    random = np.random.default_rng(6)
+    t = np.exp(random.normal(-1.1, 2.0, COUNT))
+    r = np.maximum(t * (1 - (1 + 8 * logistic(-t)) / q**stage), 0)
+    check_against(drawn(SigmaRatio(q, stage=stage), EDM(), LogNormal(-1.1, 2.0)), (t, r))
+
+
+def test_sigma_ratio_is_of_sigma_on_any_schedule() -> None:
+    t, s = SigmaRatio(stage=6).draw(Keys.pack(torch.arange(3)), Rectified(), Uniform(), torch.tensor([0.1, 0.5, 0.9]))
+    sigma = (t / (1 - t)).double()
+    ratio = 1 - (1 + 8 * torch.sigmoid(-sigma)) / 64
+    torch.testing.assert_close((s / (1 - s)).double(), sigma * ratio, rtol=1e-5, atol=0)
 
 
 def allowed(law: PairTimes, schedule: Schedule) -> bool:
@@ -161,9 +178,14 @@ def test_the_times_do_not_depend_on_the_fields() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Pair(**{"times": "chain"}), r"process\.pair\.times must be a law of diffaug\.targets\.pair_times, but got 'wrong'"),
+        (lambda: Pair(WRONG), r"pair\.times must be a law of diffaug\.targets\.pair_times, but got 'wrong'"),
         (lambda: Pair(noise="other"), r"process\.pair\.noise must be one of 'same', 'chain', but got 'other'"),
         (lambda: StepEarlier(0), r"process\.pair\.times\.steps must be a whole number >= 1, but got 0"),
+        (lambda: SigmaRatio(1.0), r"process\.pair\.times\.q must be a number > 1, but got 1\.0"),
+        (
+            lambda: ForwardProcess(LinearBeta(), pair=Pair(SigmaRatio())),
+            r"SigmaRatio\(.* is a law of continuous time, but LinearBeta\(.* is discrete.*schedule=edm",
+        ),
         (lambda: TwoDraws(1.5), r"process\.pair\.times\.equal must be a number in \[0, 1\], but got 1\.5"),
         (lambda: TwoDraws(second=WRONG), r"process\.pair\.times\.second must be a Times object or null"),
         (lambda: TwoDraws(second=Uniform(coverage=Antithetic())), r"second must be a density that covers independ"),
