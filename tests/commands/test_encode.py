@@ -25,6 +25,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 import diffaug
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Mixture
+from diffaug.__main__ import main
 from diffaug.commands.encode import encode
 from diffaug.commands.preview import preview
 from diffaug.data import shards
@@ -200,6 +201,12 @@ def test_one_variant_is_drawn_at_each_visit(tmp_path, workers):
         write(data, tmp_path / "other", variants=["vflip"])
     with pytest.raises(ValueError, match=r"\n  train\.variants: \['identity', 'hflip'\] -> \['identity'\]\n"):
         write(data, out)
+
+
+def test_report_takes_a_store(photos, tmp_path, capsys):
+    out = write(folder(photos), tmp_path / "made")
+    assert main(["report", "data=store", f"data.root={out}", "schedule=cosine"]) == 0
+    assert "Cosine(timesteps=1000" in capsys.readouterr().out
 
 
 def test_preview_shows_a_store(photos, tmp_path):
