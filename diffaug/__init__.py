@@ -64,6 +64,7 @@ from diffaug.times import LogitNormal as LogitNormal
 from diffaug.times import LogLogistic as LogLogistic
 from diffaug.times import LogNormal as LogNormal
 from diffaug.times import LogUniform as LogUniform
+from diffaug.times import MixedTimes as MixedTimes
 from diffaug.times import Mode as Mode
 from diffaug.times import PerImage as PerImage
 from diffaug.times import PlateauLogitNormal as PlateauLogitNormal

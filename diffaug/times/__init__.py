@@ -20,6 +20,7 @@ from diffaug.times.level_densities import LogNormal as LogNormal
 from diffaug.times.level_densities import LogUniform as LogUniform
 from diffaug.times.level_densities import SplitLogNormal as SplitLogNormal
 from diffaug.times.level_densities import VDiffusion as VDiffusion
+from diffaug.times.mixed import MixedTimes as MixedTimes
 from diffaug.times.unit_densities import Beta as Beta
 from diffaug.times.unit_densities import Biased as Biased
 from diffaug.times.unit_densities import Cubic as Cubic

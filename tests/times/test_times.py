@@ -35,6 +35,8 @@ Q = torch.cat([torch.tensor(EXTREMES, dtype=torch.float64), torch.linspace(1e-3,
 
 def configured(name: str) -> Times:
     """What a YAML file says by itself, with the coverage it starts from."""
+    if name == "mixture":
+        return composed("times=mixture")
     config = OmegaConf.load(config_dir() / f"times/{name}.yaml")
     assert config.pop("defaults") == [{"/coverage@coverage": "independent"}, "_self_"]
     return instantiate(config)
@@ -86,6 +88,13 @@ UNIT = {
     "plateau_logit_normal": (T.PlateauLogitNormal(), plateau(0, 1)),
     "plateau, moved": (T.PlateauLogitNormal(-0.8, 0.6), plateau(-0.8, 0.6)),
     "plateau, flat mode": (T.PlateauLogitNormal(0.3, math.sqrt(2)), plateau(0.3, math.sqrt(2))),
+    "mixture": (T.MixedTimes(), lambda u: 0.9 * stats.norm.cdf(np.log(u / (1 - u))) + 0.1 * u),
+    "mixture of three": (
+        T.MixedTimes(T.Cubic(), T.MixedTimes(T.Biased(0.0, 0.25, 2.0), T.Beta(2.5, 1.5), 0.25), 0.4),
+        lambda u: (
+            0.4 * (1 - np.cbrt(1 - u)) + 0.15 * steps([0, 0.25, 1], [0.4, 0.6])(u) + 0.45 * stats.beta(2.5, 1.5).cdf(u)
+        ),
+    ),
     "mode": (T.Mode(), mode_cdf(1.29)),
     "mode of the ends": (T.Mode(-0.9), mode_cdf(-0.9)),
     "cubic": (T.Cubic(), lambda u: 1 - np.cbrt(1 - u)),
@@ -112,6 +121,12 @@ LEVELS = {
     "v_diffusion, cut": (T.VDiffusion(0.05, 20.0, 1.0), cut(stats.halfcauchy(scale=1).cdf, 0.05, 20)),
     "cosmap": (T.VDiffusion(0.0, None, 1.0), lambda sigma: 2 / np.pi * np.arctan(sigma)),
     "log_snr_normal": (T.LogNormal(3.0, 1.0), lambda sigma: stats.norm(-6, 2).sf(-2 * np.log(sigma))),
+    "mixture of levels": (
+        T.MixedTimes(T.LogNormal(), T.LogUniform(), 0.7),
+        lambda sigma: (
+            0.7 * stats.lognorm(1.2, scale=math.exp(-1.2)).cdf(sigma) + 0.3 * stats.loguniform(0.002, 80).cdf(sigma)
+        ),
+    ),
     "laplace": (T.LaplaceLogSNR(), lambda sigma: stats.laplace(0, 0.5).sf(-2 * np.log(sigma))),
     "laplace, moved": (T.LaplaceLogSNR(-1.0, 2.0), lambda sigma: stats.laplace(-1, 2).sf(-2 * np.log(sigma))),
 }  # name: a density, and its CDF over sigma / alpha
@@ -199,6 +214,29 @@ def test_known_values() -> None:
     assert at(T.Stepwise((0, 0, 1, 1)), LinearBeta(timesteps=4), 1e-12, 0.4999, 0.5001, 1 - 1e-12) == [2, 2, 3, 3]
 
 
+def test_a_mixture_is_the_inverse_cdf_of_the_sum() -> None:
+    """Exact on steps; within 1e-7 between the points of its table, in the tails too."""
+    times = T.MixedTimes(T.Stepwise((0, 0, 1, 1)), T.Stepwise((1, 2, 1, 0)), 0.5)
+    q = torch.tensor([0.124, 0.126, 0.374, 0.376, 0.749, 0.751, 1 - 2.0**-53], dtype=torch.float64)
+    assert times.quantile(q, LinearBeta(timesteps=4)).tolist() == [0, 1, 1, 2, 2, 3, 3]
+    cdf = UNIT["mixture"][1]
+    q = np.array([1e-12, 1e-7, 1e-3, 0.3, 0.77, 1 - 1e-3, 1 - 1e-7])
+    u = T.MixedTimes().quantile(torch.from_numpy(q), Rectified()).numpy()
+    assert cdf(u) == pytest.approx(q, rel=1e-2, abs=1e-13)
+    assert cdf(u[2:6]) == pytest.approx(q[2:6], abs=1e-7)
+    assert (1 - cdf(u[6])) == pytest.approx(1e-7, rel=1e-2)
+    assert composed(
+        "times=mixture", "times@times.first=log_normal", "times@times.second=mixture", "times@times.second.first=cubic"
+    ) == T.MixedTimes(T.LogNormal(), T.MixedTimes(T.Cubic()))
+
+
+def test_a_mixture_refuses_what_its_parts_refuse() -> None:
+    with pytest.raises(ValueError, match=r"T = 1000 timesteps.* got 3"):
+        T.MixedTimes(T.Cubic(), T.Stepwise((1, 2, 3))).check(LinearBeta())
+    with pytest.raises(ValueError, match="every draw would fall on one end"):
+        T.MixedTimes(T.LogNormal(mean=-20)).check(LinearBeta())
+
+
 def test_a_positive_mean_leans_to_noise_as_in_the_paper() -> None:
     """diffusers' scripts for SD3, which index timesteps that fall, have the median of the other sign."""
     half = torch.tensor([0.5], dtype=torch.float64)
@@ -275,6 +313,9 @@ def test_every_field_is_in_its_yaml_and_changes_the_object() -> None:
         (lambda: T.LogitNormal(mean=math.nan), ["times.mean", "nan"]),
         (lambda: T.Mode(1.8), ["times.s", "1.8", "[-1, 1.75194]"]),
         (lambda: T.PlateauLogitNormal(std=1.5), ["times.std", "1.5", "(0, 1.41421]"]),
+        (lambda: T.MixedTimes(share=1), ["times.share", "1", "(0, 1)"]),
+        (lambda: T.MixedTimes("uniform"), ["times.first", "'uniform' (str)", "Times"]),
+        (lambda: T.MixedTimes(second=T.Importance()), ["times.second", "Importance", "does not learn"]),
         (lambda: T.Beta(a=0), ["times.a", "0 (int)", "[0.1, 100]"]),
         (lambda: T.Beta(b=0.1), ["times.b", "0.1 (float)", "[0.5, 100]"]),
         (lambda: T.Biased(multiplier=-1), ["times.multiplier", "-1", "> 0"]),
