@@ -61,14 +61,13 @@ class MixedTimes(Times):
 def _table(times: MixedTimes, schedule: Schedule, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the CDF of a mixture, float64, at rising native times, and these: both of shape (K,)."""
     parts = (times.first, times.second)
-    t: Tensor
     if schedule.discrete:
         t = torch.arange(schedule.timesteps)
     else:
         tail = 2.0 ** torch.arange(-53, -15, dtype=torch.float64)
         middle = torch.arange(1, _KNOTS, dtype=torch.float64) / _KNOTS
         q = torch.cat([torch.tensor([_LEAST, _MOST], dtype=torch.float64), tail, middle, 1 - tail])
-        t = torch.unique(torch.cat([each.quantile(q, schedule) for each in parts]))
+        t = torch.cat([each.quantile(q, schedule) for each in parts]).sort().values
     first, second = (_cdf(each, schedule, t) for each in parts)
     return (times.share * first + (1 - times.share) * second).to(device), t.to(device)
 

@@ -215,7 +215,7 @@ def test_known_values() -> None:
 
 
 def test_a_mixture_is_the_inverse_cdf_of_the_sum() -> None:
-    """Exact on steps; within 1e-7 between the points of its table, in the tails too."""
+    """Exact on steps; within 1e-6 between the points of its table, in the tails too."""
     times = T.MixedTimes(T.Stepwise((0, 0, 1, 1)), T.Stepwise((1, 2, 1, 0)), 0.5)
     q = torch.tensor([0.124, 0.126, 0.374, 0.376, 0.749, 0.751, 1 - 2.0**-53], dtype=torch.float64)
     assert times.quantile(q, LinearBeta(timesteps=4)).tolist() == [0, 1, 1, 2, 2, 3, 3]
@@ -223,7 +223,7 @@ def test_a_mixture_is_the_inverse_cdf_of_the_sum() -> None:
     q = np.array([1e-12, 1e-7, 1e-3, 0.3, 0.77, 1 - 1e-3, 1 - 1e-7])
     u = T.MixedTimes().quantile(torch.from_numpy(q), Rectified()).numpy()
     assert cdf(u) == pytest.approx(q, rel=1e-2, abs=1e-13)
-    assert cdf(u[2:6]) == pytest.approx(q[2:6], abs=1e-7)
+    assert cdf(u[2:6]) == pytest.approx(q[2:6], abs=1e-6)
     assert (1 - cdf(u[6])) == pytest.approx(1e-7, rel=1e-2)
     assert composed(
         "times=mixture", "times@times.first=log_normal", "times@times.second=mixture", "times@times.second.first=cubic"
