@@ -6,6 +6,7 @@
 | `StepEarlier`    | a fixed step before t                        | as drawn               | Song et al. 2023        |
 | `TwoDraws`       | the lesser of two draws, or t                | the greater of the two | Geng et al. 2025        |
 | `SigmaRatio`     | a share of t that falls with t, in sigma     | as drawn               | Geng et al. 2024        |
+| `Neighbours`     | the grid's point below the drawn t           | the point above it     | Song and Dhariwal 2023  |
 
 Every draw is of the sample's own key alone. The law is that of any stage; in evaluation t is drawn evenly.
 """
@@ -160,6 +161,27 @@ class SigmaRatio(PairTimes):
         return t, _before(schedule.t_of_log_snr(log_snr - 2 * ratio.log()), t, schedule)
 
 
+@dataclass(frozen=True)
+class Neighbours(PairTimes):
+    """t and s are the two neighbours, of a grid even in unit time, between which the process's own t lies.
+
+    On `EDM` this is the Karras grid. Song et al. 2023, "Consistency Models", algorithm 3 (consistency training): with
+    uniform times, each pair alike. Song and Dhariwal 2023, "Improved Techniques for Training Consistency Models",
+    section 3.5, p(sigma_i) as erf((ln sigma_{i+1} - P_mean) / (sqrt(2) P_std)) - erf((ln sigma_i - P_mean) / ...): with
+    `LogNormal(-1.1, 2.0, sigma_min=0.002, sigma_max=80)`, whose share of a cell this is. (Equations from memory, not
+    checked against the texts.) Both let N grow with training, 10 to 1280 in the latter; here it is fixed.
+
+    Arguments:
+        points: N, the points of the grid, ends included, in [2, 65536].
+    """
+
+    moves_t, continuous = True, True
+    points: int = bounded(18, at_least=2, at_most=2**16)
+
+    def draw(self, keys: Keys, schedule: Schedule, times: Times, t: Tensor) -> tuple[Tensor, Tensor]:
+        return _cell(schedule, t, torch.full_like(t, self.points - 1))
+
+
 def interval(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
     """Return t - s in unit time, float32, of t's shape: 0 only where they are equal.
 
@@ -170,6 +192,14 @@ def interval(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
         return (t - s).float() / schedule.timesteps
     span = (schedule.to_unit(t, torch.float64) - schedule.to_unit(s, torch.float64)).float()
     return torch.where(s == t, 0.0, span.clamp_min(torch.finfo(torch.float32).tiny))
+
+
+def _cell(schedule: Schedule, t: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the upper and lower ends of the cell, of so many equal ones of unit time, in which t lies: float32."""
+    count = count.double()
+    cell = torch.minimum((schedule.to_unit(t, torch.float64) * count).floor(), count - 1)
+    later = schedule.from_unit((cell + 1) / count).float()
+    return later, _before(schedule.from_unit(cell / count), later, schedule)
 
 
 def _share(keys: Keys, share: float) -> Tensor:

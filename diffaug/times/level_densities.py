@@ -5,32 +5,13 @@ All but `LaplaceLogSNR` are stated in sigma, whose log-SNR is -2 ln sigma.
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
 
 from diffaug.checks import bounded
 from diffaug.times.densities import LevelTimes, ndtri
-
-
-@dataclass(frozen=True)
-class LogNormal(LevelTimes):
-    """ln sigma ~ N(mean, std^2).
-
-    Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", table 1 (P_mean, P_std);
-    Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models": mean -0.4, std 1.
-
-    Arguments:
-        mean: of ln sigma.
-        std: of ln sigma, > 0.
-    """
-
-    mean: float = -1.2
-    std: float = bounded(1.2, above=0)
-
-    def log_snr(self, q: Tensor) -> Tensor:
-        return -2 * (self.mean + self.std * ndtri(q))
 
 
 @dataclass(frozen=True)
@@ -83,6 +64,7 @@ class Truncatable(LevelTimes):
         sigma_max: where it ends, > sigma_min; None does not end it.
     """
 
+    _: KW_ONLY
     sigma_min: float = bounded(0.0, at_least=0, below="sigma_max")
     sigma_max: float | None = bounded(None, above=0)
 
@@ -113,6 +95,28 @@ class Truncatable(LevelTimes):
     @abstractmethod
     def log_sigma(self, q: Tensor) -> Tensor:
         """Return ln sigma at a quantile of the whole density, float64."""
+
+
+@dataclass(frozen=True)
+class LogNormal(Truncatable):
+    """ln sigma ~ N(mean, std^2), cut off at sigma_min and sigma_max if wanted.
+
+    Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", table 1 (P_mean, P_std);
+    Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models": mean -0.4, std 1.
+
+    Arguments:
+        mean: of ln sigma.
+        std: of ln sigma, > 0.
+    """
+
+    mean: float = -1.2
+    std: float = bounded(1.2, above=0)
+
+    def cdf(self, sigma: float) -> float:
+        return math.erfc((self.mean - math.log(sigma)) / (self.std * math.sqrt(2))) / 2
+
+    def log_sigma(self, q: Tensor) -> Tensor:
+        return self.mean + self.std * ndtri(q)
 
 
 @dataclass(frozen=True)

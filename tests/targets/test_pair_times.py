@@ -5,13 +5,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import special, stats
 from shared import SCHEDULES, schedule_of
 
 from diffaug import ForwardProcess
 from diffaug.randomness.keys import Keys
 from diffaug.schedules import EDM, LinearBeta, Rectified, Schedule
-from diffaug.targets import FIELDS, TARGETS, Pair, PairTimes, SigmaRatio, StepEarlier, TwoDraws, UniformEarlier
+from diffaug.targets import (
+    FIELDS,
+    TARGETS,
+    Neighbours,
+    Pair,
+    PairTimes,
+    SigmaRatio,
+    StepEarlier,
+    TwoDraws,
+    UniformEarlier,
+)
 from diffaug.times import Antithetic, Importance, LogitNormal, LogNormal, Times, Uniform
 
 COUNT = 10**6
@@ -24,6 +34,8 @@ LAWS = {
     "two draws, never equal": TwoDraws(equal=0),
     "ratio": SigmaRatio(),
     "ratio, late": SigmaRatio(stage=64),
+    "neighbours": Neighbours(),
+    "neighbours, near": Neighbours(2**16),
     "two densities": TwoDraws(0.5, LogitNormal(-1.0)),
 }
 
@@ -100,6 +112,24 @@ def test_sigma_ratio_is_of_sigma_on_any_schedule() -> None:
     sigma = (t / (1 - t)).double()
     ratio = 1 - (1 + 8 * torch.sigmoid(-sigma)) / 64
     torch.testing.assert_close((s / (1 - s)).double(), sigma * ratio, rtol=1e-5, atol=0)
+
+
+def karras(points: int) -> np.ndarray:
+    """Karras et al. 2022, equation 5, rising; as float32 holds it, so that points compare as what they are."""
+    return (np.linspace(0.002 ** (1 / 7), 80 ** (1 / 7), points) ** 7).astype(np.float32).astype(np.float64)
+
+
+@pytest.mark.parametrize("points", [2, 18, 1281])
+def test_neighbours_are_consistency_training_s(points: int) -> None:
+    lower = np.random.default_rng(7).integers(0, points - 1, COUNT)
+    check_against(drawn(Neighbours(points), EDM(), Uniform()), (karras(points)[lower + 1], karras(points)[lower]))
+
+
+def test_neighbours_are_improved_consistency_training_s() -> None:
+    sigma, times = karras(21), LogNormal(-1.1, 2.0, sigma_min=0.002, sigma_max=80.0)
+    share = np.diff(special.erf((np.log(sigma) + 1.1) / (2**0.5 * 2.0)))
+    lower = np.random.default_rng(8).choice(20, COUNT, p=share / share.sum())
+    check_against(drawn(Neighbours(21), EDM(), times), (sigma[lower + 1], sigma[lower]))
 
 
 def allowed(law: PairTimes, schedule: Schedule) -> bool:
@@ -185,6 +215,11 @@ def test_the_times_do_not_depend_on_the_fields() -> None:
         (
             lambda: ForwardProcess(LinearBeta(), pair=Pair(SigmaRatio())),
             r"SigmaRatio\(.* is a law of continuous time, but LinearBeta\(.* is discrete.*schedule=edm",
+        ),
+        (lambda: Neighbours(1), r"process\.pair\.times\.points must be a whole number in \[2, 65536\], but got 1"),
+        (
+            lambda: ForwardProcess(LinearBeta(), pair=Pair(Neighbours())),
+            r"Neighbours\(points=18\) is a law of continuous time, but LinearBeta\(.* is discrete",
         ),
         (lambda: TwoDraws(1.5), r"process\.pair\.times\.equal must be a number in \[0, 1\], but got 1\.5"),
         (lambda: TwoDraws(second=WRONG), r"process\.pair\.times\.second must be a Times object or null"),

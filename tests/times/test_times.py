@@ -111,11 +111,18 @@ UNIT = {
 LEVELS = {
     "log_normal": (T.LogNormal(), stats.lognorm(1.2, scale=math.exp(-1.2)).cdf),
     "log_normal_edm2": (T.LogNormal(-0.4, 1.0), stats.lognorm(1.0, scale=math.exp(-0.4)).cdf),
+    "log_normal, cut": (
+        T.LogNormal(-1.1, 2.0, sigma_min=0.002, sigma_max=80.0),
+        cut(stats.lognorm(2.0, scale=math.exp(-1.1)).cdf, 0.002, 80),
+    ),
     "split_log_normal": (T.SplitLogNormal(), split(-1.2, 1.2, 1.2)),
     "split_log_normal, unlike": (T.SplitLogNormal(-0.5, 0.4, 1.6), split(-0.5, 0.4, 1.6)),
     "log_uniform": (T.LogUniform(), stats.loguniform(0.002, 80).cdf),
     "log_logistic": (T.LogLogistic(), stats.fisk(2, scale=0.5).cdf),
-    "log_logistic, cut": (T.LogLogistic(0.1, 3.0, 0.7, 1.5), cut(stats.fisk(1 / 1.5, scale=0.7).cdf, 0.1, 3)),
+    "log_logistic, cut": (
+        T.LogLogistic(0.7, 1.5, sigma_min=0.1, sigma_max=3.0),
+        cut(stats.fisk(1 / 1.5, scale=0.7).cdf, 0.1, 3),
+    ),
     "v_diffusion": (T.VDiffusion(), cut(stats.halfcauchy(scale=0.5).cdf, 1e-3, 1e3)),
     "v_diffusion, uncut": (T.VDiffusion(0.0, None), stats.halfcauchy(scale=0.5).cdf),
     "v_diffusion, cut": (T.VDiffusion(0.05, 20.0, 1.0), cut(stats.halfcauchy(scale=1).cdf, 0.05, 20)),
@@ -330,7 +337,7 @@ def test_every_field_is_in_its_yaml_and_changes_the_object() -> None:
         (lambda: T.LogUniform(80, 0.002), ["times.sigma_min", "times.sigma_max", "80", "0.002"]),
         (lambda: T.LogUniform(sigma_min=0), ["times.sigma_min", "0", "> 0"]),
         (lambda: T.LogLogistic(scale=0), ["times.scale", "0", "> 0"]),
-        (lambda: T.LogLogistic(1e9), ["times.sigma_min", "times.sigma_max", "share"]),
+        (lambda: T.LogLogistic(sigma_min=1e9), ["times.sigma_min", "times.sigma_max", "share"]),
         (lambda: T.VDiffusion(sigma_max=-1), ["times.sigma_max", "-1", "> 0"]),
         (lambda: T.LaplaceLogSNR(scale=True), ["times.scale", "True (bool)"]),
         (lambda: T.Importance(history=0), ["times.history", "0 (int)", ">= 1"]),
