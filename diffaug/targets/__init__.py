@@ -19,6 +19,7 @@ from diffaug.targets.fields import mix_table as mix_table
 from diffaug.targets.fields import mixes as mixes
 from diffaug.targets.level import SIGMA_DATA as SIGMA_DATA
 from diffaug.targets.level import Level as Level
+from diffaug.targets.pair_times import DyadicStep as DyadicStep
 from diffaug.targets.pair_times import Neighbours as Neighbours
 from diffaug.targets.pair_times import PairTimes as PairTimes
 from diffaug.targets.pair_times import SigmaRatio as SigmaRatio

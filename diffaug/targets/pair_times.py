@@ -7,6 +7,7 @@
 | `TwoDraws`       | the lesser of two draws, or t                | the greater of the two | Geng et al. 2025        |
 | `SigmaRatio`     | a share of t that falls with t, in sigma     | as drawn               | Geng et al. 2024        |
 | `Neighbours`     | the grid's point below the drawn t           | the point above it     | Song and Dhariwal 2023  |
+| `DyadicStep`     | t - 2^-k for a random k, or t                | a multiple of 2^-k     | Frans et al. 2024       |
 
 Every draw is of the sample's own key alone. The law is that of any stage; in evaluation t is drawn evenly.
 """
@@ -180,6 +181,32 @@ class Neighbours(PairTimes):
 
     def draw(self, keys: Keys, schedule: Schedule, times: Times, t: Tensor) -> tuple[Tensor, Tensor]:
         return _cell(schedule, t, torch.full_like(t, self.points - 1))
+
+
+@dataclass(frozen=True)
+class DyadicStep(PairTimes):
+    """s = t - 2^-k in unit time, k uniform over 0, ..., levels - 1, t a multiple of 2^-k; s = t for a share of samples.
+
+    Frans et al. 2024, "One Step Diffusion via Shortcut Models" (their t is 1 less ours, their d the step): for a
+    quarter of each batch the step is learned from two half as long, from t to (t + s) / 2 to s; the rest is plain flow
+    matching, at multiples of 2^-levels. t is the upper end of the cell of 2^-k in which the process's own t lies, so
+    with uniform times each multiple is alike. (From memory, not checked against the text; in their code k is even over
+    each batch and the quarter exact, here each sample's key says both.)
+
+    Arguments:
+        levels: how many lengths of step; 2^-levels is the finest half step, in [1, 20].
+        equal: the share of samples for which s is t, the plain ones, in [0, 1].
+    """
+
+    moves_t, continuous = True, True
+    levels: int = bounded(7, at_least=1, at_most=20)
+    equal: float = bounded(0.75, at_least=0, at_most=1)
+
+    def draw(self, keys: Keys, schedule: Schedule, times: Times, t: Tensor) -> tuple[Tensor, Tensor]:
+        same = _share(keys, self.equal)
+        level = torch.where(same, self.levels, indices(points(keys, Purpose.SECOND_TIME), self.levels))
+        later, s = _cell(schedule, t, torch.ones_like(level) << level)
+        return later, torch.where(same, later, s)
 
 
 def interval(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:

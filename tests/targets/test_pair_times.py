@@ -14,6 +14,7 @@ from diffaug.schedules import EDM, LinearBeta, Rectified, Schedule
 from diffaug.targets import (
     FIELDS,
     TARGETS,
+    DyadicStep,
     Neighbours,
     Pair,
     PairTimes,
@@ -36,6 +37,8 @@ LAWS = {
     "ratio, late": SigmaRatio(stage=64),
     "neighbours": Neighbours(),
     "neighbours, near": Neighbours(2**16),
+    "dyadic": DyadicStep(),
+    "dyadic, fine": DyadicStep(20, 0.1),
     "two densities": TwoDraws(0.5, LogitNormal(-1.0)),
 }
 
@@ -112,6 +115,21 @@ def test_sigma_ratio_is_of_sigma_on_any_schedule() -> None:
     sigma = (t / (1 - t)).double()
     ratio = 1 - (1 + 8 * torch.sigmoid(-sigma)) / 64
     torch.testing.assert_close((s / (1 - s)).double(), sigma * ratio, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("equal", [0.0, 0.75])
+def test_dyadic_steps_are_shortcut_models_s(equal: float) -> None:
+    random = np.random.default_rng(9)
+    t, s = drawn(DyadicStep(7, equal), Rectified(), Uniform())
+    check_share(s == t, equal)
+    plain, k = random.random(COUNT) < equal, random.integers(0, 7, COUNT)
+    count = 2 ** np.where(plain, 7, k)
+    theirs = random.integers(0, count) / count  # 0 is noise
+    check_against((t, s), (1 - theirs, np.where(plain, 1 - theirs, 1 - theirs - 1 / count)))
+    step = (t - s)[s < t]
+    assert (np.log2(step) % 1 == 0).all()
+    assert (t[s < t] / step % 1 == 0).all()
+    assert (t * 128 % 1 == 0).all()
 
 
 def karras(points: int) -> np.ndarray:
@@ -220,6 +238,11 @@ def test_the_times_do_not_depend_on_the_fields() -> None:
         (
             lambda: ForwardProcess(LinearBeta(), pair=Pair(Neighbours())),
             r"Neighbours\(points=18\) is a law of continuous time, but LinearBeta\(.* is discrete",
+        ),
+        (lambda: DyadicStep(21), r"process\.pair\.times\.levels must be a whole number in \[1, 20\], but got 21"),
+        (
+            lambda: ForwardProcess(LinearBeta(), pair=Pair(DyadicStep())),
+            r"DyadicStep\(levels=7, equal=0\.75\) is a law of continuous time, but LinearBeta\(.* is discrete",
         ),
         (lambda: TwoDraws(1.5), r"process\.pair\.times\.equal must be a number in \[0, 1\], but got 1\.5"),
         (lambda: TwoDraws(second=WRONG), r"process\.pair\.times\.second must be a Times object or null"),
