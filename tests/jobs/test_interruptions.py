@@ -85,7 +85,9 @@ def test_a_worker_that_dies_ends_the_run_in_an_error(tmp_path):
         if b"multiprocessing" not in Path(f"/proc/{child}/cmdline").read_bytes():  # but its tracker of resources
             os.kill(child, signal.SIGKILL)
     assert run.end() == 1
-    assert re.search(r"DataLoader worker \(pid.*\) (?:is killed by signal|exited unexpectedly)", run.log.read_text())
+    # Where it dies while it hands over a batch, its connection is what breaks.
+    dead = r"DataLoader worker \(pid.*\) (?:is killed by signal|exited unexpectedly)|ConnectionResetError|EOFError"
+    assert re.search(dead, run.log.read_text())
     goes_on(tmp_path, "data.num_workers=1")
 
 
