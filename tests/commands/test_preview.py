@@ -131,7 +131,8 @@ def test_a_preview_of_what_an_encoder_makes(channels, value_range):
 
 def test_a_preview_of_latents_that_are_no_pictures_is_refused():
     images = TensorDataset(torch.rand(40, 1, 16, 16))
-    data = DiffusionDataModule(images, process=ForwardProcess(LinearBeta()), encoder=lambda x: x.flatten(1))
+    process = ForwardProcess(LinearBeta(), compile=False)
+    data = DiffusionDataModule(images, process=process, encoder=lambda x: x.flatten(1))
     with pytest.raises(ValueError, match=r"preview wants latents of shape \(B, C, H, W\) .* of shape \(40, 256\)"):
         preview(data)
 

@@ -182,7 +182,7 @@ class True_(Named):
         return {**super().item(number), "__key__": True}
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("made", "message"),
     [

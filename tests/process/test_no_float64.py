@@ -28,6 +28,8 @@ ALLOWED = {
     "times/densities.py": {
         "Times.histogram": "of quantiles on the CPU",
     },
+    "times/mixed.py": {"MixedTimes.check": "one number on the CPU", "_cdf": "a table on the CPU"},
+    "targets/pair_times.py": {"_cell": "of times, which are drawn where float64 is"},
     "times/importance.py": {
         "Importance._shares": "where_float64_is",
         "Importance.quantile": "of what _shares gives",
