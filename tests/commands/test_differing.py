@@ -106,6 +106,7 @@ class Spread(torch.nn.Module):
         return torch.distributions.Normal(mean, mean.abs() / 7 + 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", [None, Spread()], ids=("images", "latents"))
 def test_a_store_of_buckets_gives_the_very_batches_of_its_folder(encoder, photos, tmp_path):
     process = ForwardProcess(LinearBeta(), fields=FIELDS, compile=False)

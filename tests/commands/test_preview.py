@@ -102,6 +102,7 @@ def test_a_preview_of_latents():
     assert "scaled           to" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("value_range", [(-1, 1), (0, 1)])
 def test_a_preview_of_what_an_encoder_makes(channels, value_range):

@@ -60,6 +60,7 @@ def test_preview_of_a_dataset_with_a_table():
     assert [row[:3] for row in seen.buckets.rows] == [(8, 12, 1), (8, 8, 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["original_size", "crop"])
 def test_preview_lists_the_buckets_of_a_store(keep: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     photos = tmp_path / "photos"

@@ -76,6 +76,7 @@ def harder(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", SCHEDULES)
 def test_a_schedule_s_numbers(harder, file):
     unit = torch.linspace(0, 1, 11, dtype=torch.float64)
@@ -97,6 +98,7 @@ def test_a_schedule_s_numbers(harder, file):
     assert_same(harder, made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", NAMES["times"])
 @pytest.mark.parametrize("schedule", [LinearBeta(), Rectified()], ids=["discrete", "continuous"])
 def test_drawn_times(harder, file, schedule):

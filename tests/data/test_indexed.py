@@ -377,6 +377,7 @@ def test_a_sharded_order_has_every_index_once_and_few_shards_open(sizes, window)
     assert len(set(together)) == -(-total // 3) * 3
 
 
+@pytest.mark.slow
 def test_a_window_is_shuffled_as_one_and_shards_come_in_any_order():
     """Three shards of two, two open at a time: 3 pairs come first, in 24 orders; the last has 2. All alike."""
     seen = Counter(

@@ -117,6 +117,7 @@ def test_ranks_share_one_order(ranks, shuffle):
     assert len({(p.index, p.view) for p in together}) == len(together)
 
 
+@pytest.mark.slow
 def test_a_thousand_ranks_make_the_order_of_one():
     whole = list(EpochSampler(Shuffled(5000, seed=1)))
     shares = [p for r in range(1024) for p in EpochSampler(Shuffled(5000, seed=1), rank=r, ranks=1024)]

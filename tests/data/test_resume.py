@@ -283,7 +283,7 @@ SETTINGS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
         {},
     ),
 }
-QUICK = ("plain", "buckets", "mixture")
+QUICK = ("plain", "buckets")
 THOROUGH = ("wrapped", "no_max_epochs", "accumulate", "val_check_2")
 FEW = (
     "on_fit_start",
@@ -416,6 +416,7 @@ FAILING = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "hook",
     [
@@ -454,6 +455,7 @@ def learning() -> DiffusionDataModule:
     return own(process=ForwardProcess(LinearBeta(timesteps=3), times, fields=FIELDS, compile=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fails",
     [
@@ -488,6 +490,7 @@ def test_a_trainer_that_fits_again_learns_once_from_the_batch_that_failed():
         assert model.seen == whole.seen, call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

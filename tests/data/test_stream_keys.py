@@ -108,6 +108,7 @@ def test_without_a_key_draws_are_of_the_place():
     assert sum(once[number] == twice[number] for number in once) < COUNT / 2
 
 
+@pytest.mark.slow
 def test_a_restart_goes_on_with_the_same_draws():
     once = draws(Named, epoch=2)
     rest = draws(Named, epoch=2, done=5)
@@ -276,6 +277,7 @@ def keep(item: dict[str, Any]) -> dict[str, Any]:
     return {name: item[name] for name in ("image", "label", "__key__")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("buffer", "shards", "options"),
     [

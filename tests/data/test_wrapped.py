@@ -491,6 +491,7 @@ def test_clean_images_for_pictures():
     assert torch.equal(owned.clean_images("train", 4), images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_run_that_was_cut_off_inside_an_epoch_goes_on_exactly(tmp_path, num_workers):
     """The loader made again keeps its place: from a checkpoint after 8 of 20 batches follow the other 12."""

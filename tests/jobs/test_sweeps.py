@@ -170,6 +170,7 @@ def test_submitit_puts_a_job_of_two_ranks_back_into_the_queue_and_it_goes_on(tmp
     assert json.loads((run / "summary.json").read_text())["steps"] == 100
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_compose():
     """Every command of docs/large.md, the launcher's options too; of a sweep its first job."""
     from hydra import compose, initialize_config_dir

@@ -205,6 +205,7 @@ def test_what_cannot_be_drawn_is_said(call, message, tmp_path):
         call(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_line_draws(tmp_path, capsys):
     def plot(*arguments):
         assert main(["plot", *arguments]) == 0

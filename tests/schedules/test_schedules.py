@@ -238,6 +238,7 @@ def test_it_is_used_in_inference_mode_and_trained_with_after(schedule):
 # Composition, as a user writes it.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SCHEDULES if isinstance(schedule_of(name), schedules.Wrapper)])
 def test_a_wrapper_takes_any_base_that_fits_it_on_the_command_line(name):
     key = "schedule.base.base" if isinstance(schedule_of(name).base, schedules.Wrapper) else "schedule.base"

@@ -67,6 +67,7 @@ def logistic(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(np.minimum(-x, 700)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("equal", [0.0, 0.75, 1.0])
 def test_two_draws_are_meanflow_s(equal: float) -> None:
     random = np.random.default_rng(1)
@@ -93,6 +94,7 @@ def test_two_draws_of_two_densities() -> None:
     check_against((t, s), (draws.max(0), np.where(random.random(COUNT) < 0.5, draws.max(0), draws.min(0))))
 
 
+@pytest.mark.slow
 def test_uniform_earlier_and_a_step() -> None:
     random = np.random.default_rng(4)
     u = random.random(COUNT)
@@ -102,6 +104,7 @@ def test_uniform_earlier_and_a_step() -> None:
     check_against(drawn(StepEarlier(18), Rectified(), Uniform()), (u, np.maximum(u - 1 / 18, 0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("q", "stage"), [(2.0, 1), (2.0, 5), (4.0, 3)])
 def test_sigma_ratio_is_ect_s(q: float, stage: int) -> None:
     random = np.random.default_rng(6)
@@ -117,6 +120,7 @@ def test_sigma_ratio_is_of_sigma_on_any_schedule() -> None:
     torch.testing.assert_close((s / (1 - s)).double(), sigma * ratio, rtol=1e-5, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("equal", [0.0, 0.75])
 def test_dyadic_steps_are_shortcut_models_s(equal: float) -> None:
     random = np.random.default_rng(9)
@@ -137,6 +141,7 @@ def karras(points: int) -> np.ndarray:
     return (np.linspace(0.002 ** (1 / 7), 80 ** (1 / 7), points) ** 7).astype(np.float32).astype(np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("points", [2, 18, 1281])
 def test_neighbours_are_consistency_training_s(points: int) -> None:
     lower = np.random.default_rng(7).integers(0, points - 1, COUNT)
@@ -158,9 +163,14 @@ def allowed(law: PairTimes, schedule: Schedule) -> bool:
     return True
 
 
+QUICK = ("linear", "zero_terminal_snr", "edm", "rectified")
+
+
 @pytest.mark.parametrize("noise", ["same", "chain"])
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SCHEDULES]
+)
 def test_no_law_makes_what_is_not_finite(name: str, law: PairTimes, noise: str) -> None:
     """Also at both ends of the schedule, given as t: least noise, full noise. What is refused is of continuous time."""
     schedule = schedule_of(name).at_shape((3, 1, 8, 8))

@@ -291,6 +291,7 @@ def test_laws(name: str, schedule: Schedule, device: torch.device) -> None:
         assert torch.allclose(t[1:4].double(), exact[1:4], rtol=1.2e-7, atol=1.2e-38)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "coverage"), list(zip(NAMES, itertools.cycle(COVERAGES), strict=False)))
 def test_any_coverage_goes_with_any_density_on_the_command_line(name: str, coverage: str) -> None:
     times = composed(f"times={name}", f"coverage@times.coverage={coverage}")

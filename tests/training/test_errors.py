@@ -124,6 +124,7 @@ def test_the_stack_goes_to_the_log(tmp_path, monkeypatch):
     assert for_the_user(error) is error, "the stack would be nowhere"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
