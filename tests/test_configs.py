@@ -75,6 +75,7 @@ def test_every_choice_composes(choice, tmp_path):
         assert instantiate(config.model, process=data.process).process is data.process
 
 
+@pytest.mark.slow
 def test_documented_commands_compose():
     """Every train.py command of the README and of docs/, as it stands there."""
     pages = [CONFIGS.parent / "README.md", *(CONFIGS.parent / "docs").glob("*.md")]

@@ -86,6 +86,7 @@ def test_a_preview_says_what_it_saw():
     assert pixels[-1][3] == pytest.approx(share / (4 / 127.5), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_default_recipe_looks_right_on_the_default_data(tmp_path, capsys):
     assert main(["preview", f"out={tmp_path / 'p.png'}"]) == 0
     out = capsys.readouterr().out

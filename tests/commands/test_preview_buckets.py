@@ -33,6 +33,7 @@ def test_measures_by_hand():
     assert second.split() == ["56", "x", "72", "1", "0.5", "0.0%", "none"]
 
 
+@pytest.mark.slow
 def test_preview_lists_every_bucket_and_draws_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     photos = tmp_path / "photos"
     photos.mkdir()

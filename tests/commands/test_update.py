@@ -70,6 +70,7 @@ def contents(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoder", "dtype", "variants"),
     [(None, "float32", ["identity"]), (_Scaled(), "float32", ["identity", "hflip"]), (_Scaled(), "float16", ["hflip"])],

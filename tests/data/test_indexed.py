@@ -221,6 +221,7 @@ def test_every_index_once_on_any_ranks(make_set, ranks):
     assert set(batches[-1]) >= set(alone[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_resumed_on_other_ranks(make_set, ranks, workers):
@@ -354,6 +355,7 @@ def live(shards: np.ndarray[Any, Any]) -> int:
     return max(sum(first <= place <= last for first, last in ends) for place in range(len(shards)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [1, 2, 3, 8, 100])
 @pytest.mark.parametrize("sizes", SIZES, ids=len)
 def test_a_sharded_order_has_every_index_once_and_few_shards_open(sizes, window):

@@ -218,6 +218,7 @@ def test_what_is_of_neither_is_refused():
         DiffusionDataModule.wrap(object(), process())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", PACKAGES)
 def test_one_key_turns_every_class(package, tmp_path):
     words = (f"lightning={package}", "trainer=cpu", "callbacks=loss_by_level", f"folder={tmp_path}")

@@ -571,6 +571,7 @@ class TestOtherBatches:
             for i in range(len(index) // 8)
         ]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("before", "after"),
         [(4, 8), (8, 4), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [(2, 12), (6, 4), (4, 4), (8, 24)])],
@@ -737,6 +738,7 @@ class TestRefusals:
         list(counts)
         assert describe_sampler(counts) == before
 
+    @pytest.mark.slow
     def test_loaders_of_the_epoch(self):
         """A wrapped DataModule whose loaders depend on the epoch: exact within one, refused where another comes."""
 
@@ -786,6 +788,7 @@ class TestRefusals:
         rest, _ = fit(foreign(), memory, path)
         assert rest.seen == whole.seen[5:]
 
+    @pytest.mark.slow
     def test_a_loader_with_a_state_of_its_own(self):
         class Stateful(DataLoader[Any]):
             """As torchdata's: goes on after the batches it has handed out."""

@@ -108,6 +108,7 @@ def test_a_stream_without_a_trainer_goes_on_with_new_views():
     assert len(torch.unique(noise, dim=0)) == 24
 
 
+@pytest.mark.slow
 def test_hugging_face_streams():
     datasets = pytest.importorskip("datasets")
     columns = {"image": [Image.new("L", (4, 4), i) for i in range(12)], "label": list(range(12))}

@@ -92,6 +92,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_sample_has_its_draws_whoever_reads_it(change, same_random_state):
     dataset, options = change

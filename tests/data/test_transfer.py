@@ -43,6 +43,7 @@ class Texts(Dataset[Any]):
 NUMBERS = TensorDataset(torch.zeros(8, 3, 8, 8, dtype=torch.uint8), torch.arange(8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", [LinearBeta(), Rectified()])
 @pytest.mark.parametrize(("dataset", "null"), [(NUMBERS, 10), (Texts(), "")])
 def test_the_whole_hook(schedule, dataset, null):

@@ -46,6 +46,7 @@ def mean_is(x: torch.Tensor, expected: float, deviation: float) -> None:
 # --- every kind -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 7, 5)])
 def test_a_sample_s_noise_is_its_own(name, shape, same_random_state):

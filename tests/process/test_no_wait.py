@@ -79,6 +79,7 @@ def test_schedules(name):
     check(process)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names("times"))
 def test_densities(name):
     most, _ = MORE.get(name, (MOST, ""))
@@ -94,17 +95,20 @@ def test_coverages(name):
         check(ForwardProcess(schedule, Uniform(coverage=part("coverage", name))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names("noise"))
 def test_noises(name):
     check(ForwardProcess(LinearBeta(), noise=part("noise", name)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names("weight"))
 def test_weights(name):
     for schedule in (LinearBeta(), Rectified()):
         check(ForwardProcess(schedule, fields=("x_t", "v", "t", "weight"), weight=part("weight", name), target="v"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", ["same", "chain"])
 @pytest.mark.parametrize("times", [UniformEarlier(), StepEarlier(20), TwoDraws()], ids=repr)
 def test_pairs(law, times):

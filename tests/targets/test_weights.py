@@ -160,6 +160,7 @@ def test_edm_takes_the_process_s_sigma_data():
     torch.testing.assert_close(EDMWeight().of(schedule_of("edm"), "F", sigma, sigma_data=0.25), torch.ones(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
 def test_one_weight_is_one_loss_whatever_the_target(schedule, name):
     """The same wrong x_0, seen as an error of every target: weight times squared error is one number.
