@@ -247,12 +247,8 @@ class ForwardProcess(ClosedForm):
                 made["weight"] = self.weight.of(schedule, self.target, t, self.sigma_data)
             if "importance_weight" in self.fields:
                 made["importance_weight"] = times.importance_weight(t, schedule)
-            if "index" in self.fields:
-                made["index"] = key.sample
-            if "view" in self.fields:
-                made["view"] = key.view
-            if "dataset" in self.fields:
-                made["dataset"] = key.number
+            parts = {"index": "sample", "view": "view", "dataset": "number"}
+            made |= {name: getattr(key, part) for name, part in parts.items() if name in self.fields}
             made = dict(zip(made, move([*made.values()], x_0.device), strict=True))
         return batch_type(self.fields)(*(made[name] if name in made else extra[name] for name in self.fields))
 
