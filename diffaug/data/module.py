@@ -39,7 +39,7 @@ from diffaug.data.sources import (
     largest_bucket,
     spread_indices,
 )
-from diffaug.data.stream import Stream, StreamLoader, check_overfit
+from diffaug.data.stream import Stream, StreamLoader, check_no_key, check_overfit
 from diffaug.data.wrapped import wrap
 from diffaug.process import ForwardProcess
 from diffaug.randomness.keys import STAGES, VIEW_BITS
@@ -213,11 +213,8 @@ class DiffusionBase(NoisingBase):
             check_range=not train or self.device_transform is None,
         )
         stream = is_stream(images.dataset)
-        if self.key is not None and train and not stream:
-            raise ValueError(
-                f"data.key={self.key!r} is for streams, but {name} ({type(images.dataset).__name__}) has its items by "
-                "index, and by that its noise is keyed. Leave out data.key."
-            )
+        if train and not stream:
+            check_no_key(self.key, name, images.dataset)
         if self.key is None and stream:
             _log.info("%s is a stream, its noise keyed by rank, worker and count; data.key keys it by the sample", name)
         unwanted = "data.sampler" if train and self.sampler is not None else ""

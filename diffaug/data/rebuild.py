@@ -24,6 +24,7 @@ from diffaug.data.dataset import Keyed
 from diffaug.data.evaluation import EvaluationSampler, evaluation_loader
 from diffaug.data.indexed import Indexed, index_dataset
 from diffaug.data.loader import EpochLoader, EpochSampler, FixedSampler, Loader, check_order
+from diffaug.data.mixture import Mixture
 from diffaug.data.order import Order, Sampled, Shuffled, Unshuffled, shuffled_order
 from diffaug.data.stream import Stream, StreamLoader, check_overfit
 from diffaug.randomness.keys import STAGES
@@ -71,6 +72,11 @@ def rebuild(
     if why_not:
         _log.warning("%s: " + BY_PLACE, name, why_not)
         return loader
+    if isinstance(loader.dataset, Mixture) or getattr(loader.dataset, "bucket_of", None) is not None:
+        raise ValueError(
+            f"{name} goes through a {type(loader.dataset).__name__}, whose batches have an order of their own, which a "
+            "wrapped loader has not: give it to DiffusionDataModule(train=...) instead."
+        )
     train, domain = stage == "train", (seed, STAGES[stage], number)
     if train:
         check_order(f"{name}.in_order", loader.in_order)

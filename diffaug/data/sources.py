@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from diffaug.checks import integer, refuse
 from diffaug.data.dataset import Images
@@ -109,7 +109,7 @@ def build_images(
         look: whether some of its images are looked at.
         options: of `Images`.
     """
-    dataset: Any = source() if is_function(source) else source
+    dataset: Any = _part(source() if is_function(source) else source, name)
     dataset = dataset.build() if isinstance(dataset, Mixture) else index_dataset(dataset, name)
     streams = is_stream(dataset)
     if isinstance(dataset, Mixture) and stage != "train":
@@ -125,6 +125,25 @@ def build_images(
     if look and not streams:
         look_at(images, image_shape)
     return images
+
+
+def _part(dataset: Any, name: str) -> Any:
+    """Return a Subset of a dataset with buckets, as random_split makes it, as that dataset's own part.
+
+    Raises:
+        ValueError: the dataset has none, so that the buckets of the subset's samples are not known.
+    """
+    if type(dataset) is not Subset:
+        return dataset
+    whole = _part(dataset.dataset, name)
+    if getattr(whole, "bucket_of", None) is None:
+        return dataset
+    if not hasattr(whole, "only"):
+        wanted = (
+            f"a dataset that knows its buckets: give {type(whole).__name__} a method only(indices), or its own part"
+        )
+        raise refuse(name, dataset, wanted)
+    return whole.only(list(dataset.indices))
 
 
 def look_at(images: Images, image_shape: tuple[int, ...] | None) -> None:

@@ -147,6 +147,15 @@ class Stream(IterableDataset[Any]):
         return index
 
 
+def check_no_key(key: str | int | None, name: str, dataset: Any) -> None:
+    """Refuse a key of samples for a dataset that has its items by index."""
+    if key is not None:
+        raise ValueError(
+            f"data.key={key!r} is for streams, but {name} ({type(dataset).__name__}) has its items by index, and by "
+            "that its noise is keyed. Leave out data.key."
+        )
+
+
 def check_overfit(overfit: bool, name: str) -> None:
     """Refuse a stream under Lightning's ``overfit_batches``, which puts another sampler in its place."""
     if overfit:

@@ -8,9 +8,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from shared import Shapes
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, random_split
 
-from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Mixture, Stratified, Uniform
+from diffaug import Bucketed, Buckets, DiffusionDataModule, ForwardProcess, LinearBeta, Mixture, Stratified, Uniform
 from diffaug.data.evaluation import BucketBatches, EvaluationSampler
 from diffaug.randomness.keys import STAGES
 
@@ -221,6 +221,48 @@ def begin(make: Any) -> None:
 def test_what_is_refused(make, text):
     with pytest.raises(ValueError, match=text):
         begin(make)
+
+
+def table(count: int = 12) -> Bucketed:
+    images = [torch.full((1, *((4, 8), (8, 4))[i % 2]), i, dtype=torch.uint8) for i in range(count)]
+    return Bucketed(images, [tuple(image.shape[1:]) for image in images], Buckets(shapes=[[4, 8], [8, 4]]))
+
+
+def test_a_split_keeps_its_buckets():
+    """As random_split makes it: a subset's indices are the dataset's, its buckets those of the samples it has."""
+    train, val = random_split(table(), [8, 4], torch.Generator().manual_seed(0))
+    data = DiffusionDataModule(
+        Subset(train, [1, 3, 4, 6]),
+        val,
+        process=ForwardProcess(LinearBeta(), fields=("x_0",), compile=False),
+        batch_size=2,
+    )
+    data.setup("fit")
+    expected = sorted(train.indices[i] for i in (1, 3, 4, 6))
+    seen = sorted(round((float(x) + 1) * 127.5) for b in data.train_dataloader() for x in data.noise(b).x_0[:, 0, 0, 0])
+    assert set(seen) <= set(expected)
+    assert len(seen) == 4
+    seen = [
+        round((float(x) + 1) * 127.5) for b in data.val_dataloader() for x in data.noise(b, stage="val").x_0[:, 0, 0, 0]
+    ]
+    assert sorted(seen) == sorted(val.indices)
+
+
+def test_what_has_batches_of_its_own_is_not_wrapped():
+    class Inner(pl.LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return DataLoader(table(), 2)
+
+    data = DiffusionDataModule.wrap(Inner(), PROCESS)
+    data.setup("fit")
+    with pytest.raises(
+        ValueError, match=r"goes through a Bucketed, .* give it to DiffusionDataModule\(train=...\) instead"
+    ):
+        data.train_dataloader()
+    with pytest.raises(
+        ValueError, match=r"data\.train must be a dataset that knows its buckets: give Shapes a method only"
+    ):
+        module(Subset(Shapes(), [0, 1])).setup("fit")
 
 
 def test_too_few_images_for_the_ranks():
