@@ -46,7 +46,8 @@ class Box(Hole):
     """A box, each of whose sides is uniform between two shares of the image's, anywhere that it fits.
 
     Arguments:
-        least, most: the shares, in (0, 1]; a side has one pixel at least.
+        least: the smallest share, in (0, 1]; a side has one pixel at least.
+        most: the largest share, in (0, 1].
     """
 
     least: float = bounded(0.25, above=0, at_most="most")
