@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffaug.data.laps import Bucketed
-from diffaug.data.loader import EpochSampler
+from diffaug.loader.training import EpochSampler
+from diffaug.order.laps import Bucketed
 
 Sample = tuple[int, int]  # its bucket, and its number there
 Batch = list[Sample]

@@ -88,7 +88,7 @@ def main() -> None:
         dataset = FashionMNIST(options.fashion, train=True, download=True, transform=PILToTensor())
         compared("Fashion-MNIST", Subset(dataset, range(20000)), 128, options.workers, options.rounds)
     if options.photos:
-        from diffaug.data.folder import ImageFolder
+        from diffaug.datasets.folder import ImageFolder
 
         compared("photos at 64x64", ImageFolder(options.photos, 64), 32, options.workers, options.rounds)
 

@@ -22,7 +22,7 @@ import torch
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from diffaug.data.folder import ImageFolder
+from diffaug.datasets.folder import ImageFolder
 
 BATCH = 16
 

@@ -24,7 +24,7 @@ from gains_report import draw_picture, tell
 from torch import Tensor, nn
 
 from diffaug import Antithetic, Coverage, ForwardProcess, Independent, LinearBeta, PerImage, Sobol, Stratified, Uniform
-from diffaug.data.permutation import order_keys, permute
+from diffaug.order.permutation import order_keys, permute
 
 BATCH, LATE, EPOCHS, TRUTH = 128, 20, 8, 16  # of training; epochs called late; epochs summed over; views called true
 APART = 2**18  # epochs from here on measure, those below train

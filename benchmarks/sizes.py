@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from diffaug import Buckets, ImageFolder
-from diffaug.data.sizes import NAME, read_sizes
+from diffaug.datasets.sizes import NAME, read_sizes
 
 KINDS = 64
 

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.commands.encode import encode
-from diffaug.data.store import Store
 from diffaug.pytorch_lightning import Encoding, image_folder, store
+from diffaug.store.reader import Store
 
 PROCESS = ForwardProcess(LinearBeta(), compile=False)
 

@@ -79,18 +79,18 @@ from diffaug.times import VDiffusion as VDiffusion
 diffaug.register.register_configs()
 
 if TYPE_CHECKING:
-    from diffaug.data.bucketed import Bucketed as Bucketed
-    from diffaug.data.buckets import Buckets as Buckets
-    from diffaug.data.folder import ImageFolder as ImageFolder
-    from diffaug.data.mixture import Mixture as Mixture
+    from diffaug.datasets.bucketed import Bucketed as Bucketed
+    from diffaug.datasets.buckets import Buckets as Buckets
+    from diffaug.datasets.folder import ImageFolder as ImageFolder
+    from diffaug.datasets.mixture import Mixture as Mixture
     from diffaug.pytorch_lightning import DiffusionDataModule as DiffusionDataModule
 
 _WHEN_ASKED_FOR = {
-    "Bucketed": "diffaug.data.bucketed",
-    "Buckets": "diffaug.data.buckets",
+    "Bucketed": "diffaug.datasets.bucketed",
+    "Buckets": "diffaug.datasets.buckets",
     "DiffusionDataModule": "diffaug.pytorch_lightning",
-    "ImageFolder": "diffaug.data.folder",
-    "Mixture": "diffaug.data.mixture",
+    "ImageFolder": "diffaug.datasets.folder",
+    "Mixture": "diffaug.datasets.mixture",
 }
 """What is imported only then: Lightning takes seconds, and a ForwardProcess needs none."""
 

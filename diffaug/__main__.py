@@ -198,8 +198,8 @@ def _listed(words: str) -> list[str]:
 def _export(overrides: list[str], *, ckpt: str = "", out: str = "", vae: str | None = None) -> None:
     from omegaconf import OmegaConf
 
-    from diffaug.commands.autoencoder import find_autoencoder, latent_shape, recipe_in
     from diffaug.commands.export import export, find_run, load_weights, write_usage
+    from diffaug.encoding.autoencoder import find_autoencoder, latent_shape, recipe_in
 
     if overrides or not ckpt or not out:
         raise ValueError(

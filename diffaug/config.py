@@ -46,7 +46,7 @@ OmegaConf.register_new_resolver("diffaug.help", page, replace=True)
 
 
 def _shape_of(root: str) -> ListConfig:
-    from diffaug.data.layout import shape_of  # only here: importing diffaug, which registers this, is to stay quick
+    from diffaug.store.layout import shape_of  # only here: importing diffaug, which registers this, is to stay quick
 
     return ListConfig(shape_of(root))
 

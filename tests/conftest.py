@@ -16,6 +16,9 @@ from shared import SCHEDULES, schedule_of
 
 from diffaug.schedules import Schedule
 
+EAGER = {"images", "order", "datasets", "loader", "device", "data"}
+"""The folders whose quick tests do not compile: they are about which samples come and what is drawn for each."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="the device that the device tests run on: cpu or cuda")
@@ -48,6 +51,13 @@ def _environment_of_its_own() -> Iterator[None]:
     if os.environ != before:
         os.environ.clear()
         os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def _eager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw as where there is no compiler: to compile takes seconds, and the compiled pass is of tests/process."""
+    if request.path.parent.name in EAGER and not request.node.get_closest_marker("slow"):
+        monkeypatch.setattr("diffaug.process.kernel.compiler_for", lambda _: False)
 
 
 @pytest.fixture

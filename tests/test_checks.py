@@ -17,8 +17,8 @@ import diffaug
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Offset
 from diffaug.checks import bounded, check_fields, flag, instance, integer, number, one_of
 from diffaug.commands.encode import encode
-from diffaug.data.latents import Latents
 from diffaug.pytorch_lightning import Denoiser, Encoding, image_folder, torchvision
+from diffaug.store.latents import Latents
 
 PROCESS = ForwardProcess(LinearBeta(), compile=False)
 

@@ -23,9 +23,9 @@ from shared import CONFIGS, names
 from diffaug import DiffusionDataModule, ForwardProcess
 from diffaug.config import check_words, checkpoint_path, config_dir, report, seed_all
 from diffaug.data.base import NoisingBase
-from diffaug.data.layout import Field, Part, write_info
-from diffaug.data.loader import LOADER_OPTIONS
 from diffaug.help import comments_of, write_comments
+from diffaug.loader.training import LOADER_OPTIONS
+from diffaug.store.layout import Field, Part, write_info
 
 
 def choices(*groups: str) -> list[str]:

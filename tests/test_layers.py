@@ -12,11 +12,12 @@ from shared import ROOT
 PACKAGE = ROOT / "diffaug"
 ORDER = (
     *("checks", "randomness", "schedules", "times", "noise", "targets", "process"),  # the library
-    *("interop", "plots", "data"),
+    *("interop", "plots"),
+    *("images", "order", "datasets", "store", "loader", "device", "data", "encoding"),  # the way of the data
     *("training", "pytorch_lightning", "lightning", "help", "config", "register", "commands", "__main__"),  # the job
 )
 """The rooms, each of which may import those before it."""
-LIBRARY = ORDER[: ORDER.index("data")]
+LIBRARY = ORDER[: ORDER.index("images")]
 """The rooms that know no Hydra, and nothing of Lightning."""
 
 

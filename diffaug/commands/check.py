@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from diffaug.checks import integer
-from diffaug.data.batch import Place
-from diffaug.data.broken import write
-from diffaug.data.dataset import Images
-from diffaug.data.folder import ImageFolder
-from diffaug.data.indexed import is_stream
 from diffaug.data.module import DiffusionBase
 from diffaug.data.sources import as_list
+from diffaug.datasets.broken import write
+from diffaug.datasets.folder import ImageFolder
+from diffaug.datasets.indexed import is_stream
+from diffaug.loader.batch import Place
+from diffaug.loader.dataset import Images
 from diffaug.randomness.keys import STAGES
 
 _SHOWN = 20

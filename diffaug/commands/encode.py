@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import choice, flag, refuse
-from diffaug.commands.autoencoder import folder_of
-from diffaug.commands.fingerprint import fingerprint, list_files
-from diffaug.commands.space import check_space, plan
-from diffaug.commands.update import BESIDE, changed_files, check_kept, keep_rows, left_by_another, replace, write_files
-from diffaug.data.batch import Batch, collate
-from diffaug.data.encode import VARIANTS, EncodingBase, Source, check_storable, read_still
-from diffaug.data.items import split
-from diffaug.data.latents import DTYPES, Latents, summarise
-from diffaug.data.layout import FORMAT, INFO, TEXT, Field, Part, read_info, write_info
 from diffaug.data.module import DiffusionBase
 from diffaug.data.recipe import differences
-from diffaug.data.shards import choose_shard_rows
 from diffaug.data.sources import are_datasets, as_list, look_at
+from diffaug.encoding.autoencoder import folder_of
+from diffaug.encoding.fingerprint import fingerprint, list_files
+from diffaug.encoding.module import VARIANTS, EncodingBase, Source, check_storable, read_still
+from diffaug.encoding.space import check_space, plan
+from diffaug.encoding.update import BESIDE, changed_files, check_kept, keep_rows, left_by_another, replace, write_files
+from diffaug.images.items import split
+from diffaug.loader.batch import Batch, collate
+from diffaug.store.latents import DTYPES, Latents, summarise
+from diffaug.store.layout import FORMAT, INFO, TEXT, Field, Part, read_info, write_info
+from diffaug.store.shards import choose_shard_rows
 from diffaug.training.checkpoint_io import lock
 
 _STAGES = ("train", "val", "test")
@@ -63,7 +63,7 @@ def encode(
             and one of them is drawn by key at every visit.
         differ: which parts beside the image differ in length, their first dimension, from row to row.
         pixels: whether the images are stored beside their latents too, as a part of this name.
-        update: whether a store of other files is brought up to date: see `diffaug.commands.update`.
+        update: whether a store of other files is brought up to date: see `diffaug.encoding.update`.
 
     Raises:
         ValueError: another recipe made the store, or something cannot be stored.

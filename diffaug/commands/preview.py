@@ -27,17 +27,17 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from diffaug.commands.buckets import draw as draw_buckets
-from diffaug.commands.buckets import measure, table
-from diffaug.data.dataset import Images
+from diffaug.commands.preview_buckets import draw as draw_buckets
+from diffaug.commands.preview_buckets import measure, table
 from diffaug.data.module import DiffusionBase
-from diffaug.data.posterior import Moments, Stored
+from diffaug.loader.dataset import Images
 from diffaug.plots import Picture
 from diffaug.plots import preview as draw
 from diffaug.plots.buckets import Bucket
 from diffaug.process import ForwardProcess
 from diffaug.randomness.keys import Keys
 from diffaug.schedules.base import VARIANCE_EXPLODING
+from diffaug.store.moments import Moments, Stored
 
 _IMAGES = 512
 _ENCODED = 64  # by an encoder that is called here, which may take a second an image

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import flag, integer, refuse
-from diffaug.data.aligned import Aligned
-from diffaug.data.condition_noise import ConditionNoise
-from diffaug.data.device import Noiser
-from diffaug.data.holes import Hole
-from diffaug.data.labels import LabelDropout
 from diffaug.data.packages import check_trainer, refuse_as_loader
-from diffaug.data.posterior import Posterior
 from diffaug.data.progress import count_done, read_progress
 from diffaug.data.recipe import check_recipe, describe
 from diffaug.data.resume import Resume
+from diffaug.device.condition_noise import ConditionNoise
+from diffaug.device.holes import Hole
+from diffaug.device.labels import LabelDropout
+from diffaug.device.noiser import Noiser
+from diffaug.device.posterior import Posterior
+from diffaug.images.aligned import Aligned
 from diffaug.process import ForwardProcess
 from diffaug.process.kernel import COMPILE_ELEMENTS
 from diffaug.randomness.keys import STAGES
@@ -50,7 +50,7 @@ class NoisingBase(ABC):
         seed: of all draws, in [0, 2^64). None takes that of Lightning's ``seed_everything``, or else 0.
         device_transform: applied to each training batch of images on the accelerator, before the noise. What it draws
             repeats with the same batches; a sample's noise does not depend on its batch, what is drawn here does.
-            Where ``images`` declares several it is given a dict of them, as `diffaug.data.aligned` says.
+            Where ``images`` declares several it is given a dict of them, as `diffaug.images.aligned` says.
         encoder: applied to every batch of every stage on the accelerator, last before the noise: from float images in
             [-1, 1] to latents, which are noised as they are, or to a distribution of latents with ``mean`` and ``std``.
             A torch.nn.Module is moved there, in evaluation mode; one with a method ``encode``, as a diffusers VAE, is
@@ -68,7 +68,7 @@ class NoisingBase(ABC):
             as it is). None says nothing: then an item with several images and a transform is refused.
         condition_noise: a ForwardProcess for each condition that is noised too, by its name; its time is then a field
             named likewise with ``_t`` behind.
-        hole: a mask for inpainting that is drawn for each image and view, of `diffaug.data.holes`: the fields ``hole``
+        hole: a mask for inpainting, drawn for each image and view, of `diffaug.device.holes`: the fields ``hole``
             and ``known``.
         views: how many noised copies of each training image a batch holds, side by side; it is decoded once.
         allow_changed_recipe: whether a checkpoint of another schedule, seed, ... may be gone on from.

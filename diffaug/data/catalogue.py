@@ -16,12 +16,12 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 
 from diffaug.checks import choice, flag, integer, number, refuse
-from diffaug.data.broken import ON_ERROR
-from diffaug.data.buckets import Buckets, read_buckets
-from diffaug.data.layout import read_info
 from diffaug.data.module import DiffusionBase
-from diffaug.data.posterior import Stored
-from diffaug.data.store import Store
+from diffaug.datasets.broken import ON_ERROR
+from diffaug.datasets.buckets import Buckets, read_buckets
+from diffaug.store.layout import read_info
+from diffaug.store.moments import Stored
+from diffaug.store.reader import Store
 
 Module = TypeVar("Module", bound=DiffusionBase)
 
@@ -145,7 +145,7 @@ def image_folder(
 
 
 def _part(folder: dict[str, Any], share: float, validation: bool) -> Dataset[Any]:
-    from diffaug.data.folder import ImageFolder
+    from diffaug.datasets.folder import ImageFolder
 
     if validation and folder["buckets"] is not None:
         folder = {**folder, "buckets": replace(folder["buckets"], crop="center", hflip=0.0)}
@@ -164,7 +164,7 @@ def _part(folder: dict[str, Any], share: float, validation: bool) -> Dataset[Any
 
 
 def store(module: type[Module], *, root: str, **options: Any) -> Module:
-    """Return a store that ``python -m diffaug encode`` has written: see `diffaug.data.store.Store`.
+    """Return a store that ``python -m diffaug encode`` has written: see `diffaug.store.Store`.
 
     Latents come with the ``latent_stats`` of their training set, unless others are given.
 

@@ -11,21 +11,7 @@ from torch.utils.data import Sampler
 
 from diffaug.checks import flag, integer, refuse
 from diffaug.data.base import OPTIONS, STAGES_OF_SETUP, NoisingBase
-from diffaug.data.batch import Batch, collate
-from diffaug.data.dataset import Images
-from diffaug.data.evaluation import EvaluationSampler, choose_times, evaluation_loader
-from diffaug.data.indexed import is_stream
-from diffaug.data.loader import (
-    LOADER_OPTIONS,
-    EpochLoader,
-    EpochSampler,
-    FixedSampler,
-    Loader,
-    check_loader_options,
-    choose_order,
-)
-from diffaug.data.order import SHARD_WINDOW
-from diffaug.data.recipe import check_ranks, describe, describe_dataset
+from diffaug.data.recipe import check_ranks, describe
 from diffaug.data.sources import (
     Source,
     are_datasets,
@@ -39,8 +25,22 @@ from diffaug.data.sources import (
     largest_bucket,
     spread_indices,
 )
-from diffaug.data.stream import Stream, StreamLoader, check_no_key, check_overfit
 from diffaug.data.wrapped import wrap
+from diffaug.datasets.indexed import describe_dataset, is_stream
+from diffaug.loader.batch import Batch, collate
+from diffaug.loader.dataset import Images
+from diffaug.loader.evaluation import EvaluationSampler, choose_times, evaluation_loader
+from diffaug.loader.stream import Stream, StreamLoader, check_no_key, check_overfit
+from diffaug.loader.training import (
+    LOADER_OPTIONS,
+    EpochLoader,
+    EpochSampler,
+    FixedSampler,
+    Loader,
+    check_loader_options,
+    choose_order,
+)
+from diffaug.order.epoch import SHARD_WINDOW
 from diffaug.process import ForwardProcess
 from diffaug.randomness.keys import STAGES, VIEW_BITS
 

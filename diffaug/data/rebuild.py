@@ -19,14 +19,14 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from diffaug.data.batch import PlacedCollate
-from diffaug.data.dataset import Keyed
-from diffaug.data.evaluation import EvaluationSampler, evaluation_loader
-from diffaug.data.indexed import Indexed, index_dataset
-from diffaug.data.loader import EpochLoader, EpochSampler, FixedSampler, Loader, check_order
-from diffaug.data.mixture import Mixture
-from diffaug.data.order import Order, Sampled, Shuffled, Unshuffled, shuffled_order
-from diffaug.data.stream import Stream, StreamLoader, check_overfit
+from diffaug.datasets.indexed import Indexed, index_dataset
+from diffaug.datasets.mixture import Mixture
+from diffaug.loader.batch import PlacedCollate
+from diffaug.loader.dataset import Keyed
+from diffaug.loader.evaluation import EvaluationSampler, evaluation_loader
+from diffaug.loader.stream import Stream, StreamLoader, check_overfit
+from diffaug.loader.training import EpochLoader, EpochSampler, FixedSampler, Loader, check_order
+from diffaug.order.epoch import Order, Sampled, Shuffled, Unshuffled, shuffled_order
 from diffaug.randomness.keys import STAGES
 
 _log = logging.getLogger("diffaug")

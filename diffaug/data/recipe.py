@@ -1,17 +1,13 @@
 """The recipe of a run, in plain types: kept in checkpoints, compared on a resume and between ranks."""
 
-import hashlib
 import logging
 import re
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-
-from diffaug.data.indexed import is_stream
+from torch import nn
 
 _log = logging.getLogger("diffaug")
 
@@ -90,27 +86,3 @@ def describe(thing: Any) -> str | None:
         return f"{thing.__module__}.{thing.__qualname__}"
     text = " ".join(repr(thing).split())
     return re.sub(r"[^\s(\[]*? at 0x[0-9a-f]+", "", text) if len(text) < 1000 else type(thing).__qualname__
-
-
-def describe_dataset(dataset: Any) -> dict[str, Any]:
-    """Return a dataset's length, and what it says of itself by a method ``recipe`` where it has one."""
-    if is_stream(dataset):
-        return {}
-    own: Any = getattr(dataset, "recipe", dict)
-    return {"images": len(dataset), **own()}
-
-
-def describe_sampler(sampler: Any) -> str:
-    """Describe a user's sampler by its class, its length, and a digest of the numbers it holds.
-
-    Single numbers are left out: they count what the sampler has done, or which epoch it was told.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    parts = vars(sampler) if hasattr(sampler, "__dict__") else {"values": sampler}
-    for name, value in sorted(parts.items()):
-        if isinstance(value, (Tensor, np.ndarray)):
-            digest.update(f"{name}=".encode() + np.asarray(value).tobytes())
-        elif isinstance(value, (list, tuple, range)):
-            digest.update(f"{name}={list(value)!r}".encode())
-    length = f" of {len(sampler)}" if isinstance(sampler, Sized) else ""
-    return f"{type(sampler).__qualname__}{length}, {digest.hexdigest()}"

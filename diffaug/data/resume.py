@@ -9,7 +9,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from diffaug.data.loader import EpochLoader
 from diffaug.data.progress import (
     EpochProgress,
     read_progress,
@@ -18,7 +17,8 @@ from diffaug.data.progress import (
     set_progress,
 )
 from diffaug.data.recipe import check_ranks, check_recipe
-from diffaug.data.stream import StreamLoader
+from diffaug.loader.stream import StreamLoader
+from diffaug.loader.training import EpochLoader
 
 _log = logging.getLogger("diffaug")
 _OURS = (EpochLoader, StreamLoader)

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from diffaug.checks import integer, refuse
-from diffaug.data.dataset import Images
-from diffaug.data.indexed import index_dataset, is_stream
-from diffaug.data.mixture import Mixture
-from diffaug.data.posterior import Stored
-from diffaug.data.store import Store
+from diffaug.datasets.indexed import index_dataset, is_stream
+from diffaug.datasets.mixture import Mixture
+from diffaug.loader.dataset import Images
 from diffaug.randomness.keys import COUNTED_BITS, DATASET_BITS, STAGES
+from diffaug.store.moments import Stored
+from diffaug.store.reader import Store
 
 _log = logging.getLogger("diffaug")
 
@@ -171,7 +171,7 @@ def check_moments(images: Images, encoder: object) -> None:
         if isinstance(one, Store) and "std" in one.part.fields and not isinstance(encoder, Stored):
             raise ValueError(
                 f"{images.name} reads the store of latents {str(one.root)!r}, whose rows are a mean and a deviation to "
-                "draw from: data=store does so. Here set data.encoder={_target_: diffaug.data.posterior.Stored, "
+                "draw from: data=store does so. Here set data.encoder={_target_: diffaug.store.Stored, "
                 "deviations: true}, and data.latent_stats to the mean and std in store.json."
             )
 

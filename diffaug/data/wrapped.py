@@ -11,14 +11,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from diffaug.checks import refuse
 from diffaug.data.base import OPTIONS, NoisingBase
-from diffaug.data.batch import Batch, Place, Places, first_place
-from diffaug.data.items import describe_value, name_parts, split
 from diffaug.data.nest import device_of, is_leaf, map_parts
 from diffaug.data.packages import OURS, check_package, check_trainer, is_data_module, package_of
 from diffaug.data.rebuild import rebuild
 from diffaug.data.recipe import check_ranks
 from diffaug.data.sources import spread_indices, warn_of_half_range
-from diffaug.data.stream import Stream
+from diffaug.images.items import describe_value, name_parts, split
+from diffaug.loader.batch import Batch, Place, Places, first_place
+from diffaug.loader.stream import Stream
 from diffaug.process import ForwardProcess
 from diffaug.randomness.keys import STAGES, Purpose
 from diffaug.randomness.user_code import keyed_random_state

@@ -16,9 +16,9 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import CSVLogger
 
 from diffaug.data import catalogue
-from diffaug.data.encode import EncodingBase
 from diffaug.data.module import DiffusionBase
 from diffaug.data.wrapped import WrappedBase
+from diffaug.encoding.module import EncodingBase
 from diffaug.training.callbacks import PicturesBase, ProgressBase, SummaryBase
 from diffaug.training.checkpoint_io import AtomicCheckpointIOBase
 from diffaug.training.denoiser import DenoiserBase

@@ -16,8 +16,8 @@ from torch.utils.data import IterableDataset, TensorDataset
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.__main__ import main
 from diffaug.commands.check import check
-from diffaug.data.broken import NAME
-from diffaug.data.folder import ImageFolder
+from diffaug.datasets.broken import NAME
+from diffaug.datasets.folder import ImageFolder
 from diffaug.pytorch_lightning import image_folder
 
 PROCESS = ForwardProcess(LinearBeta(), compile=False)

@@ -10,8 +10,8 @@ from PIL import Image
 
 from diffaug import Bucketed, Buckets, DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.__main__ import main
-from diffaug.commands.buckets import measure, table
 from diffaug.commands.preview import preview
+from diffaug.commands.preview_buckets import measure, table
 
 
 def folder_of(folder: Path, *shapes: tuple[int, int]) -> None:

@@ -11,7 +11,7 @@ from shared import Shapes
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, random_split
 
 from diffaug import Bucketed, Buckets, DiffusionDataModule, ForwardProcess, LinearBeta, Mixture, Stratified, Uniform
-from diffaug.data.evaluation import BucketBatches, EvaluationSampler
+from diffaug.loader.evaluation import BucketBatches, EvaluationSampler
 from diffaug.randomness.keys import STAGES
 
 FIELDS = ("x_t", "epsilon", "t", "x_0", "index", "view", "dataset")

@@ -29,7 +29,7 @@ from shared import Shapes
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, TensorDataset, WeightedRandomSampler
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Mixture
-from diffaug.data.recipe import describe_sampler
+from diffaug.order.epoch import describe_sampler
 from diffaug.pytorch_lightning import LastCheckpoint
 from diffaug.times import Importance, PerImage, Stratified, Uniform
 

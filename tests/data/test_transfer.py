@@ -17,8 +17,8 @@ watched = pytest.importorskip("watched", reason="needs torch's private names whe
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Rectified  # noqa: E402
 from diffaug.data import wrapped  # noqa: E402
-from diffaug.data.batch import Batch  # noqa: E402
-from diffaug.data.labels import LabelDropout  # noqa: E402
+from diffaug.device.labels import LabelDropout  # noqa: E402
+from diffaug.loader.batch import Batch  # noqa: E402
 from diffaug.process import kernel  # noqa: E402
 from diffaug.pytorch_lightning import Denoiser, LossByLevel  # noqa: E402
 from diffaug.randomness.keys import Keys  # noqa: E402

@@ -13,8 +13,8 @@ from test_exact import run, same, triples
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.commands.encode import encode
-from diffaug.data import shards
 from diffaug.pytorch_lightning import Encoding
+from diffaug.store import shards
 
 
 @pytest.fixture(scope="module")

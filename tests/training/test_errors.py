@@ -21,7 +21,7 @@ from diffaug import LinearBeta
 from diffaug.__main__ import main
 from diffaug.checks import number
 from diffaug.commands.plot import read_levels
-from diffaug.data.folder import ImageFolder
+from diffaug.datasets.folder import ImageFolder
 from diffaug.training.errors import UserError, for_the_user, sentence
 
 

@@ -1,0 +1,258 @@
+"""EncodingBase: the LightningModule whose predict_step writes a store, run by a Trainer on any number of ranks.
+
+A shard is written by one rank, its rows in order, so that ranks share no file, and any number of them write the same
+bytes. Which shards are missing rank 0 says to all; which row comes next is diffaug's own count, not Lightning's
+``batch_indices``. Nothing is kept: a batch is written and forgotten.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from diffaug.datasets.indexed import is_stream
+from diffaug.datasets.mixture import Mixture
+from diffaug.loader.batch import Batch, Place, collate
+from diffaug.loader.dataset import Images
+from diffaug.loader.training import Loader
+from diffaug.randomness.user_code import detect_draws
+from diffaug.store.latents import Latents
+from diffaug.store.layout import Field, Part
+from diffaug.store.reader import Rows
+from diffaug.store.shards import ShardWriter
+
+VARIANTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda image: image,
+    "hflip": lambda image: image.flip(-1),
+}
+"""What a training image may be stored as, by name."""
+
+
+class Source(NamedTuple):
+    """A dataset to be stored, and the part that it becomes.
+
+    Attributes:
+        images: the dataset.
+        part: of the store.
+        before: of a store that is updated, the rows of that; None of a new one.
+        kept: int64, the number that each item had there; -1 of what is read anew.
+    """
+
+    images: Images
+    part: Part
+    before: Rows | None = None
+    kept: NDArray[np.int64] | None = None
+
+
+class Some(NamedTuple):
+    """Some of a batch's rows.
+
+    Attributes:
+        places: where in the batch they are.
+        batch: what was read, of one shape; None of rows that an earlier store holds.
+        rows: what that holds, by name.
+    """
+
+    places: list[int]
+    batch: Batch | None
+    rows: dict[str, Any]
+
+
+def _join(some: list[tuple[list[int], dict[str, Any]]], fields: dict[str, Field]) -> dict[str, Any]:
+    """Put rows in their order; lists of texts and of what differs in shape, else tensors."""
+    first = some[0][1]
+    whole = all(isinstance(rows, Tensor) or isinstance(rows[0], str) for rows in first.values())
+    if whole and len(some) == 1 and not any(field.varies for field in fields.values()):
+        return first
+    joined = {}
+    for name in first:
+        pairs = sorted(
+            ((place, row) for places, rows in some for place, row in zip(places, rows[name], strict=True)),
+            key=lambda pair: pair[0],
+        )
+        values = [row for _, row in pairs]
+        if not isinstance(values[0], str):
+            dtype = first[name][0].dtype  # of latents, that of before they are rounded: what was made is first
+            values = [value.cpu().to(dtype) for value in values]
+            # What differs and was not said to, the writer refuses.
+            values = values if fields[name].varies or len({v.shape for v in values}) > 1 else torch.stack(values)
+        joined[name] = values
+    return joined
+
+
+class _Rows(Dataset[Any]):
+    """The rows of all sources, asked for by (source, shard, rows)."""
+
+    def __init__(self, sources: list[Source]) -> None:
+        self.sources = sources
+
+    def __len__(self) -> int:
+        return sum(source.part.rows for source in self.sources)
+
+    def __getitem__(self, where: tuple[int, int, range]) -> tuple[int, int, int, list[Some]]:
+        number, shard, rows = where
+        images, part, before, kept = self.sources[number]
+        read: dict[tuple[int, ...], tuple[list[int], list[Any]]] = {}
+        known: tuple[list[int], list[int]] = ([], [])
+        varies = part.bucket_shapes is not None
+        for place, row in enumerate(rows):
+            item, variant = divmod(row, len(part.variants))
+            old = -1 if kept is None else int(kept[item])
+            if old >= 0:
+                known[0].append(place)
+                known[1].append(old * len(part.variants) + variant)
+                continue
+            sample = vary(images, read_still(images, item), part.variants[variant])
+            places, samples = read.setdefault(tuple(sample[0].shape) if varies else (), ([], []))
+            places.append(place)
+            samples.append(sample)
+        some = [Some(places, collate(samples), {}) for places, samples in read.values()]
+        if before is not None and known[0]:
+            some.append(Some(known[0], None, {name: before.read(name, known[1]) for name in part.fields}))
+        return number, shard, len(rows), some
+
+
+def check_storable(images: Images) -> None:
+    """Refuse a dataset that has no rows of its own."""
+    if is_stream(images.dataset):
+        raise ValueError(f"{images.name} is a stream, whose items have no index to be stored by.")
+    if isinstance(images.dataset, Mixture):
+        raise ValueError(f"{images.name} is a mixture: make a store of each of its datasets, and mix the stores.")
+    if images.aligned.beside and hasattr(images.dataset, "bucket_shapes"):
+        raise ValueError(
+            f"{images.name} has buckets, and data.images names {list(images.aligned.beside)} beside the image: a store "
+            "of buckets holds one image of each item. Train on the dataset itself, or store it in one size."
+        )
+
+
+def read_still(images: Images, row: int) -> Any:
+    """Read one row, that must not depend on chance.
+
+    Raises:
+        ValueError: reading it draws random numbers.
+    """
+    sample, drew = detect_draws(lambda: images.read(Place(row, 0, 0, 0)))
+    if drew:
+        raise ValueError(
+            f"Reading {images.name}[{row}] draws random numbers, in the dataset or in data.transform: a store would "
+            "keep one draw of it for ever. Leave it out here, and set it with data=store, where it is drawn anew at "
+            "every visit."
+        )
+    return sample
+
+
+def vary(images: Images, sample: Any, variant: str) -> Any:
+    """Return a sample as a variant has it: its image, and those that keep in step with it."""
+    (image, place, extra), make = sample, VARIANTS[variant]
+    return make(image), place, {**extra, **{name: make(extra[name]) for name in images.aligned.beside if name in extra}}
+
+
+class _Batches(Sampler[Any]):
+    """The batches of some shards, none of them across two shards."""
+
+    def __init__(self, sources: list[Source], shards: list[tuple[int, int]], batch_size: int) -> None:
+        self.sources, self.shards, self.batch_size = sources, shards, batch_size
+
+    def _rows(self, number: int, shard: int) -> range:
+        part = self.sources[number].part
+        first = shard * part.shard_rows
+        return range(first, first + part.rows_of(shard))
+
+    def __iter__(self) -> Iterator[tuple[int, int, range]]:
+        for number, shard in self.shards:
+            rows = self._rows(number, shard)
+            for start in range(0, len(rows), self.batch_size):
+                yield number, shard, rows[start : start + self.batch_size]
+
+    def __len__(self) -> int:
+        return sum(-(-len(self._rows(*shard)) // self.batch_size) for shard in self.shards)
+
+
+class _Plain:
+    """A loader that is no DataLoader to Lightning, which would put a sampler of its own in it."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loader)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+
+class EncodingBase:
+    """What a LightningModule needs so that ``trainer.predict`` writes a store.
+
+    Arguments:
+        root: the store's folder.
+        sources: what is stored.
+        batch_size: rows that are read, and encoded, together.
+        options: of DataLoader.
+        latents: from a batch of images on the device to rows by name; None stores the images as they are.
+    """
+
+    allow_zero_length_dataloader_with_multiple_devices = True  # ranks may be more than shards
+
+    def __init__(
+        self,
+        root: Path,
+        sources: list[Source],
+        *,
+        batch_size: int,
+        options: dict[str, Any],
+        latents: Latents | None = None,
+    ) -> None:
+        super().__init__()
+        self.root, self.sources, self.batch_size, self.options = root, sources, batch_size, options
+        self.latents = latents
+        self._writer: ShardWriter | None = None
+
+    def shards(self) -> list[tuple[int, int]]:
+        """List all shards, as (source, shard)."""
+        return [(number, shard) for number, one in enumerate(self.sources) for shard in range(one.part.shards)]
+
+    def missing(self) -> list[tuple[int, int]]:
+        """List those that are not there in full."""
+        return [(number, shard) for number, shard in self.shards() if self.sources[number].part.fault(self.root, shard)]
+
+    def predict_dataloader(self: Any) -> _Plain:
+        missing = self.trainer.strategy.broadcast(self.missing())
+        ours = missing[self.trainer.global_rank :: self.trainer.world_size]
+        batches = _Batches(self.sources, ours, self.batch_size)
+        options = {**self.options, "generator": torch.Generator(), "batch_size": None}
+        return _Plain(Loader(_Rows(self.sources), sampler=batches, **options))
+
+    def predict_step(self, batch: tuple[int, int, int, list[Some]], batch_idx: int) -> tuple[()]:
+        number, shard, count, several = batch
+        parts: list[tuple[list[int], dict[str, Any]]] = []
+        for places, read, known in several:
+            made = known
+            if read is not None:
+                with torch.autocast(read.image.device.type, enabled=False):  # as where a live encoder is called
+                    encoded = {"image": read.image} if self.latents is None else self.latents.encode(read.image)
+                made = {**read.extra, **encoded}
+            parts.append((places, made))
+        made = _join(parts, self.sources[number].part.fields)
+        if self.latents is not None:
+            made = {**made, **self.latents.rows(made)}
+        rows = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in made.items()}
+        writer = self._writer = self._writer or ShardWriter(self.root, self.sources[number].part, shard)
+        writer.write(rows, count)
+        if writer.rows == writer.part.rows_of(shard):
+            writer.finish(self.latents and self.latents.take_sums())
+            self._writer = None
+        return ()  # not None, of which Lightning would warn
+
+    def abandon(self) -> None:
+        """Remove what was begun of a shard, where something went wrong."""
+        if self._writer is not None:
+            self._writer.abandon()
+
+    def on_predict_end(self: Any) -> None:
+        self.trainer.strategy.barrier()

@@ -1,0 +1,42 @@
+"""The space that a store takes on the disk: said, and looked for, before it is written."""
+
+import shutil
+from pathlib import Path
+
+from diffaug.encoding.module import Source
+from diffaug.store.layout import Part
+
+
+def check_space(root: Path, sources: list[Source], missing: list[tuple[int, int]]) -> None:
+    """Refuse a disk that the shards that are missing do not fit on."""
+    wanted = sum(sources[number].part.rows_of(shard) * _row_bytes(sources[number].part) for number, shard in missing)
+    there = next(folder for folder in (root, *root.resolve().parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free
+    if wanted > free:
+        raise OSError(
+            f"out={root} needs {_size(wanted)} and texts, but there are {_size(free)} free. Nothing was changed"
+        )
+
+
+def _row_bytes(part: Part) -> int:
+    return sum(field.bytes for field in part.fields.values())
+
+
+def plan(root: Path, sources: list[Source], rows: int, total: int) -> str:
+    """Say how large a store will be, and what of it is there."""
+    lines = [f"{root}: {total} rows, {total - rows} of them already there"]
+    for source in sources:
+        part = source.part
+        fields = [f"{name} {field.dtype} {list(field.shape) or ''}".strip() for name, field in part.fields.items()]
+        more = " and what differs" if any(field.bytes == 0 for field in part.fields.values()) else ""
+        size = f"{_size(part.rows * _row_bytes(part))}{more} in {part.shards} shards"
+        lines.append(f"  {part.folder}: {part.rows} rows of {', '.join(fields)}; {size}")
+    return "\n".join(lines)
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} TiB"

@@ -1,0 +1,179 @@
+"""A store brought up to date: rows of files that did not change are copied, the others are made; and then it is put in
+the old one's place.
+
+The new store is made beside the old one, in a hidden folder of it, as any other: interrupted, it is gone on with. Only
+when it is whole are its parts moved to their places, store.json last.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffaug.data.recipe import differences
+from diffaug.data.sources import spread_indices
+from diffaug.encoding.fingerprint import LOOKED_AT
+from diffaug.encoding.module import Source, read_still, vary
+from diffaug.store.latents import Latents
+from diffaug.store.layout import INFO, Part, buckets_of, read_info, write_info
+from diffaug.store.reader import Rows
+
+BESIDE = ".update"
+_OF_FILES = ("images", "files", "bucket_of", "sizes and times of the files", "items looked at")
+_NAMED = 3
+
+
+def files_of(root: Path, part: Part) -> Path:
+    """Return the file that lists what a part was read from."""
+    return root / part.folder / "files.jsonl"
+
+
+def write_files(root: Path, sources: list[Source], files: Mapping[str, list[str] | None]) -> None:
+    """Write what each part is read from beside it."""
+    for source in sources:
+        bucket_of = getattr(source.images.dataset, "bucket_of", None)
+        lines, path = files[source.part.folder], files_of(root, source.part)
+        if bucket_of is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(buckets_of(root, source.part), np.asarray(bucket_of, "<i8"))
+        if lines is None:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.part")
+        with beside.open("w") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        beside.replace(path)
+
+
+def _read_files(root: Path, part: Part) -> list[str] | None:
+    path = files_of(root, part)
+    return path.read_text().splitlines() if path.is_file() else None
+
+
+def changed_files(root: Path, sources: list[Source], files: Mapping[str, list[str] | None]) -> list[str]:
+    """Say which files are others than those that a store was made from, a line for each part and kind of change."""
+    said = []
+    for source in sources:
+        before, now = _read_files(root, source.part), files[source.part.folder]
+        if before is None or now is None or before == now:
+            continue
+        old, new = ({name: rest for name, *rest in map(json.loads, lines)} for lines in (before, now))
+        kinds = {
+            "new": [name for name in new if name not in old],
+            "changed": [name for name in new if name in old and new[name] != old[name]],
+            "gone": [name for name in old if name not in new],
+        }
+        for kind, names in kinds.items():
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            said += [f"{source.part.folder}, {kind}: {', '.join(names[:_NAMED])}{more}"] if names else []
+    return said
+
+
+def keep_rows(
+    root: Path, info: dict[str, Any], sources: list[Source], files: Mapping[str, list[str] | None]
+) -> list[Source]:
+    """Say of each item of a new store whether the one at ``root`` has its row.
+
+    Raises:
+        ValueError: something else than files has changed, or the dataset names no files.
+    """
+    before = read_info(root)
+    skipped = {f"{source.part.folder}.{key}" for source in sources for key in _OF_FILES}
+    changed = [
+        line for line in differences(info["made_from"], before["made_from"]) if line.split(": ")[0] not in skipped
+    ]
+    parts = {part.folder: part for of_stage in before["parts"].values() for part in of_stage}
+    kept, of_fields = [], []
+    for source in sources:
+        part, old = source.part, parts.get(source.part.folder)
+        now, then = files[part.folder], None if old is None else _read_files(root, old)
+        if now is None:
+            raise ValueError(
+                f"update=true goes by files, of which {source.images.name} names none: it must list them as `paths`, "
+                "or as `samples`, as torchvision's folders do. Name a new folder, out=."
+            )
+        if old is None or then is None:
+            kept.append(source)
+            continue
+        if (old.fields, old.variants) != (part.fields, part.variants):
+            of_fields.append(f"{part.folder}.fields: {old.fields} -> {part.fields}")
+        there = {line: item for item, line in enumerate(then)}
+        items = np.fromiter((there.get(line, -1) for line in now), np.int64, len(now))
+        for shard in range(old.shards):
+            if old.fault(root, shard):
+                first = shard * old.shard_rows
+                damaged = range(first // len(old.variants), -(-(first + old.rows_of(shard)) // len(old.variants)))
+                items[np.isin(items, damaged)] = -1
+        kept.append(source._replace(before=Rows(root, old), kept=items))
+    changed = changed or of_fields
+    if changed:
+        raise ValueError(
+            f"update=true takes other files, but the store out={root} was made from something else:\n  "
+            + "\n  ".join(changed)
+            + "\nName a new folder, or remove this one."
+        )
+    return kept
+
+
+def check_kept(sources: list[Source], latents: Latents | None, device: torch.device) -> None:
+    """Make some of the rows that are kept again, and refuse to keep them where they come out as others."""
+    for source in sources:
+        if source.before is None or source.kept is None:
+            continue
+        held = np.flatnonzero(source.kept >= 0).tolist()
+        for item in [held[i] for i in spread_indices(len(held), LOOKED_AT)]:
+            image, _, extra = vary(source.images, read_still(source.images, item), source.part.variants[0])
+            made = {"image": image} if latents is None else latents.encode(image[None].to(device))
+            row = int(source.kept[item]) * len(source.part.variants)
+            for name in source.part.fields:
+                (old,) = source.before.read(name, [row])
+                new = made.get(name, extra.get(name))
+                new = new.cpu().reshape(old.shape) if isinstance(new, Tensor) else new
+                if not _alike(new, old, exactly=latents is None or name not in made):
+                    raise ValueError(
+                        f"{name} of {source.images.name}[{item}], whose file is as it was, is not what the store "
+                        "holds: the dataset, the transform or the encoder is another. Name a new folder, out=."
+                    )
+
+
+def _alike(new: Any, old: Any, exactly: bool) -> bool:
+    if not isinstance(old, Tensor):
+        return new == old
+    new, old = torch.as_tensor(new).double(), old.double()
+    if exactly:
+        return torch.equal(new, old) or bool(((new == old) | (new.isnan() & old.isnan())).all())
+    return torch.allclose(new, old, rtol=0.02, atol=0.02 * float(old.abs().max()))
+
+
+def left_by_another(root: Path, info: dict[str, Any]) -> bool | None:
+    """Look at what an interrupted update has left: None where it was whole, and only `replace` is left to do.
+
+    Else whether it was to other files than there are now, so that it is of no use.
+    """
+    if not (root / BESIDE / INFO).exists():
+        return False
+    left = read_info(root / BESIDE)
+    return None if left["finished"] else bool(differences(info["made_from"], left["made_from"]))
+
+
+def replace(root: Path) -> None:
+    """Put the store that was made beside an old one in its place. Interrupted, it is called again."""
+    made, before = root / BESIDE, read_info(root)
+    write_info(root, {**before, "finished": False})  # from now on no reader takes it for whole
+    new, old = (
+        {part.folder for of_stage in info["parts"].values() for part in of_stage} for info in (read_info(made), before)
+    )
+    for folder in sorted(new):
+        if (made / folder).is_dir():
+            shutil.rmtree(root / folder, ignore_errors=True)
+            os.replace(made / folder, root / folder)
+    os.replace(made / INFO, root / INFO)
+    for folder in sorted(old - new):
+        shutil.rmtree(root / folder, ignore_errors=True)
+    shutil.rmtree(made)

@@ -1,0 +1,193 @@
+"""A store: a dataset that was prepared once, read from large files that are mapped into memory.
+
+Every worker maps the same pages of the system's cache, and holds no file open.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from diffaug.store.layout import ENDS, TEXT, Field, Part, buckets_of, file_of, header, read_info
+
+
+class Rows:
+    """The rows of a part of a store, by number.
+
+    Arguments:
+        root: the store's folder.
+        part: of the store.
+    """
+
+    def __init__(self, root: Path, part: Part) -> None:
+        self.root, self.part = root, part
+        self._mapped: dict[tuple[str, int], NDArray[Any]] = {}
+
+    def read(self, name: str, rows: Sequence[int]) -> Any:
+        """Copy rows of a field, one after the other: tensors, or texts."""
+        if self.part.fields[name].dtype == TEXT:
+            return [self._text(name, *self._place(row)) for row in rows]
+        if self.part.fields[name].varies:
+            return [self._own(name, *self._place(row)) for row in rows]
+        return self.gather([name], rows).unbind(0)
+
+    def gather(self, names: list[str], rows: Sequence[int]) -> Tensor:
+        """Copy rows of one field, or of several alike side by side, into a tensor: (N, *) or (N, 2, *)."""
+        field = self.part.fields[names[0]]
+        shape = (len(rows), *([len(names)] if len(names) > 1 else []), *field.shape)
+        out = torch.empty(shape, dtype=getattr(torch, field.dtype), device="cpu")
+        # As bytes: numpy has not every dtype, and copies a row in a third of the time that torch does.
+        copies = out.view(len(rows), len(names), -1).view(torch.uint8).numpy()
+        for copy, (shard, start) in zip(copies, map(self._place, rows), strict=True):
+            for number, name in enumerate(names):
+                copy[number] = self._map(name, shard)[start]
+        return out
+
+    def bare(self, name: str, rows: Sequence[int]) -> list[Tensor]:
+        """Return rows of a field as they lie in the mapped files."""
+        field = self.part.fields[name]
+        bare = [torch.from_numpy(self._map(name, shard)[start]) for shard, start in map(self._place, rows)]
+        return [row.view(getattr(torch, field.dtype)).view(field.shape) for row in bare]
+
+    def _place(self, row: int) -> tuple[int, int]:
+        return divmod(row, self.part.shard_rows)
+
+    def _map(self, name: str, shard: int) -> NDArray[np.uint8]:
+        """Return the rows of a shard as bytes, mapped when first asked for; the file is closed again."""
+        known = self._mapped.get((name, shard))
+        if known is None:
+            field, rows = self.part.fields[name], self.part.rows_of(shard)
+            field, ending = (field, "npy") if field.dtype != TEXT else (ENDS, "ends.npy")
+            whole = _map_bytes(file_of(self.root, self.part.folder, name, shard, ending))
+            known = self._mapped[name, shard] = whole[len(header(field, rows)) :].reshape(rows, field.bytes)
+        return known
+
+    def _own(self, name: str, shard: int, row: int) -> Tensor:
+        """Copy a row that has a shape of its own."""
+        field = self.part.fields[name]
+        shapes, ends = self._mapped.get((f"{name} shapes", shard)), self._mapped.get((f"{name} ends", shard))
+        if shapes is None or ends is None:
+            shapes = np.load(file_of(self.root, self.part.folder, name, shard, "shapes.npy"))
+            plain, ends = Field(field.dtype), np.concatenate([[0], shapes.prod(1).cumsum()])
+            whole = _map_bytes(file_of(self.root, self.part.folder, name, shard, "npy"))
+            self._mapped[name, shard] = whole[len(header(plain, int(ends[-1]))) :]
+            ends = ends * plain.bytes
+            self._mapped[f"{name} shapes", shard], self._mapped[f"{name} ends", shard] = shapes, ends
+        out = torch.empty(shapes[row].tolist(), dtype=getattr(torch, field.dtype), device="cpu")
+        if out.numel():
+            flat = self._mapped[name, shard][int(ends[row]) : int(ends[row + 1])]
+            out.view(-1).view(torch.uint8).numpy()[:] = flat
+        return out
+
+    def _text(self, name: str, shard: int, row: int) -> str:
+        ends = self._map(name, shard)
+        lines = self._mapped.get((f"{name}.jsonl", shard))
+        if lines is None:
+            lines = _map_bytes(file_of(self.root, self.part.folder, name, shard, "jsonl"))
+            self._mapped[f"{name}.jsonl", shard] = lines
+        start = int(ends[row - 1].view("<i8")[0]) if row else 0
+        return json.loads(lines[start : int(ends[row].view("<i8")[0])].tobytes())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mapped": {}}  # each process maps the files itself
+
+
+def _map_bytes(path: Path) -> NDArray[np.uint8]:
+    # Not numpy.memmap, which keeps a file descriptor for every shard. What is written to it stays in this process.
+    return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8).numpy()
+
+
+class Store(Dataset[dict[str, Any]]):
+    """A part of a store, as a dataset: items are dicts of ``image`` and whatever else was stored, by name.
+
+    Batches are fetched at once (``__getitems__``). Of a distribution's moments ``image`` is (2, *): mean and std. Of an
+    item with several variants one is drawn from torch's global state, which diffaug's loaders key by the visit.
+
+    Arguments:
+        root: the store's folder.
+        stage: train, val or test.
+        number: which of the stage's datasets, where it has several.
+
+    Attributes:
+        copies: whether images are copies, which may be written to. Where nothing but collate reads them, False spares a
+            copy; then what is written to them stays, in this process.
+        bucket_of, bucket_shapes: as the dataset's, where it has buckets: the number of each item's, int64, shape (N,),
+            and the height and width of each; else None.
+
+    Raises:
+        FileNotFoundError: there is no store.
+        ValueError: it is not finished, lacks such a part, or a file of it is missing or cut short.
+    """
+
+    copies = True
+
+    def __init__(self, root: str, stage: str = "train", number: int = 0) -> None:
+        self.root, info = Path(root).expanduser(), read_info(root)
+        again = f"The command that made it goes on with it: python -m diffaug encode ... out={root}"
+        if not info["finished"]:
+            raise ValueError(f"The store data.root={root!r} is not finished. {again}")
+        parts = info["parts"].get(stage, [])
+        if number >= len(parts):
+            held = ", ".join(f"{len(each)} of {name}" for name, each in info["parts"].items())
+            raise ValueError(f"The store data.root={root!r} has no {stage} set number {number}, but {held}.")
+        self.part: Part = parts[number]
+        for shard in range(self.part.shards):
+            fault = self.part.fault(self.root, shard)
+            if fault:
+                raise ValueError(f"{fault}. {again}")
+        self._made_from = info["made_from"]
+        self.rows = Rows(self.root, self.part)
+        self._images = [name for name in ("image", "mean", "std") if name in self.part.fields]
+        self.shape = self.part.fields[self._images[0]].shape
+        self.bucket_of: NDArray[np.int64] | None = None
+        self.bucket_shapes = self.part.bucket_shapes
+        if self.bucket_shapes is not None:
+            self.bucket_of = np.load(buckets_of(self.root, self.part))
+
+    @property
+    def sizes(self) -> NDArray[np.int64] | None:
+        """Height and width of each image before it was fitted to its bucket, shape (N, 2), where that was kept."""
+        if self.bucket_of is None or "original_size" not in self.part.fields:
+            return None
+        rows = range(0, self.part.rows, len(self.part.variants))
+        return self.rows.gather(["original_size"], rows).numpy()
+
+    def recipe(self) -> dict[str, Any]:
+        """Return what a resume compares: what made the store."""
+        return {"shape": list(self.shape), **self._made_from}
+
+    def __len__(self) -> int:
+        return self.part.items
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        rows = [self._row(index) for index in indices]
+        if -1 in self.shape:
+            several = [self.rows.read(name, rows) for name in self._images]
+            images = several[0] if len(several) == 1 else [torch.stack(both) for both in zip(*several, strict=True)]
+        elif not self.copies and len(self._images) == 1:
+            images = self.rows.bare(self._images[0], rows)
+        else:
+            images = self.rows.gather(self._images, rows).unbind(0)
+        gathered = {"image": images}
+        gathered |= {name: self.rows.read(name, rows) for name in self.part.fields if name not in self._images}
+        return [dict(zip(gathered, row, strict=True)) for row in zip(*gathered.values(), strict=True)]
+
+    @property
+    def draws(self) -> bool:
+        """Whether reading draws, of several variants."""
+        return len(self.part.variants) > 1
+
+    def _row(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.root} holds {len(self)} items, of which {index} is none")
+        count = len(self.part.variants)
+        return index % len(self) * count + (int(torch.randint(count, (), device="cpu")) if self.draws else 0)

@@ -1,0 +1,528 @@
+"""encode: a store holds the very bits of what it was made from, whole, or is refused with the line that differs."""
+
+import errno
+import importlib.metadata
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from server import Popen
+from shared import ROOT, Listener, together, trainer
+from tiny import environment
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
+
+import diffaug
+from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Mixture
+from diffaug.__main__ import main
+from diffaug.commands.encode import encode
+from diffaug.commands.preview import preview
+from diffaug.pytorch_lightning import Encoding, image_folder, store
+from diffaug.store import shards
+from diffaug.store.reader import Store
+
+FIELDS = ("x_t", "epsilon", "t", "x_0", "index", "label")
+PROCESS = ForwardProcess(LinearBeta(), fields=FIELDS, compile=False)
+NO_LABEL = ForwardProcess(LinearBeta(), fields=FIELDS[:-1], compile=False)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Forty pictures of several kinds and sizes, in two classes."""
+    folder, draw = tmp_path / "photos", np.random.default_rng(0)
+    for i in range(40):
+        path = folder / "ab"[i % 2] / f"{i:02}.{'jpg' if i % 3 else 'png'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kind = "L" if i % 5 == 0 else "RGB"
+        Image.fromarray(draw.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)).convert(kind).save(path)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "_LEAST_BYTES", 6000)
+
+
+def folder(root: Path, **options: Any) -> DiffusionDataModule:
+    options = {"image_size": 16, "process": PROCESS, "seed": 3, "batch_size": 4, **options}
+    return image_folder(root=str(root), **options)
+
+
+def write(data: Any, out: Path, **options: Any) -> Path:
+    encode(data, str(out), trainer(), Encoding, **options)
+    return out
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def seen(data: DiffusionDataModule, epochs: int = 2) -> dict[str, Any]:
+    listener = Listener()
+    trainer(max_epochs=epochs, num_sanity_val_steps=0).fit(listener, data)
+    return listener.seen
+
+
+def run(log: Path, out: Path, photos: Path, *overrides: str) -> Any:
+    """Start the command as users start it, from the checkout that these tests are of."""
+    words = ["encode", "data=image_folder", f"data.root={photos}", "data.image_size=16", f"out={out}", *overrides]
+    words = [sys.executable, "-m", "diffaug", *words, "data.batch_size=4", "data.num_workers=0"]
+    with log.open("w") as file:
+        return Popen(words, cwd=ROOT, env=environment(log.parent), stdout=file, stderr=file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("field", "overrides"), [("image", ()), ("mean", ("data.encoder={_target_:recorded.Spread}",))]
+)
+def test_any_ranks_and_any_kills_write_the_same_store(field, overrides, tmp_path):
+    """By 1, 2 and 3 ranks, and by one that is killed twice; of images, and of latents with what they come to."""
+    photos, log, draw = tmp_path / "photos", tmp_path / "log", np.random.default_rng(0)
+    photos.mkdir()
+    for i in range(7000):
+        Image.fromarray(draw.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(photos / f"{i:04}.png")
+    whole: dict[str, bytes] = {}
+    for ranks in (1, 2, 3):
+        out = tmp_path / str(ranks)
+        several = ["trainer=ddp", f"trainer.devices={ranks}", "trainer.accelerator=cpu"]
+        assert run(log, out, photos, *overrides, *(several if ranks > 1 else ["trainer=cpu"])).wait(300) == 0, (
+            log.read_text()
+        )
+        whole = whole or contents(out)
+        assert contents(out) == whole
+    assert len([name for name in whole if name.startswith(f"train/{field}")]) >= 5
+    out = tmp_path / "killed"
+    for shard in (0, 2):
+        process = run(log, out, photos, *overrides, "trainer=cpu")
+        while not (out / "train" / f"{field}-{shard:05}.npy").exists():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.wait(60)
+        there = contents(out)
+        assert len(there) < len(whole)
+        named = [name for name in there if name != "store.json" and not name.endswith(".part")]
+        assert all(there[name] == whole[name] for name in named)
+    assert run(log, out, photos, *overrides, "trainer=cpu").wait(300) == 0, log.read_text()
+    assert contents(out) == whole
+
+
+MEASURED = """
+import resource, sys, torch
+import pytorch_lightning as pl
+from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
+from diffaug.commands.encode import encode
+from diffaug.pytorch_lightning import Encoding
+
+
+class Images(torch.utils.data.Dataset):
+    def __len__(self):
+        return int(sys.argv[1])
+
+    def __getitem__(self, i):
+        return torch.full((3, 48, 48), i % 256, dtype=torch.uint8)
+
+
+trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+data = DiffusionDataModule(Images(), process=ForwardProcess(LinearBeta(), compile=False))
+encode(data, sys.argv[2], trainer, Encoding)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_dataset(tmp_path):
+    """Twenty thousand images of 7 KB are 138 MB: nothing of them stays in memory."""
+    peaks = []
+    for count in (1000, 20_000):
+        words = [sys.executable, "-c", MEASURED, str(count), str(tmp_path / str(count))]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment(tmp_path), check=True)
+        peaks.append(int(done.stdout.split()[-1]) / 1024)
+    assert peaks[1] - peaks[0] < 20
+
+
+def test_floats_keep_their_range(tmp_path):
+    images = TensorDataset(torch.rand(4, 1, 3, 3))
+    process = ForwardProcess(LinearBeta(), value_range=(0, 1), compile=False)
+    out = write(DiffusionDataModule(images, process=process), tmp_path / "made")
+    with pytest.raises(
+        ValueError, match=r"are floats in \[0\.0, 1\.0\], but process\.value_range=\[-1\.0, 1\.0\]: set"
+    ):
+        store(root=str(out), process=PROCESS)
+    assert torch.equal(store(root=str(out), process=process)._sources["train"]()[3]["image"], images.tensors[0][3])
+
+
+def test_a_second_run_in_the_folder_is_refused(photos, tmp_path):
+    out = write(folder(photos), tmp_path / "made")
+    hold = (
+        "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
+    )
+    words = [sys.executable, "-c", hold, str(out / ".lock")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match=r"Another run is writing to out=.*: let it end, or name another folder"):
+            write(folder(photos), out)
+        other.stdin.close()
+    write(folder(photos), out)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_one_variant_is_drawn_at_each_visit(tmp_path, workers):
+    images = torch.arange(40 * 27).view(40, 3, 3, 3).remainder(251).to(torch.uint8)
+    data = DiffusionDataModule(TensorDataset(images), TensorDataset(images), process=NO_LABEL)
+    out = write(data, tmp_path / "made", variants=["identity", "hflip"])
+    flipped: list[Any] = []
+    for size in (4, 7):
+        options = {"process": NO_LABEL, "seed": 3, "batch_size": size, "num_workers": workers}
+        batches = seen(store(root=str(out), **options), epochs=3)
+        index, x_0, unit = together(batches["train"], "index"), together(batches["train"], "x_0"), images / 127.5 - 1
+        straight = (x_0 - unit[index]).flatten(1).abs().amax(1) < 1e-6
+        mirrored = (x_0 - unit.flip(-1)[index]).flatten(1).abs().amax(1) < 1e-6
+        assert (straight ^ mirrored).all()
+        assert len(index) == 120
+        assert 30 < mirrored.sum() < 90  # of 120 coins: by chance once in 10^8
+        flipped.append(mirrored.view(3, 40).gather(1, index.view(3, 40).argsort(1)))
+        assert (flipped[-1][0] != flipped[-1][1]).any()
+        validated = together(batches["val"], "x_0")[:40]
+        assert (validated - unit).abs().max() < 1e-6
+    assert torch.equal(*flipped)
+    with pytest.raises(ValueError, match=r"each of variants must be one of 'identity', 'hflip', but got 'vflip'"):
+        write(data, tmp_path / "other", variants=["vflip"])
+    with pytest.raises(ValueError, match=r"\n  train\.variants: \['identity', 'hflip'\] -> \['identity'\]\n"):
+        write(data, out)
+
+
+def test_report_takes_a_store(photos, tmp_path, capsys):
+    out = write(folder(photos), tmp_path / "made")
+    assert main(["report", "data=store", f"data.root={out}", "schedule=cosine"]) == 0
+    assert "Cosine(timesteps=1000" in capsys.readouterr().out
+
+
+def test_preview_shows_a_store(photos, tmp_path):
+    data = store(root=str(write(folder(photos), tmp_path / "made")), process=PROCESS, image_shape=[3, 16, 16])
+    assert "each (3, 16, 16), uint8" in preview(data).text
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_store_gives_the_very_batches_of_its_folder(photos, tmp_path, workers):
+    out = write(folder(photos), tmp_path / "made")
+    ours = store(root=str(out), process=PROCESS, seed=3, batch_size=4, num_workers=workers, image_shape=[3, 16, 16])
+    a, b = seen(folder(photos)), seen(ours)
+    for stage in ("train", "val"):
+        assert len(a[stage]) == len(b[stage]) > 0
+        for one, other in zip(a[stage], b[stage], strict=True):
+            assert all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(one, other, strict=True))
+    assert len(list((out / "train").glob("image-*.npy"))) > 3
+    assert ours.images("train").dataset[-1]["image"].dtype == torch.uint8
+
+
+def test_any_numpy_reads_the_shards(tmp_path):
+    class Things(Dataset[Any]):
+        def __len__(self) -> int:
+            return 50
+
+        def __getitem__(self, i: int) -> dict[str, Any]:
+            image = torch.full((20, 3, 5), i / 100, dtype=torch.bfloat16)
+            text = ["", 'two\n"lines"', "ü 名 \ud800"][i % 3] * i
+            return {
+                "image": image,
+                "text": text,
+                "half": np.float16(i),
+                "place": torch.tensor([i, -i]),
+                "odd": i % 2 == 1,
+            }
+
+    things = Things()
+    out = write(DiffusionDataModule(things, process=PROCESS), tmp_path / "made")
+    files = sorted((out / "train").glob("place-*.npy"))
+    assert len(files) > 1
+    assert np.array_equal(np.concatenate([np.load(file) for file in files]), [[i, -i] for i in range(50)])
+    assert np.load(out / "train" / "image-00000.npy").dtype == np.uint16
+    lines = (out / "train" / "text-00000.jsonl").read_bytes().splitlines()
+    assert [json.loads(line) for line in lines] == [things[i]["text"] for i in range(len(lines))]
+    got = Store(str(out))
+    for i, row in zip([7, 49, 0, -1], got.__getitems__([7, 49, 0, -1]), strict=True):
+        wanted = things[i % 50]
+        assert list(row) == ["image", "text", "half", "place", "odd"]
+        assert torch.equal(row["image"], wanted["image"])
+        assert row["text"] == wanted["text"]
+        assert row["half"].dtype == torch.float16
+        assert float(row["half"]) == i % 50
+        assert row["odd"].dtype == torch.bool
+        assert bool(row["odd"]) == wanted["odd"]
+    with pytest.raises(IndexError, match="holds 50 items, of which 50 is none"):
+        got[50]
+
+
+def test_what_is_read_may_be_written_to(photos, tmp_path):
+    """A transform that works in place must not change what the next epoch reads."""
+    out = write(folder(photos), tmp_path / "made")
+    got = Store(str(out))
+    before = got[0]["image"].clone()
+    got[0]["image"].zero_()
+    assert torch.equal(got[0]["image"], before)
+
+
+def test_a_transform_may_work_in_place(photos, tmp_path):
+    out = write(folder(photos), tmp_path / "made")
+    whole = contents(out)
+    options = {"root": str(out), "process": PROCESS, "batch_size": 40, "shuffle": False}
+    for transform in (None, lambda image: image.zero_()):
+        batches = seen(store(**options, transform=transform, device_transform=lambda images: images.bitwise_or_(1)))
+        a, b = (batch.x_0 for batch in batches["train"])
+        assert torch.equal(a, b)
+        assert (a.max() < 0) == (transform is not None)
+    assert contents(out) == whole
+    plain = seen(store(**options))["train"]
+    assert (together(plain, "x_0") * 127.5 + 127.5).round().remainder(2).min() == 0  # no bit stayed set
+
+
+def test_no_file_is_held_open(photos, tmp_path):
+    got = Store(str(write(folder(photos), tmp_path / "made")))
+    before = len(os.listdir("/proc/self/fd"))
+    got.__getitems__(range(len(got)))
+    assert len(os.listdir("/proc/self/fd")) == before
+    sent = pickle.dumps(got)  # to a worker that is started, not forked
+    assert len(sent) < 4000
+    assert torch.equal(pickle.loads(sent)[-1]["image"], got[-1]["image"])
+
+
+def test_another_recipe_is_refused_with_the_line_that_differs(photos, tmp_path):
+    out = write(folder(photos), tmp_path / "made")
+    before = contents(out)
+    write(folder(photos), out)  # the same again
+    path = photos / "a" / "00.png"
+    image = path.read_bytes()
+
+    def refused(pattern: str, **options: Any) -> None:
+        with pytest.raises(ValueError, match=rf"(?s)The store out=.* was made from something else:.*\n  {pattern}"):
+            write(folder(photos, **options), out)
+        assert contents(out) == before
+
+    refused(r"train\.image_size: 16 -> 8\n", image_size=8)
+    refused(r"train\.items looked at: \w+ -> \w+\n", transform=lambda image: 255 - image)
+    refused(r"train\.images: \d+ -> \d+\n", val_share=0.5)
+    path.write_bytes((photos / "a" / "06.png").read_bytes())
+    refused(r"(train|val)\.sizes and times of the files: ")
+    path.write_bytes(image)
+    (photos / "a" / "new.png").write_bytes(image)
+    refused(r"(train|val)\.images: \d+ -> \d+\n")
+    assert not (tmp_path / "photos" / "store.json").exists()
+    with pytest.raises(ValueError, match=r"out=.*photos holds other files, and no store\.json"):
+        write(folder(photos), photos)
+
+
+class _Random(Dataset[Any]):
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return torch.full((1, 2, 2), random.randrange(200) if i == 5 else i, dtype=torch.uint8)
+
+
+GENERATOR = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train": _Random()}, r"Reading data\.train\[5\] draws random numbers, in the dataset or in data\.transform"),
+        (
+            {"transform": lambda x: x * 0 + GENERATOR.integers(200)},
+            r"Items of data\.train are not the same when they are read again",
+        ),
+        ({"device_transform": torch.nn.Identity()}, r"data\.device_transform is of the training batches"),
+        ({"train": lambda: _Stream()}, r"data\.train is a stream"),
+        (
+            {"train": Mixture({"one": _Random(), "two": _Random()}, weights={"one": 1, "two": 2})},
+            r"train is a mixture: m",
+        ),
+        ({"train": [(torch.ones(1, 2, 2), [1, 2])]}, r"'label' of data\.train cannot be stored: .* keep=label"),
+        (
+            {"train": [torch.ones(1, 2, 2), torch.ones(1, 2, 3)]},
+            r"images of a batch must be alike, but sample 0 .* sample 1",
+        ),
+        (
+            {"train": [torch.ones(1, 2, 2), torch.ones(1, 2, 3)], "batch_size": 1},
+            r"Every row of a store is alike, but image of train, from row 1 on",
+        ),
+    ],
+)
+def test_what_cannot_be_stored_is_refused(options, message, tmp_path):
+    images = TensorDataset(torch.arange(36, dtype=torch.uint8).view(9, 1, 2, 2))
+    with pytest.raises(ValueError, match=message):
+        write(DiffusionDataModule(**{"train": images, "process": PROCESS, **options}), tmp_path / "made")
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".npy", ".part")]
+
+
+class _Stream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(())
+
+
+def test_a_checkout_that_is_not_installed_makes_stores_too(photos, tmp_path, monkeypatch):
+    def version(name: str) -> str:
+        if name == "diffaug":
+            raise PackageNotFoundError(name)
+        return importlib.metadata.version(name)
+
+    monkeypatch.setattr("diffaug.encoding.fingerprint.version", version)
+    out = write(folder(photos), tmp_path / "made")
+    assert json.loads((out / "store.json").read_text())["made_from"]["versions"]["diffaug"] == diffaug.__version__
+
+
+def test_only_what_is_kept_is_stored(photos, tmp_path):
+    out = write(folder(photos), tmp_path / "made", keep=[])
+    assert list(Store(str(out))[0]) == ["image"]
+    with pytest.raises(ValueError, match=r"made' has no tran set number 0, but 1 of train, 1 of val\.$"):
+        Store(str(out), "tran")
+    with pytest.raises(ValueError, match="each of keep must be one of 'label', but got 'lable'"):
+        write(folder(photos), tmp_path / "mistyped", keep=["lable"])
+
+
+class _Stopped(Dataset[Any]):
+    """Pictures, until the plug is pulled."""
+
+    def __init__(self, stop: int) -> None:
+        self.stop = stop
+
+    def __len__(self) -> int:
+        return 50
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        if i == self.stop:
+            raise RuntimeError("the plug is pulled")
+        return torch.full((3, 16, 16), i, dtype=torch.uint8)
+
+
+def test_an_interrupted_store_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffaug.encoding.fingerprint.LOOKED_AT", 1)  # what stops is not looked at
+
+    def data(stop: int) -> DiffusionDataModule:
+        return DiffusionDataModule(_Stopped(stop), process=PROCESS, batch_size=2)
+
+    whole = contents(write(data(-1), tmp_path / "whole"))
+    out = tmp_path / "made"
+    for stop in (17, 44):
+        with pytest.raises(RuntimeError, match="the plug is pulled"):
+            write(data(stop), out)
+        there = contents(out)
+        assert not [name for name in there if name.endswith(".part")]
+        assert all(there[name] == whole[name] for name in there if name != "store.json")
+        with pytest.raises(ValueError, match=r"data\.root=.* is not finished\. The command that made it goes on"):
+            Store(str(out))
+    assert "train/image-00000.npy" in there
+    began = (out / "train" / "image-00000.npy").stat().st_mtime_ns
+    (out / "train" / "image-00001.npy").write_bytes(whole["train/image-00001.npy"][:-1])
+    (out / "train" / ".image-00009.npy.part").write_bytes(b"left by a kill")
+    write(data(-1), out)
+    assert contents(out) == whole
+    assert (out / "train" / "image-00000.npy").stat().st_mtime_ns == began
+
+
+def test_a_shard_that_is_cut_short_is_refused_and_mended(photos, tmp_path):
+    out = write(folder(photos), tmp_path / "made")
+    whole, path = contents(out), out / "train" / "image-00001.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    data = store(root=str(out), process=PROCESS)
+    with pytest.raises(ValueError, match=r"image-00001\.npy is cut short or not whole: \d+ bytes of \d+\. The command"):
+        data.setup("fit")
+    (out / "train" / "label-00000.npy").unlink()
+    with pytest.raises(ValueError, match=r"label-00000\.npy is missing\. The command that made it goes on with it"):
+        data.setup("fit")
+    write(folder(photos), out)
+    assert contents(out) == whole
+
+
+def test_a_full_disk_leaves_the_store_as_it_was(photos, tmp_path, monkeypatch):
+    out, written = tmp_path / "made", []
+
+    def full(descriptor: int) -> None:
+        written.append(descriptor)
+        if len(written) > 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.os, "fsync", full)
+        with pytest.raises(OSError, match=r"Shard \d of .* cannot be written .*No space left on device. What was fin"):
+            write(folder(photos), out)
+    there = contents(out)
+    assert "train/image-00000.npy" in there
+    assert not [name for name in there if name.endswith(".part")]
+    with monkeypatch.context() as patch:
+        patch.setattr("diffaug.commands.encode.shutil.disk_usage", lambda _: type("", (), {"free": 1000}))
+        with pytest.raises(OSError, match=r"needs \d.* KiB and texts, but there are 1000 bytes free"):
+            write(folder(photos), out)
+    assert contents(out) == there
+    write(folder(photos), out)
+    assert contents(out) == contents(write(folder(photos), tmp_path / "other"))
+
+
+class _Told(Dataset[Any]):
+    """Pictures with long texts, whose size is not known beforehand."""
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"image": torch.full((3, 16, 16), i, dtype=torch.uint8), "text": str(i) * 30_000}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small disk")
+def test_a_disk_that_really_is_full_leaves_what_was_finished(tmp_path):
+    disk, data = tmp_path / "disk", DiffusionDataModule(_Told(), process=NO_LABEL, batch_size=4)
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("mounts are not permitted here")
+    try:
+        for _ in range(2):
+            with pytest.raises(
+                OSError, match=r"Shard \d+ of .*train cannot be written .*No space left on device"
+            ) as raised:
+                write(data, disk / "made")
+            assert raised.value.errno == errno.ENOSPC
+        there = contents(disk / "made")
+        assert "train/image-00001.npy" in there
+        assert not [name for name in there if name.endswith(".part")]
+        with pytest.raises(ValueError, match="is not finished"):
+            Store(str(disk / "made"))
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        whole = contents(write(data, disk / "made"))
+        assert {name: whole[name] for name in there if name != "store.json"} == {
+            name: there[name] for name in there if name != "store.json"
+        }
+        assert whole == contents(write(data, tmp_path / "other"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_resume_compares_what_made_the_store(photos, tmp_path):
+    made = [write(folder(photos, image_size=size), tmp_path / str(size)) for size in (16, 8)]
+    data = [store(root=str(out), process=PROCESS) for out in made]
+    for each in data:
+        each.setup("fit")
+    with pytest.raises(ValueError, match=r"(?s)another recipe than.*\n  train\.train\.image_size: 16 -> 8\n"):
+        data[1].load_state_dict(data[0].state_dict())
+
+
+def test_no_store(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"data\.root=.* holds no store: .*-m diffaug encode data=\.\.\."):
+        store(root=str(tmp_path), process=PROCESS)
+    (tmp_path / "store.json").write_text('{"format": 9}')
+    with pytest.raises(ValueError, match=r"store\.json is of format 9, but this version of diffaug reads 1"):
+        store(root=str(tmp_path), process=PROCESS)
+    (tmp_path / "store.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"store\.json is no store's"):
+        store(root=str(tmp_path), process=PROCESS)
