@@ -45,9 +45,11 @@ Plugins.instance().register(DiffaugSearchPath)
 OmegaConf.register_new_resolver("diffaug.help", page, replace=True)
 
 
-def _shape_of(root: str) -> ListConfig:
+def _shape_of(root: str | None) -> ListConfig:
     from diffaug.store.layout import shape_of  # only here: importing diffaug, which registers this, is to stay quick
 
+    if root is None:
+        raise ValueError("data.root is not set and has no default: give it the folder of a store by data.root=...")
     return ListConfig(shape_of(root))
 
 

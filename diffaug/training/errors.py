@@ -17,8 +17,9 @@ _FROM_A_WORKER = re.compile(
     re.DOTALL,
 )
 
-
-_REFUSED = re.compile(r"Error in call to target '(?P<target>[^']+)':\n.*\nfull_key: (?P<key>\S+)", re.DOTALL)  # Hydra's
+# OmegaConf's of a resolver that raises, and Hydra's.
+_RESOLVED = re.compile(r"\w+ raised while resolving interpolation: (?P<text>.*?)(\n +full_key: .*)?", re.DOTALL)
+_REFUSED = re.compile(r"Error in call to target '(?P<target>[^']+)':\n.*\nfull_key: (?P<key>\S+)", re.DOTALL)
 
 
 class UserError(CompactHydraException):
@@ -51,12 +52,17 @@ def sentence(error: BaseException) -> str | None:
     if type(error).__name__ == "MisconfigurationException":
         return f"Lightning's Trainer refuses its arguments (trainer.*): {error}"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return str(error)
+        resolved = _RESOLVED.fullmatch(str(error))
+        return resolved["text"] if resolved and _is_refused(error) else str(error)
     worker = _FROM_A_WORKER.fullmatch(str(error).rstrip())
     if worker is not None:
         return worker["text"] if _is_refusal(worker["file"], worker["line"]) else None
+    return str(error) if _is_refused(error) else None
+
+
+def _is_refused(error: BaseException) -> bool:
     stack = traceback.extract_tb(error.__traceback__)
-    return str(error) if stack and _is_refusal(stack[-1].filename, stack[-1].line) else None
+    return bool(stack) and _is_refusal(stack[-1].filename, stack[-1].line)
 
 
 def _is_refusal(file: str, line: str | None) -> bool:

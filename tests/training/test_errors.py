@@ -50,6 +50,19 @@ def test_what_diffaug_refuses_is_a_sentence():
     assert sentence(error) == text
 
 
+def test_what_is_refused_in_resolving_a_key_is_a_sentence(tmp_path):
+    """The shape of a store's images is asked for as the configuration is read."""
+    (tmp_path / "store.json").write_text('{"format": 9}')
+    wanted = {f"{tmp_path}/none": "data.root='.*none' holds no store: .*", str(tmp_path): ".* is of format 9, .*"}
+    for root, text in {**wanted, "???": r"data\.root is not set and has no default: give it the folder .*"}.items():
+        config = OmegaConf.create({"data": {"root": root, "shape": "${diffaug.shape_of:${oc.select:data.root}}"}})
+        for read in (lambda config=config: config.data.shape, partial(instantiate, config)):
+            assert re.fullmatch(text, sentence(caught(read)))
+    OmegaConf.register_new_resolver("bug", lambda: int("x"), replace=True)
+    said = sentence(caught(lambda: OmegaConf.create({"a": "${bug:}"}).a))
+    assert said.startswith("ValueError raised while resolving interpolation: invalid literal")
+
+
 def test_an_unset_key_is_named():
     config = OmegaConf.create({"data": {"root": "???"}})
     said = sentence(caught(lambda: config.data.root))
