@@ -8,7 +8,7 @@ plot strip NAME ... [data=...] [out=...]    one image from x_0 to x_T under seve
 plot levels FOLDER_OR_CSV [out=...]         loss by noise level, as a run with callbacks=loss_by_level left it
 preview [group=choice] ... [out=...]        your own data through the whole pipe: values, noised strip, times, warnings
 check [data=...] [workers=N]                every image of the dataset read; which are broken, for data.on_error=skip
-                                            (exit status 3 where any is)
+                                            (exit status 3 where any is, or is not known)
 encode [data=...] out=FOLDER [keep=label]   the dataset decoded once, into a store for data=store data.root=FOLDER
                                             [trainer=ddp trainer.devices=8]; run again, it goes on; latents, with
                                             encoder@data.encoder=autoencoder_kl [dtype=float32 or float16, bfloat16]
@@ -47,7 +47,7 @@ from diffaug.training.errors import sentence
 from diffaug.training.quiet import quieten
 
 _A_DAY = 24 * 60  # in minutes
-_BROKEN = 3  # the exit status of a check that found broken images; 1 is an error's, 2 that of no command
+_BROKEN = 3  # the exit status of a check that found broken images, or could not look; 1 is an error's, 2 no command's
 _T = TypeVar("_T")
 
 

@@ -66,7 +66,7 @@ class Checked(NamedTuple):
 
     Attributes:
         text: to be printed.
-        fine: whether every image could be read.
+        fine: whether every image was read, and none is broken.
     """
 
     text: str
@@ -117,7 +117,7 @@ def check(data: DiffusionBase, *, workers: int | None = None) -> Checked:
     ]
     if unread:
         lines += [f"{len(unread)} could not be read for a reason that may pass, and are not listed:", *_shown(unread)]
-    lines += [f"{name} is a stream, which cannot be read beforehand" for name in streams]
+    lines += [f"{name} is a stream, which is not read beforehand: nothing is known of its images" for name in streams]
     for path, problems in lists.items():
         write(path, problems)
         lines.append(
@@ -126,7 +126,7 @@ def check(data: DiffusionBase, *, workers: int | None = None) -> Checked:
             else f"{path} is an empty list, for data.on_error=skip."
         )
     text = "\n".join(lines).encode(errors="surrogateescape").decode(errors="replace")  # names may be of any bytes
-    return Checked(text, not broken and not unread)
+    return Checked(text, not broken and not unread and not streams)
 
 
 def _shown(problems: list[str]) -> list[str]:

@@ -188,7 +188,9 @@ def test_any_dataset_is_checked():
     assert "60 images read in 0 s, 3 broken:" in said
     for name, span in (("data.train[7]", "nan, nan"), ("data.train[30]", "3, 3"), ("data.val[0][7]", "nan, nan")):
         assert f"\n  {name} spans [{span}], outside process.value_range" in said
-    assert "\ndata.val[1] is a stream, which cannot be read beforehand" in said
+    assert "\ndata.val[1] is a stream, which is not read beforehand: nothing is known of its images" in said
+    stream = check(DiffusionDataModule(TensorDataset(images[:5]), Stream(), process=PROCESS), workers=0)
+    assert not stream.fine
     (fine,) = check(DiffusionDataModule(TensorDataset(images[:5]), process=PROCESS), workers=0).text.splitlines()
     assert fine.endswith("none broken")
 
