@@ -224,7 +224,7 @@ class DiffusionBase(NoisingBase):
                 f"{name} is a stream ({type(images.dataset).__name__}), which has an order of its own and is gone "
                 f"through once: {unwanted} cannot be set."
             )
-        check_moments(images, self._noiser.encoder)
+        check_moments(images.dataset, name, self._noiser.encoder)
         return images
 
     def images(self, stage: str, number: int = 0) -> Images:

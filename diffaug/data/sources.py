@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from diffaug.checks import integer, refuse
 from diffaug.datasets.indexed import index_dataset, is_stream
@@ -128,7 +128,7 @@ def build_images(
 
 
 def _part(dataset: Any, name: str) -> Any:
-    """Return a Subset of a dataset with buckets, as random_split makes it, as that dataset's own part.
+    """Return a Subset of a dataset with buckets, as random_split makes it, as that dataset's own part; of a store too.
 
     Raises:
         ValueError: the dataset has none, so that the buckets of the subset's samples are not known.
@@ -136,7 +136,7 @@ def _part(dataset: Any, name: str) -> Any:
     if type(dataset) is not Subset:
         return dataset
     whole = _part(dataset.dataset, name)
-    if getattr(whole, "bucket_of", None) is None:
+    if getattr(whole, "bucket_of", None) is None and type(whole) is not Store:
         return dataset
     if not hasattr(whole, "only"):
         wanted = (
@@ -155,8 +155,8 @@ def look_at(images: Images, image_shape: tuple[int, ...] | None) -> None:
         chosen = spread_indices(shards[0] or 1, _LOOKED_AT)  # of the first shard: others may be far away
         some = (images[images.place(index)][0] for index in chosen)
         warn_of_half_range(some, images.value_range, f"{name}, of which {len(chosen)} images were looked at,")
-    if isinstance(images.dataset, Store):
-        shape = images.dataset.shape  # of latents, which come as two moments
+    if any("std" in store.part.fields for store in _stores(images.dataset)):
+        shape = shape[1:]  # of latents, which come as two moments
     if image_shape is not None and shape != image_shape:
         raise ValueError(
             f"data.image_shape says {list(image_shape)}, but {name}[0] has shape {list(shape)}: set it to the "
@@ -164,16 +164,28 @@ def look_at(images: Images, image_shape: tuple[int, ...] | None) -> None:
         )
 
 
-def check_moments(images: Images, encoder: object) -> None:
+def check_moments(dataset: Any, name: str, encoder: object) -> None:
     """Refuse a store of mean and deviation where nothing draws from them: both would be noised, as if an image."""
-    dataset = images.dataset
-    for one in dataset.sets if isinstance(dataset, Mixture) else [dataset]:
-        if isinstance(one, Store) and "std" in one.part.fields and not isinstance(encoder, Stored):
+    for store in _stores(dataset):
+        if "std" in store.part.fields and not isinstance(encoder, Stored):
             raise ValueError(
-                f"{images.name} reads the store of latents {str(one.root)!r}, whose rows are a mean and a deviation to "
+                f"{name} reads the store of latents {str(store.root)!r}, whose rows are a mean and a deviation to "
                 "draw from: data=store does so. Here set data.encoder={_target_: diffaug.store.Stored, "
                 "deviations: true}, and data.latent_stats to the mean and std in store.json."
             )
+
+
+def _stores(dataset: Any) -> list[Store]:
+    """List the stores that a dataset is, or is put together of."""
+    if isinstance(dataset, Subset):
+        return _stores(dataset.dataset)
+    if isinstance(dataset, (Mixture, ConcatDataset)):
+        return [
+            store
+            for part in (dataset.sets if isinstance(dataset, Mixture) else dataset.datasets)
+            for store in _stores(part)
+        ]
+    return [dataset] if isinstance(dataset, Store) else []
 
 
 def warn_of_half_range(images: Iterable[Tensor], value_range: tuple[float, float] | None, where: str) -> None:

@@ -3,8 +3,10 @@
 Every worker maps the same pages of the system's cache, and holds no file open.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from diffaug.datasets.buckets import without_empty
 from diffaug.store.layout import ENDS, TEXT, Field, Part, buckets_of, file_of, header, read_info
 
 
@@ -44,9 +47,9 @@ class Rows:
         out = torch.empty(shape, dtype=getattr(torch, field.dtype), device="cpu")
         # As bytes: numpy has not every dtype, and copies a row in a third of the time that torch does.
         copies = out.view(len(rows), len(names), -1).view(torch.uint8).numpy()
-        for copy, (shard, start) in zip(copies, map(self._place, rows), strict=True):
+        for row, (shard, start) in zip(copies, map(self._place, rows), strict=True):
             for number, name in enumerate(names):
-                copy[number] = self._map(name, shard)[start]
+                row[number] = self._map(name, shard)[start]
         return out
 
     def bare(self, name: str, rows: Sequence[int]) -> list[Tensor]:
@@ -142,28 +145,40 @@ class Store(Dataset[dict[str, Any]]):
             if fault:
                 raise ValueError(f"{fault}. {again}")
         self._made_from = info["made_from"]
+        self._items: Sequence[int] | NDArray[np.int64] = range(self.part.items)
         self.rows = Rows(self.root, self.part)
         self._images = [name for name in ("image", "mean", "std") if name in self.part.fields]
         self.shape = self.part.fields[self._images[0]].shape
         self.bucket_of: NDArray[np.int64] | None = None
-        self.bucket_shapes = self.part.bucket_shapes
+        self.bucket_shapes: Sequence[tuple[int, int]] | None = self.part.bucket_shapes
         if self.bucket_shapes is not None:
             self.bucket_of = np.load(buckets_of(self.root, self.part))
+
+    def only(self, indices: Sequence[int]) -> "Store":
+        """Return the same store with these items only, numbered anew; each keeps its bucket's shape."""
+        part, chosen = copy(self), np.asarray(indices, np.int64)
+        part._items = np.asarray(self._items, np.int64)[chosen]
+        if self.bucket_of is not None and self.bucket_shapes is not None:
+            part.bucket_of, part.bucket_shapes = without_empty(self.bucket_of[chosen], self.bucket_shapes)
+        return part
 
     @property
     def sizes(self) -> NDArray[np.int64] | None:
         """Height and width of each image before it was fitted to its bucket, shape (N, 2), where that was kept."""
         if self.bucket_of is None or "original_size" not in self.part.fields:
             return None
-        rows = range(0, self.part.rows, len(self.part.variants))
-        return self.rows.gather(["original_size"], rows).numpy()
+        rows = np.asarray(self._items) * len(self.part.variants)
+        return self.rows.gather(["original_size"], rows.tolist()).numpy()
 
     def recipe(self) -> dict[str, Any]:
-        """Return what a resume compares: what made the store."""
-        return {"shape": list(self.shape), **self._made_from}
+        """Return what a resume compares: what made the store, and which items are chosen of it."""
+        made = {"shape": list(self.shape), **self._made_from}
+        if not isinstance(self._items, np.ndarray):
+            return made
+        return {**made, "chosen": hashlib.blake2b(self._items.tobytes(), digest_size=8).hexdigest()}
 
     def __len__(self) -> int:
-        return self.part.items
+        return len(self._items)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])[0]
@@ -190,4 +205,4 @@ class Store(Dataset[dict[str, Any]]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.root} holds {len(self)} items, of which {index} is none")
         count = len(self.part.variants)
-        return index % len(self) * count + (int(torch.randint(count, (), device="cpu")) if self.draws else 0)
+        return int(self._items[index]) * count + (int(torch.randint(count, (), device="cpu")) if self.draws else 0)

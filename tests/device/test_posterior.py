@@ -6,11 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from scipy import stats
 from shared import Listener, pictures, together, trainer
 from torch.distributions import Normal
-from torch.utils.data import TensorDataset
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Mixture
 from diffaug.commands.encode import encode
@@ -265,16 +266,23 @@ def test_a_store_of_latents_is_refused(tmp_path, same_random_state):
 
 def test_moments_that_nothing_draws_from_are_refused(tmp_path):
     out = write(tmp_path / "made", Encoder())
-    for train in (Store(str(out)), Mixture({"a": pictures(3), "b": Store(str(out))})):
+    whole = Store(str(out))
+    parts = [Subset(whole, [3, 1]), ConcatDataset([Subset(whole, [2]), whole])]
+    for train in (whole, Mixture({"a": pictures(3), "b": whole}), *parts, Mixture({"a": parts[0]})):
         data = DiffusionDataModule(train, process=LATENTS)
         with pytest.raises(ValueError, match=r"data\.train reads the store of latents .*data\.encoder=\{_target_"):
             data.setup("fit")
+    inner = pl.LightningDataModule.from_datasets(Subset(whole, [3, 1]))
+    with pytest.raises(ValueError, match=r"train_dataloader\(\) reads the store of latents"):
+        fitted(DiffusionDataModule.wrap(inner, LATENTS))
     stats = stored(out)._noiser.posterior.stats
     options = {"encoder": Stored(deviations=True), "latent_stats": stats, "seed": 5, "batch_size": 4}
     mixed = fitted(DiffusionDataModule(Mixture({"a": Store(str(out))}), process=LATENTS, **options))["train"]
     alone = fitted(stored(out, seed=5))["train"]
     by_index = {int(i): z for batch in alone for i, z in zip(batch.index, batch.x_0, strict=True)}
     assert len(by_index) == 12
+    for part in parts:  # of the shape of latents, not of their moments
+        fitted(DiffusionDataModule(part, process=LATENTS, image_shape=[2, 6, 6], **options))
     for batch in mixed:
         assert all(torch.equal(by_index[int(i)], z) for i, z in zip(batch.index, batch.x_0, strict=True))
 

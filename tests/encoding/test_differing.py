@@ -129,6 +129,11 @@ def test_a_store_of_buckets_gives_the_very_batches_of_its_folder(encoder, photos
         for one, other in zip(a[stage], b[stage], strict=True):
             assert all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(one, other, strict=True))
     assert ours.images("train").dataset.bucket_shapes == tuple(theirs.images("train").dataset.bucket_shapes)
+    held = ours.images("train").dataset
+    part = held.only([4, 0, 3])
+    assert [part[i]["image"].shape for i in range(3)] == [held[i]["image"].shape for i in (4, 0, 3)]
+    assert [part.bucket_shapes[b] for b in part.bucket_of] == [held.bucket_shapes[held.bucket_of[i]] for i in (4, 0, 3)]
+    assert part.sizes.tolist() == held.sizes[[4, 0, 3]].tolist()
     Image.fromarray(np.zeros((60, 30, 3), np.uint8)).save(photos / "10a.png")
     write(image_folder(**buckets, **options, encoder=encoder), out, update=True)
     whole = contents(write(image_folder(**buckets, **options, encoder=encoder), tmp_path / "anew"))

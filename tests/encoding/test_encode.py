@@ -21,7 +21,7 @@ from PIL import Image
 from server import Popen
 from shared import ROOT, Listener, together, trainer
 from tiny import environment
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 import diffaug
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Mixture
@@ -286,6 +286,36 @@ def test_a_transform_may_work_in_place(photos, tmp_path):
     assert contents(out) == whole
     plain = seen(store(**options))["train"]
     assert (together(plain, "x_0") * 127.5 + 127.5).round().remainder(2).min() == 0  # no bit stayed set
+
+
+def test_a_part_of_a_store_is_that_store_s_own(tmp_path):
+    """As random_split makes it, or a part of a part: read in batches, and told from another by a resume."""
+    images = torch.arange(12, dtype=torch.uint8).view(12, 1, 1, 1).expand(12, 1, 2, 2) * torch.tensor([1, 2]).byte()
+    out = write(DiffusionDataModule(TensorDataset(images), process=NO_LABEL), tmp_path / "made", variants=["hflip"])
+    parts = [[3, 11, 7], [3, 11, 8]]
+    data = [
+        DiffusionDataModule(Subset(Subset(Store(str(out)), [0, *part]), [1, 2, 3]), process=NO_LABEL, image_key="image")
+        for part in parts
+    ]
+    for each, part in zip(data, parts, strict=True):
+        each.setup("fit")
+        held = each.images("train").dataset
+        assert type(held) is Store
+        assert torch.equal(
+            torch.stack([row["image"] for row in held.__getitems__([0, -1, 1])]), images[part].flip(-1)[[0, 2, 1]]
+        )
+        with pytest.raises(IndexError, match="holds 3 items, of which 3 is none"):
+            held[3]
+    with pytest.raises(ValueError, match=r"\n  train\.chosen: \w+ -> \w+\n"):
+        data[1].load_state_dict(data[0].state_dict())
+
+
+def test_a_transform_may_make_another_shape_of_a_store_s_images(photos, tmp_path):
+    options = {"root": str(write(folder(photos), tmp_path / "made")), "process": PROCESS, "image_shape": [3, 8, 8]}
+    crop = lambda image: image[:, 4:12, 4:12]  # noqa: E731
+    assert seen(store(**options, transform=crop, eval_transform=crop), 1)["train"][0].x_t.shape[1:] == (3, 8, 8)
+    with pytest.raises(ValueError, match=r"data\.image_shape says \[3, 8, 8\], but .* has shape \[3, 16, 16\]"):
+        store(**options).setup("fit")
 
 
 def test_no_file_is_held_open(photos, tmp_path):
