@@ -9,16 +9,15 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import server
 import torch
 from PIL import Image
-from server import Popen
 from shared import ROOT, Listener, together, trainer
 from tiny import environment
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
@@ -74,48 +73,42 @@ def seen(data: DiffusionDataModule, epochs: int = 2) -> dict[str, Any]:
     return listener.seen
 
 
-def run(log: Path, out: Path, photos: Path, *overrides: str) -> Any:
-    """Start the command as users start it, from the checkout that these tests are of."""
-    words = ["encode", "data=image_folder", f"data.root={photos}", "data.image_size=16", f"out={out}", *overrides]
-    words = [sys.executable, "-m", "diffaug", *words, "data.batch_size=4", "data.num_workers=0"]
-    with log.open("w") as file:
-        return Popen(words, cwd=ROOT, env=environment(log.parent), stdout=file, stderr=file)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("field", "overrides"), [("image", ()), ("mean", ("data.encoder={_target_:recorded.Spread}",))]
+    ("overrides", "ranks", "kills"),
+    [((), 3, (4, 7)), (("data.encoder={_target_:recorded.Spread}",), 2, (5,))],
+    ids=["images", "latents"],
 )
-def test_any_ranks_and_any_kills_write_the_same_store(field, overrides, tmp_path):
-    """By 1, 2 and 3 ranks, and by one that is killed twice; of images, and of latents with what they come to."""
-    photos, log, draw = tmp_path / "photos", tmp_path / "log", np.random.default_rng(0)
+def test_any_ranks_and_any_kills_write_the_same_store(overrides, ranks, kills, tmp_path):
+    """By this process, by several ranks, and by one that is killed; of images, and of latents with what they come to."""
+    photos, draw = tmp_path / "photos", np.random.default_rng(0)
     photos.mkdir()
-    for i in range(7000):
+    for i in range(100):
         Image.fromarray(draw.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(photos / f"{i:04}.png")
-    whole: dict[str, bytes] = {}
-    for ranks in (1, 2, 3):
-        out = tmp_path / str(ranks)
-        several = ["trainer=ddp", f"trainer.devices={ranks}", "trainer.accelerator=cpu"]
-        assert run(log, out, photos, *overrides, *(several if ranks > 1 else ["trainer=cpu"])).wait(300) == 0, (
-            log.read_text()
-        )
-        whole = whole or contents(out)
-        assert contents(out) == whole
-    assert len([name for name in whole if name.startswith(f"train/{field}")]) >= 5
-    out = tmp_path / "killed"
-    for shard in (0, 2):
-        process = run(log, out, photos, *overrides, "trainer=cpu")
-        while not (out / "train" / f"{field}-{shard:05}.npy").exists():
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-        process.wait(60)
-        there = contents(out)
-        assert len(there) < len(whole)
-        named = [name for name in there if name != "store.json" and not name.endswith(".part")]
+
+    def words(name: str) -> list[str]:
+        words = ["encode", "data=image_folder", f"data.root={photos}", "data.image_size=16", f"out={tmp_path / name}"]
+        return [*words, *overrides, "data.batch_size=4", "data.num_workers=0"]
+
+    def run(name: str, kill: int, *more: str) -> int:
+        command = [sys.executable, str(ROOT / "tests/jobs/small_shards.py"), *words(name), *more]
+        return server.run(command, ROOT, {**environment(tmp_path), "KILL": str(kill)}).returncode
+
+    assert main([*words("whole"), "trainer=cpu"]) == 0
+    whole = contents(tmp_path / "whole")
+    assert len([name for name in whole if name.startswith("train/")]) >= 10
+    assert run("ranks", 0, "trainer=ddp", f"trainer.devices={ranks}", "trainer.accelerator=cpu") == 0
+    assert contents(tmp_path / "ranks") == whole
+    for kill in kills:
+        assert run("killed", kill, "trainer=cpu") == -signal.SIGKILL
+        there = contents(tmp_path / "killed")
+        parts = [name for name in there if name.endswith(".part")]
+        named = there.keys() - {"store.json", *parts}
+        assert parts
+        assert [name for name in named if name.startswith("train/")]
         assert all(there[name] == whole[name] for name in named)
-    assert run(log, out, photos, *overrides, "trainer=cpu").wait(300) == 0, log.read_text()
-    assert contents(out) == whole
+    assert main([*words("killed"), "trainer=cpu"]) == 0
+    assert contents(tmp_path / "killed") == whole
 
 
 MEASURED = """
@@ -127,29 +120,31 @@ from diffaug.pytorch_lightning import Encoding
 
 
 class Images(torch.utils.data.Dataset):
+    def __init__(self, count):
+        self.count = count
+
     def __len__(self):
-        return int(sys.argv[1])
+        return self.count
 
     def __getitem__(self, i):
-        return torch.full((3, 48, 48), i % 256, dtype=torch.uint8)
+        return torch.full((3, 160, 160), i % 256, dtype=torch.uint8)
 
 
-trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
-data = DiffusionDataModule(Images(), process=ForwardProcess(LinearBeta(), compile=False))
-encode(data, sys.argv[2], trainer, Encoding)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+for count in (200, 2000):
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    data = DiffusionDataModule(Images(count), process=ForwardProcess(LinearBeta(), compile=False), batch_size=8)
+    encode(data, f"{sys.argv[1]}/{count}", trainer, Encoding)
+    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_dataset(tmp_path):
-    """Twenty thousand images of 7 KB are 138 MB: nothing of them stays in memory."""
-    peaks = []
-    for count in (1000, 20_000):
-        words = [sys.executable, "-c", MEASURED, str(count), str(tmp_path / str(count))]
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment(tmp_path), check=True)
-        peaks.append(int(done.stdout.split()[-1]) / 1024)
-    assert peaks[1] - peaks[0] < 20
+    """Two thousand images of 77 KB are 154 MB: nothing of them stays in memory."""
+    words = [sys.executable, "-c", MEASURED, str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment(tmp_path), check=True)
+    first, second = (int(line.split()[1]) / 1024 for line in done.stdout.splitlines() if line.startswith("peak"))
+    assert second - first < 20
 
 
 def test_floats_keep_their_range(tmp_path):

@@ -116,9 +116,7 @@ def launched_locally(folder: Path, tasks: int, *overrides: str) -> subprocess.Po
     words = [sys.executable, str(ROOT / "train.py"), "-m", *OVERRIDES, "hydra.sweep.dir=sweep", *overrides]
     words += ["hydra/launcher=local", f"hydra.launcher.tasks_per_node={tasks}"]
     with (folder / "log").open("a") as log:
-        env = environment(folder)
-        env["PYTHONPATH"] += os.pathsep + str(ROOT)
-        return server.Popen(words, cwd=folder, env=env, stdout=log, stderr=log)
+        return server.Popen(words, cwd=folder, env=environment(folder), stdout=log, stderr=log)
 
 
 def trained(run: Path) -> list[int]:

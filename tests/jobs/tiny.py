@@ -38,8 +38,9 @@ LONG = ("trainer.max_steps=100000", "trainer.val_check_interval=100000", "+model
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The variables of a process that imports this module and leaves its marks in a folder."""
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "TINY_FOLDER": str(folder), "OMP_NUM_THREADS": "1"}
+    """The variables of a process that imports this module, and the package beside it, and leaves marks in a folder."""
+    paths = os.pathsep.join([str(Path(__file__).parent), str(ROOT)])
+    return {**os.environ, "PYTHONPATH": paths, "TINY_FOLDER": str(folder), "OMP_NUM_THREADS": "1"}
 
 
 class Tiny(nn.Module):
