@@ -1,10 +1,10 @@
 """The benchmarks run: what they print is looked at by people, that they still work by this test."""
 
 import os
-import subprocess
 import sys
 
 import pytest
+import server
 import torch
 from PIL import Image
 from shared import ROOT
@@ -12,12 +12,18 @@ from shared import ROOT
 sys.path.append(str(ROOT / "benchmarks"))
 
 
+def run(name: str, *words: object) -> str:
+    """What a benchmark prints."""
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *map(str, words)]
+    done = server.run(command, ROOT, {**os.environ, "PYTHONPATH": str(ROOT)}, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 @pytest.mark.slow
 def test_forward_runs(tmp_path):
     out = tmp_path / "tables.md"
-    command = [sys.executable, str(ROOT / "benchmarks" / "forward.py"), "--seconds", "0.01", "--largest", "32"]
-    command += ["--markdown", str(out)]
-    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    run("forward", "--seconds", 0.01, "--largest", 32, "--markdown", out)
     text = out.read_text()
     for name in ("diffaug compiled", "diffaug eager", "by hand", "the bytes alone", "Growth"):
         assert name in text
@@ -26,9 +32,7 @@ def test_forward_runs(tmp_path):
 @pytest.mark.slow
 def test_gains_run(tmp_path):
     tables, picture = tmp_path / "tables.md", tmp_path / "gains.png"
-    command = [sys.executable, str(ROOT / "benchmarks" / "gains.py"), "--seeds", "2", "--steps", "40", "--repeats", "4"]
-    command += ["--markdown", str(tables), "--picture", str(picture)]
-    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    run("gains", "--seeds", 2, "--steps", 40, "--repeats", 4, "--markdown", tables, "--picture", picture)
     text = tables.read_text()
     for name in ("one fresh draw", "stratified", "per_image", "8 ranks alike", "Steps after which"):
         assert name in text
@@ -42,9 +46,7 @@ def test_folder_runs(tmp_path):
     (photos / "cats").mkdir(parents=True)
     for i, size in enumerate([(60, 40), (40, 60), (50, 50)]):
         Image.new("RGB", size, "red").save(photos / "cats" / f"{i}.jpg")
-    command = [sys.executable, str(ROOT / "benchmarks" / "folder.py"), str(photos)]
-    command += ["--sizes", "8", "16", "--turns", "2"]
-    subprocess.run([*command, "--markdown", str(out)], check=True, capture_output=True, timeout=600)
+    run("folder", photos, "--sizes", 8, 16, "--turns", 2, "--markdown", out)
     header, _, *rows = out.read_text().splitlines()
     assert "torchvision" in header
     assert "diffaug" in header
@@ -55,10 +57,7 @@ def test_folder_runs(tmp_path):
 @pytest.mark.slow
 def test_sizes_run(tmp_path):
     out = tmp_path / "table.md"
-    command = [sys.executable, str(ROOT / "benchmarks" / "sizes.py"), "--files", "1500", "--turns", "1"]
-    command += ["--folder", str(tmp_path), "--markdown", str(out)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run(command, check=True, capture_output=True, timeout=600, env=environment)
+    run("sizes", "--files", 1500, "--turns", 1, "--folder", tmp_path, "--markdown", out)
     rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines()[2:]]
     assert [row[0] for row in rows] == ["sizes", "folder"]
     assert all(float(number) > 0 for row in rows for number in row[1:])
@@ -67,11 +66,8 @@ def test_sizes_run(tmp_path):
 
 @pytest.mark.slow
 def test_store_runs():
-    command = [sys.executable, str(ROOT / "benchmarks" / "store.py"), "--sizes", "16", "--rows", "200", "--rounds", "1"]
-    command += ["--seconds", "0.1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600, env=environment)
-    rows = [line for line in done.stdout.splitlines() if line.startswith(("| photos", "| 200 random"))]
+    said = run("store", "--sizes", 16, "--rows", 200, "--rounds", 1, "--seconds", 0.1)
+    rows = [line for line in said.splitlines() if line.startswith(("| photos", "| 200 random"))]
     assert len(rows) == 2
     assert all(float(row.split("|")[4]) > 1 for row in rows)
 

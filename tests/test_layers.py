@@ -79,44 +79,53 @@ def test_no_circle():
         visit(module, ())
 
 
+FORKS = """
+import os, sys, torch
+for code in sys.argv[1:]:
+    pid = os.fork()
+    if pid == 0:
+        exec(code)
+        sys.stdout.flush()
+        os._exit(0)
+    os.waitpid(pid, 0)
+"""
+
+
+def after_torch(*codes: str) -> list[str]:
+    """What each code prints, a line, in a process of its own that has imported torch and nothing else."""
+    done = subprocess.run([sys.executable, "-c", FORKS, *codes], capture_output=True, text=True, cwd=ROOT)
+    assert not done.stderr
+    return done.stdout.splitlines()
+
+
 @pytest.mark.slow
 def test_heavy_imports_wait():
     """What only some uses need is not loaded by importing diffaug, and one package of Lightning loads not the other."""
-
-    def loaded(code: str) -> set[str]:
-        heavy = ("matplotlib", "diffusers", "sklearn", "scipy", "datasets", "kornia", "torchvision", "lightning_fabric")
-        heavy += ("hydra", "omegaconf")
-        code += f"; import sys; print(*[m for m in {heavy + packages} if m in sys.modules])"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-        return set(done.stdout.split())
-
-    packages = ("pytorch_lightning", "lightning")
-    assert loaded("import diffaug; diffaug.ForwardProcess(diffaug.LinearBeta())") == set()
-    assert "lightning" not in loaded("from diffaug import DiffusionDataModule")
-    assert "pytorch_lightning" not in loaded("from diffaug.lightning import DiffusionDataModule")
+    heavy = ("matplotlib", "diffusers", "sklearn", "scipy", "datasets", "kornia", "torchvision", "lightning_fabric")
+    heavy += ("hydra", "omegaconf", "pytorch_lightning", "lightning")
+    codes = ("import diffaug; diffaug.ForwardProcess(diffaug.LinearBeta())",)
+    codes += ("from diffaug import DiffusionDataModule", "from diffaug.lightning import DiffusionDataModule")
+    loaded = after_torch(*(f"{code}\nprint(*[m for m in {heavy} if m in sys.modules])" for code in codes))
+    nothing, ours, theirs = (set(line.split()) for line in loaded)
+    assert nothing == set()
+    assert "lightning" not in ours
+    assert "pytorch_lightning" not in theirs
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "import diffaug, hydra",
-        "import hydra, diffaug",
-        "import diffaug.config, hydra",
-        "import diffaug.interop, hydra.core",
-    ],
-)
-def test_hydra_knows_the_configs_whichever_is_imported_first(imports):
-    code = f"""{imports}
-import sys
+COMPOSED = """
 from hydra import compose, initialize
 with initialize(None, version_base=None):
     print(compose(overrides=["+schedule=cosine"]).schedule._target_)
 assert hydra.__spec__.loader is hydra.__loader__ and "SourceFileLoader" in str(hydra.__loader__)
 assert not [finder for finder in sys.meta_path if type(finder).__module__ == "diffaug.register"]
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout == "diffaug.schedules.Cosine\n", done.stderr
+
+
+@pytest.mark.slow
+def test_hydra_knows_the_configs_whichever_is_imported_first():
+    imports = ("import diffaug, hydra", "import hydra, diffaug", "import diffaug.config, hydra")
+    imports += ("import diffaug.interop, hydra.core",)
+    assert after_torch(*(f"{line}\n{COMPOSED}" for line in imports)) == ["diffaug.schedules.Cosine"] * 4
 
 
 @pytest.mark.slow

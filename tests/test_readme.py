@@ -16,10 +16,13 @@ from tiny import OVERRIDES, environment
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"])
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    ("page", "compiled"),
+    [*((page, False) for page in PAGES), pytest.param(PAGES[0], True, marks=pytest.mark.slow)],
+    ids=lambda value: getattr(value, "name", None),
+)
 def test_python_blocks_run(page, compiled, tmp_path, monkeypatch):
-    """As where there is no compiler, and as they are: each size of image takes seconds to compile."""
+    """As where there is no compiler; the README as it is too: each size of image takes seconds to compile."""
     monkeypatch.chdir(tmp_path)
     if not compiled:
         monkeypatch.setattr("diffaug.process.kernel.compiler_for", lambda _: False)

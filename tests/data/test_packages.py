@@ -1,5 +1,6 @@
 """Both packages of Lightning, side by side in one process: alike under each, and never mixed."""
 
+import json
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import pytorch_lightning as pl
+import server
 import torch
 from hydra.utils import instantiate
 from shared import composed, pictures
@@ -231,23 +233,24 @@ def test_one_key_turns_every_class(package, tmp_path):
     assert f"_target_: {other}." not in str(config)
 
 
-def run_train(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def run_train(folder: Path, *words: str, fresh: bool = False, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "train.py"), *OVERRIDES, *words, "hydra.run.dir=run"]
-    variables = {**environment(folder), **variables}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder, env=variables)
+    return server.run(command, folder, {**environment(folder), **variables}, fresh=fresh)
 
 
 @pytest.mark.slow
 def test_two_processes_under_each(tmp_path):
-    """train.py on two ranks: equal rows of metrics."""
+    """train.py on two ranks, as a user starts them: equal rows of metrics."""
     rows = {}
     for package in PACKAGES:
         folder = tmp_path / package
         folder.mkdir()
-        done = run_train(folder, f"lightning={package}", "trainer=ddp", "trainer.accelerator=cpu")
+        done = run_train(folder, f"lightning={package}", "trainer=ddp", "trainer.accelerator=cpu", fresh=True)
         assert done.returncode == 0, done.stderr[-3000:]
         assert (done.stdout + done.stderr).count("the forward process runs on") == 1, "rank 0 alone says it"
         rows[package] = Path(folder, "run", "metrics.csv").read_text()
+        assert json.loads(Path(folder, "run", "summary.json").read_text())["steps"] == 2
+        assert not (folder / "outputs").exists()
     assert rows["lightning"] == rows["pytorch_lightning"]
 
 

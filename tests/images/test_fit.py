@@ -180,5 +180,6 @@ def test_a_cpu_without_vector_instructions_gives_the_same_bits(tmp_path: Path):
         done = subprocess.run(command, env=os.environ | environment, check=True, capture_output=True, text=True)
         return done.stdout
 
-    assert len(digest()) == 65
-    assert digest() == digest(ATEN_CPU_CAPABILITY="default")
+    here = digest()
+    assert len(here) == 65
+    assert here == digest(ATEN_CPU_CAPABILITY="default")

@@ -1,6 +1,5 @@
 """diffusers and diffaug mean the same: schedules, targets, samples of one network, and exported runs."""
 
-import subprocess
 import sys
 
 import pytest
@@ -313,9 +312,8 @@ print(json.dumps(found))
 
 def plain(folder, *schedulers):
     """What a process that never imports diffaug makes of an exported folder."""
-    done = subprocess.run(
-        [sys.executable, "-c", PLAIN, str(folder), *schedulers], capture_output=True, text=True, cwd=folder
-    )
+    (folder / "plain.py").write_text(PLAIN)
+    done = server.run([sys.executable, "plain.py", str(folder), *schedulers], folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -1,7 +1,6 @@
 """A network of latents is exported with the autoencoder that made them, whose latents are scaled as it was trained."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -164,8 +163,8 @@ def test_a_run_on_latents_is_sampled_and_decoded_by_plain_diffusers(overrides, p
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 20
     assert main(["export", f"ckpt={tmp_path / 'run'}", f"out={tmp_path / 'out'}"]) == 0
-    words = [sys.executable, "-c", PLAIN, str(tmp_path / "out")]
-    found = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    (tmp_path / "plain.py").write_text(PLAIN)
+    found = server.run([sys.executable, "plain.py", str(tmp_path / "out")], tmp_path)
     assert found.returncode == 0, found.stderr[-3000:]
     name, solver, shape, images = json.loads(found.stdout)
     assert (name, solver, shape) == (pipeline, scheduler, [2, 8, 8, 1])

@@ -100,13 +100,6 @@ def test_a_killed_run_goes_on_in_its_folder(tmp_path):
     )
 
 
-def test_two_processes(tmp_path):
-    ranks = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
-    train(tmp_path, "hydra.run.dir=run", *QUICK, *ranks, fresh=True)
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 4
-    assert not (tmp_path / "outputs").exists()
-
-
 @pytest.mark.parametrize(
     "choice", ["schedule=rectified", "model.target=v", "trainer.precision=bf16-mixed", "trainer=debug"]
 )

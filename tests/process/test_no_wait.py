@@ -79,16 +79,6 @@ def test_schedules(name):
     check(process)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", names("times"))
-def test_densities(name):
-    most, _ = MORE.get(name, (MOST, ""))
-    for schedule in (LinearBeta(), Rectified()):
-        process = recipe(schedule, name, fields=("x_t", "epsilon", "t", "importance_weight"))
-        if process is not None:
-            check(process, most)
-
-
 @pytest.mark.parametrize("name", [*names("coverage"), "Grid", "Fixed"])
 def test_coverages(name):
     for schedule in (LinearBeta(), Rectified()):
@@ -96,32 +86,11 @@ def test_coverages(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", names("noise"))
-def test_noises(name):
-    check(ForwardProcess(LinearBeta(), noise=part("noise", name)))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", names("weight"))
-def test_weights(name):
-    for schedule in (LinearBeta(), Rectified()):
-        check(ForwardProcess(schedule, fields=("x_t", "v", "t", "weight"), weight=part("weight", name), target="v"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("law", ["same", "chain"])
-@pytest.mark.parametrize("times", [UniformEarlier(), StepEarlier(20), TwoDraws()], ids=repr)
-def test_pairs(law, times):
-    for schedule in (LinearBeta(), Rectified()):
-        check(ForwardProcess(schedule, pair=Pair(times, law), fields=("x_t", "t", *PAIR_FIELDS)))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_recipe_of_a_schedule(name):
     schedule = schedule_of(name)
     for density in names("times"):
-        process = recipe(schedule, density)
+        process = recipe(schedule, density, fields=("x_t", "epsilon", "t", "importance_weight"))
         if process is not None:
             check(process, MORE.get(density, (MOST, ""))[0])
     for coverage in (*names("coverage"), "Grid", "Fixed"):
