@@ -13,6 +13,7 @@ encode [data=...] out=FOLDER [keep=label]   the dataset decoded once, into a sto
                                             [trainer=ddp trainer.devices=8]; run again, it goes on; latents, with
                                             encoder@data.encoder=autoencoder_kl [dtype=float32 or float16, bfloat16]
                                             [variants=identity,hflip]: each encoded, one drawn at every visit;
+                                            variants=8: so many draws of a data.transform that is random;
                                             differ=NAME: a part whose length differs, stored without padding;
                                             pixels=true: the images beside their latents;
                                             update=true makes the rows of files that have changed, keeps the others
@@ -186,7 +187,11 @@ def _encode(
     if "timeout" in (config.trainer.strategy if isinstance(config.trainer.strategy, DictConfig) else ()):
         config.trainer.strategy.timeout.minutes = _A_DAY  # a rank waits at the end for one that has a shard more
     module = get_class(f"{config.lightning.diffaug}.Encoding")
-    rows = {"keep": None if keep is None else _listed(keep), "variants": _listed(variants), "differ": _listed(differ)}
+    rows = {
+        "keep": None if keep is None else _listed(keep),
+        "variants": int(variants) if variants.isdecimal() else _listed(variants),
+        "differ": _listed(differ),
+    }
     trainer = instantiate(config.trainer)
     encode(_data(config), out, trainer, module, dtype=dtype, **given, **rows)
 

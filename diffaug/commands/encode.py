@@ -15,23 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffaug.checks import choice, flag, refuse
+from diffaug.checks import choice, flag, integer, refuse
 from diffaug.data.module import DiffusionBase
 from diffaug.data.recipe import differences
 from diffaug.data.sources import are_datasets, as_list, look_at
 from diffaug.encoding.autoencoder import folder_of
-from diffaug.encoding.fingerprint import fingerprint, list_files
-from diffaug.encoding.module import VARIANTS, EncodingBase, Source, check_storable, read_still
+from diffaug.encoding.fingerprint import draws_at_random, fingerprint, list_files
+from diffaug.encoding.module import VARIANTS, EncodingBase, Source, check_storable, read_row
 from diffaug.encoding.space import check_space, plan
 from diffaug.encoding.update import BESIDE, changed_files, check_kept, keep_rows, left_by_another, replace, write_files
 from diffaug.images.items import split
 from diffaug.loader.batch import Batch, collate
+from diffaug.randomness.user_code import untouched_random_state
 from diffaug.store.latents import DTYPES, Latents, summarise
 from diffaug.store.layout import FORMAT, INFO, TEXT, Field, Part, read_info, write_info
 from diffaug.store.shards import choose_shard_rows
 from diffaug.training.checkpoint_io import lock
 
 _STAGES = ("train", "val", "test")
+_DRAWS = 1000  # of an image, at most
 _OWN = ("image", "mean", "std", "pixels")
 
 
@@ -44,7 +46,7 @@ def encode(
     keep: Sequence[str] | None = None,
     dtype: str = "float32",
     allow_rounding: bool = False,
-    variants: Sequence[str] = ("identity",),
+    variants: Sequence[str] | int = ("identity",),
     differ: Sequence[str] = (),
     pixels: bool = False,
     update: bool = False,
@@ -52,15 +54,16 @@ def encode(
     """Write the datasets of a DataModule as a store; rank 0 prints what it comes to before, and after.
 
     Arguments:
-        data: the DataModule. Its ``transform`` and ``eval_transform`` are applied, and must not draw.
+        data: the DataModule. Its ``transform`` and ``eval_transform`` are applied.
         out: the folder, made here; a store of the same recipe in it is gone on with.
         trainer: of any number of ranks.
         module: the LightningModule that writes, of the trainer's package.
         keep: which parts of an item are stored beside the image; None is all.
         dtype: of latents, which are stored in place of the images where the DataModule has an ``encoder``.
         allow_rounding: whether rounding to that may be by more than the posterior's deviation.
-        variants: what each training image is stored as, "identity" and "hflip": each is encoded as an image of its own,
-            and one of them is drawn by key at every visit.
+        variants: what each training image is stored as, "identity" and "hflip"; or how many draws of it are stored,
+            where reading it draws random numbers (a random crop), which is refused otherwise. Each is encoded as an
+            image of its own, and one of them is drawn by key at every visit. Of the other stages one is stored.
         differ: which parts beside the image differ in length, their first dimension, from row to row.
         pixels: whether the images are stored beside their latents too, as a part of this name.
         update: whether a store of other files is brought up to date: see `diffaug.encoding.update`.
@@ -80,18 +83,20 @@ def encode(
     choice("dtype", dtype, DTYPES)
     if flag("pixels", pixels) and not data.encodes:
         raise ValueError("pixels=true keeps images beside their latents, but there is no data.encoder to make any.")
-    for variant in variants:
-        choice("each of variants", variant, VARIANTS)
+    if isinstance(variants, int):
+        variants = tuple(map(str, range(integer("variants", variants, 1, _DRAWS))))
+    else:
+        for variant in variants or ("",):
+            choice("each of variants", variant, VARIANTS)
     data.prepare_data()
     latents = Latents(data._noiser.encode, dtype, allow_rounding, pixels) if data.encodes else None
     device, whole = trainer.strategy.root_device, Path(out).expanduser()
     sources = _sources(data, keep, latents, variants, differ, device)
     flat = [source for of_stage in sources.values() for source in of_stage]
-    files = {source.part.folder: list_files(source.images.dataset) for source in flat}
     info = {
         "format": FORMAT,
         "finished": False,
-        "made_from": {**fingerprint(data, sources, files), "dtype": latents and dtype},
+        "made_from": {**fingerprint(data, flat), "dtype": latents and dtype},
         "latents": None,
         "autoencoder": folder_of(data._noiser.encoder),
         "parts": {stage: [source.part for source in of_stage] for stage, of_stage in sources.items()},
@@ -105,10 +110,10 @@ def encode(
                     replace(whole)
                 print(f"{whole}: an interrupted update is in place now. For later changes, run it again.")
             return
-        flat, root = keep_rows(whole, info, flat, files), whole / BESIDE
+        flat, root = keep_rows(whole, info, flat), whole / BESIDE
         check_kept(flat, latents, device)
     elif changed or (whole / BESIDE).exists():
-        raise _refusal(whole, changed, changed_files(whole, flat, files))
+        raise _refusal(whole, changed, changed_files(whole, flat))
     options = {"pin_memory": torch.cuda.is_available(), **data.loader_options}
     writer = module(root, flat, batch_size=data.batch_size, options=options, latents=latents)
     missing = writer.shards() if stale else writer.missing()
@@ -126,7 +131,7 @@ def encode(
             if missing:
                 root.mkdir(exist_ok=True)
                 write_info(root, info)
-                write_files(root, flat, files)
+                write_files(root, flat)
         if missing:
             try:
                 trainer.predict(writer, return_predictions=False)
@@ -180,20 +185,28 @@ def _sources(
     device: torch.device,
 ) -> dict[str, list[Source]]:
     found: dict[str, list[Source]] = {}
+    draws = variants[0].isdecimal()
     for stage in _STAGES:
         for number in range(len(as_list(data._sources[stage]))):
             images = data.build(stage, number, look=False)
             check_storable(images)
-            _, extra = split(images.dataset[0], data.aligned.target, f"{images.name}[0]")
+            with untouched_random_state():
+                _, extra = split(images.dataset[0], data.aligned.target, f"{images.name}[0]")
             for name in keep or ():
                 choice("each of keep", name, tuple(extra))
             images.wanted = tuple(name for name in extra if keep is None or name in keep)
-            of_stage = tuple(variants) if stage == "train" else ("identity",)
-            if of_stage != ("identity",):
+            of_stage = tuple(variants) if stage == "train" else ("0" if draws else "identity",)
+            if not draws and of_stage != ("identity",):
                 images.moved_by = images.moved_by or "variants"
             look_at(images, data.image_shape)
+            if draws and stage == "train" and not draws_at_random(images):
+                raise ValueError(
+                    f"variants={len(variants)} stores so many draws of each training image, but reading {images.name} "
+                    "draws no random numbers, so they would be alike: give data.transform one that draws, such as "
+                    "torchvision's RandomCrop."
+                )
             several = are_datasets(data._sources[stage])
-            first = collate([read_still(images, 0)])
+            first = collate([read_row(images, 0, of_stage[0], "0")])
             fields = _fields(first, images.name)
             if latents is not None:
                 fields = {**_encoded(data, latents, first.image.to(device)), **fields}
@@ -210,7 +223,7 @@ def _sources(
                     fields[name] = Field(fields[name].dtype, (-1, *fields[name].shape[1:]))
             rows = len(images) * len(of_stage)
             part = Part(folder, rows, choose_shard_rows(rows, row_bytes), fields, of_stage, shapes and tuple(shapes))
-            found.setdefault(stage, []).append(Source(images, part))
+            found.setdefault(stage, []).append(Source(images, part, list_files(images.dataset)))
     if not found:
         raise ValueError("This DataModule has no data for train, val or test: there is nothing to store.")
     return found

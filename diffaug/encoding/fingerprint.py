@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
@@ -16,21 +16,21 @@ from diffaug.data.module import DiffusionBase
 from diffaug.data.recipe import describe
 from diffaug.data.sources import spread_indices
 from diffaug.datasets.indexed import describe_dataset
-from diffaug.encoding.module import Source, read_still
+from diffaug.encoding.module import Source
+from diffaug.loader.batch import Place
+from diffaug.loader.dataset import Images
+from diffaug.randomness.user_code import detect_draws
 
 LOOKED_AT = 16  # items whose bytes are part of the fingerprint
 _LIBRARIES = ("torch", "numpy", "pillow")
 
 
-def fingerprint(
-    data: DiffusionBase, sources: Mapping[str, Sequence[Source]], files: Mapping[str, list[str] | None]
-) -> dict[str, Any]:
+def fingerprint(data: DiffusionBase, sources: Sequence[Source]) -> dict[str, Any]:
     """Describe what makes a store.
 
     Arguments:
         data: the DataModule.
-        sources: what is stored of it, by stage.
-        files: of each part, as `list_files` has them.
+        sources: what is stored of it.
 
     Raises:
         ValueError: items are not the same when they are read again.
@@ -40,13 +40,13 @@ def fingerprint(
             source.part.folder: {
                 "dataset": type(source.images.dataset).__name__,
                 **describe_dataset(source.images.dataset),
-                "sizes and times of the files": _digest(files[source.part.folder]),
+                "sizes and times of the files": _digest(source.files),
                 "items looked at": _looked_at(source),
                 "kept": list(source.images.wanted),
                 "variants": list(source.part.variants),
+                "drawn by seed": source.images.domain[0] if source.part.variants[0].isdecimal() else None,
             }
-            for of_stage in sources.values()
-            for source in of_stage
+            for source in sources
         },
         "transform": describe(data.transform),
         "eval_transform": describe(data.eval_transform),
@@ -94,6 +94,12 @@ def list_files(dataset: Any) -> list[str] | None:
     return lines
 
 
+def draws_at_random(images: Images) -> bool:
+    """Return whether reading some of the items draws random numbers, of torch's, numpy's or Python's global state."""
+    places = [Place(row, 0, 0, 0) for row in spread_indices(len(images), LOOKED_AT)]
+    return any(detect_draws(lambda place=place: images.read(place))[1] for place in places)
+
+
 def _digest(files: list[str] | None) -> str | None:
     if files is None:
         return None
@@ -109,7 +115,7 @@ def _looked_at(source: Source) -> str:
     def digest() -> str:
         made = hashlib.blake2b(digest_size=8)
         for row in spread_indices(source.part.items, LOOKED_AT):
-            image, _, extra = read_still(source.images, row)
+            image, _, extra = source.read(row)
             made.update(image.contiguous().flatten().view(torch.uint8).numpy().tobytes())
             made.update(repr(extra).encode(errors="surrogatepass"))
         return made.hexdigest()

@@ -5,6 +5,8 @@ bytes. Which shards are missing rank 0 says to all; which row comes next is diff
 ``batch_indices``. Nothing is kept: a batch is written and forgotten.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +22,7 @@ from diffaug.datasets.mixture import Mixture
 from diffaug.loader.batch import Batch, Place, collate
 from diffaug.loader.dataset import Images
 from diffaug.loader.training import Loader
-from diffaug.randomness.user_code import detect_draws
+from diffaug.randomness.user_code import call_keyed, detect_draws, mix_key
 from diffaug.store.latents import Latents
 from diffaug.store.layout import Field, Part
 from diffaug.store.reader import Rows
@@ -30,7 +32,7 @@ VARIANTS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda image: image,
     "hflip": lambda image: image.flip(-1),
 }
-"""What a training image may be stored as, by name."""
+"""What a training image may be stored as, by name; beside these, draws of what is random in reading it, by number."""
 
 
 class Source(NamedTuple):
@@ -39,14 +41,21 @@ class Source(NamedTuple):
     Attributes:
         images: the dataset.
         part: of the store.
+        files: what the items are read from, as `diffaug.encoding.fingerprint.list_files` has it.
         before: of a store that is updated, the rows of that; None of a new one.
         kept: int64, the number that each item had there; -1 of what is read anew.
     """
 
     images: Images
     part: Part
+    files: list[str] | None
     before: Rows | None = None
     kept: NDArray[np.int64] | None = None
+
+    def read(self, item: int, variant: int = 0) -> Any:
+        """Read an item as one of the part's variants, by its place among them, has it."""
+        name = str(item) if self.files is None else json.loads(self.files[item])[0]
+        return read_row(self.images, item, self.part.variants[variant], name)
 
 
 class Some(NamedTuple):
@@ -96,7 +105,8 @@ class _Rows(Dataset[Any]):
 
     def __getitem__(self, where: tuple[int, int, range]) -> tuple[int, int, int, list[Some]]:
         number, shard, rows = where
-        images, part, before, kept = self.sources[number]
+        source = self.sources[number]
+        part, before, kept = source.part, source.before, source.kept
         read: dict[tuple[int, ...], tuple[list[int], list[Any]]] = {}
         known: tuple[list[int], list[int]] = ([], [])
         varies = part.bucket_shapes is not None
@@ -107,7 +117,7 @@ class _Rows(Dataset[Any]):
                 known[0].append(place)
                 known[1].append(old * len(part.variants) + variant)
                 continue
-            sample = vary(images, read_still(images, item), part.variants[variant])
+            sample = source.read(item, variant)
             places, samples = read.setdefault(tuple(sample[0].shape) if varies else (), ([], []))
             places.append(place)
             samples.append(sample)
@@ -130,26 +140,31 @@ def check_storable(images: Images) -> None:
         )
 
 
-def read_still(images: Images, row: int) -> Any:
-    """Read one row, that must not depend on chance.
+def read_row(images: Images, row: int, variant: str, name: str) -> Any:
+    """Read one row as a variant has it: its image, and those that keep in step with it.
+
+    Arguments:
+        variant: of `VARIANTS`, which must not depend on chance; or the number of a draw, which is keyed.
+        name: what the draw is keyed by, beside the dataset's own key: of an item that is read from a file the file's,
+            so that others that come or go before it do not change it.
 
     Raises:
-        ValueError: reading it draws random numbers.
+        ValueError: reading it draws random numbers, and no draw is asked for.
     """
-    sample, drew = detect_draws(lambda: images.read(Place(row, 0, 0, 0)))
+    place = Place(row, 0, 0, 0)
+    if variant.isdecimal():
+        digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
+        key = mix_key(*images.domain, int.from_bytes(digest, "little"), int(variant))
+        return call_keyed(images.read, [place], [key])[0]
+    (image, place, extra), drew = detect_draws(lambda: images.read(place))
     if drew:
         raise ValueError(
             f"Reading {images.name}[{row}] draws random numbers, in the dataset or in data.transform: a store would "
             "keep one draw of it for ever. Leave it out here, and set it with data=store, where it is drawn anew at "
-            "every visit."
+            "every visit; or say how many draws of each training image are stored, as variants=8."
         )
-    return sample
-
-
-def vary(images: Images, sample: Any, variant: str) -> Any:
-    """Return a sample as a variant has it: its image, and those that keep in step with it."""
-    (image, place, extra), make = sample, VARIANTS[variant]
-    return make(image), place, {**extra, **{name: make(extra[name]) for name in images.aligned.beside if name in extra}}
+    make = VARIANTS[variant]
+    return make(image), place, {**extra, **{part: make(extra[part]) for part in images.aligned.beside if part in extra}}
 
 
 class _Batches(Sampler[Any]):

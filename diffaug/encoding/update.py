@@ -8,7 +8,6 @@ when it is whole are its parts moved to their places, store.json last.
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from diffaug.data.recipe import differences
 from diffaug.data.sources import spread_indices
 from diffaug.encoding.fingerprint import LOOKED_AT
-from diffaug.encoding.module import Source, read_still, vary
+from diffaug.encoding.module import Source
 from diffaug.store.latents import Latents
 from diffaug.store.layout import INFO, Part, buckets_of, read_info, write_info
 from diffaug.store.reader import Rows
@@ -34,11 +33,11 @@ def files_of(root: Path, part: Part) -> Path:
     return root / part.folder / "files.jsonl"
 
 
-def write_files(root: Path, sources: list[Source], files: Mapping[str, list[str] | None]) -> None:
+def write_files(root: Path, sources: list[Source]) -> None:
     """Write what each part is read from beside it."""
     for source in sources:
         bucket_of = getattr(source.images.dataset, "bucket_of", None)
-        lines, path = files[source.part.folder], files_of(root, source.part)
+        lines, path = source.files, files_of(root, source.part)
         if bucket_of is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(buckets_of(root, source.part), np.asarray(bucket_of, "<i8"))
@@ -56,11 +55,11 @@ def _read_files(root: Path, part: Part) -> list[str] | None:
     return path.read_text().splitlines() if path.is_file() else None
 
 
-def changed_files(root: Path, sources: list[Source], files: Mapping[str, list[str] | None]) -> list[str]:
+def changed_files(root: Path, sources: list[Source]) -> list[str]:
     """Say which files are others than those that a store was made from, a line for each part and kind of change."""
     said = []
     for source in sources:
-        before, now = _read_files(root, source.part), files[source.part.folder]
+        before, now = _read_files(root, source.part), source.files
         if before is None or now is None or before == now:
             continue
         old, new = ({name: rest for name, *rest in map(json.loads, lines)} for lines in (before, now))
@@ -75,9 +74,7 @@ def changed_files(root: Path, sources: list[Source], files: Mapping[str, list[st
     return said
 
 
-def keep_rows(
-    root: Path, info: dict[str, Any], sources: list[Source], files: Mapping[str, list[str] | None]
-) -> list[Source]:
+def keep_rows(root: Path, info: dict[str, Any], sources: list[Source]) -> list[Source]:
     """Say of each item of a new store whether the one at ``root`` has its row.
 
     Raises:
@@ -92,7 +89,7 @@ def keep_rows(
     kept, of_fields = [], []
     for source in sources:
         part, old = source.part, parts.get(source.part.folder)
-        now, then = files[part.folder], None if old is None else _read_files(root, old)
+        now, then = source.files, None if old is None else _read_files(root, old)
         if now is None:
             raise ValueError(
                 f"update=true goes by files, of which {source.images.name} names none: it must list them as `paths`, "
@@ -128,7 +125,7 @@ def check_kept(sources: list[Source], latents: Latents | None, device: torch.dev
             continue
         held = np.flatnonzero(source.kept >= 0).tolist()
         for item in [held[i] for i in spread_indices(len(held), LOOKED_AT)]:
-            image, _, extra = vary(source.images, read_still(source.images, item), source.part.variants[0])
+            image, _, extra = source.read(item)
             made = {"image": image} if latents is None else latents.encode(image[None].to(device))
             row = int(source.kept[item]) * len(source.part.variants)
             for name in source.part.fields:

@@ -56,7 +56,7 @@ class Part:
         rows: of all variants, those of an item side by side.
         shard_rows: the rows of a shard; the last may have fewer.
         fields: by name.
-        variants: what each item was stored as, by name.
+        variants: what each item was stored as, by name, or the numbers of its draws.
         bucket_shapes: (height, width) of each bucket of the dataset, where it has any.
     """
 

@@ -199,6 +199,66 @@ def test_one_variant_is_drawn_at_each_visit(tmp_path, workers):
         write(data, out)
 
 
+def crop(image: torch.Tensor) -> torch.Tensor:
+    """A random crop of 8 x 8 of 16 x 16, by torch's and Python's global states."""
+    top, left = int(torch.randint(9, ())), random.randrange(9)
+    return image[:, top : top + 8, left : left + 8]
+
+
+def middle(image: torch.Tensor) -> torch.Tensor:
+    return image[:, 4:12, 4:12]
+
+
+def corner_of(image: torch.Tensor, whole: torch.Tensor) -> tuple[int, int]:
+    windows = whole.unfold(1, 8, 1).unfold(2, 8, 1)
+    ((top, left),) = (windows == image[:, None, None]).all(-1).all(-1).all(0).nonzero().tolist()
+    return top, left
+
+
+@pytest.mark.slow
+def test_draws_of_a_random_transform_are_variants(photos, tmp_path, same_random_state):
+    """Each a crop of its own, keyed: the same again by another batch size; one is drawn at every visit."""
+    options = {"transform": crop, "eval_transform": middle}
+    out = write(folder(photos, **options), tmp_path / "made", variants=5)
+    assert contents(write(folder(photos, **options, batch_size=7), tmp_path / "again", variants=5)) == contents(out)
+    plain, part = folder(photos), Store(str(out))
+    plain.setup("fit")
+    wholes = [
+        image for image, *_ in map(plain.images("train").__getitem__, map(plain.images("train").place, range(20)))
+    ]
+    rows = np.concatenate([np.load(path) for path in sorted((out / "train").glob("image-*.npy"))])
+    corners = [[corner_of(torch.from_numpy(rows[5 * i + v]), wholes[i]) for v in range(5)] for i in range(20)]
+    assert len({corner for of_item in corners for corner in of_item}) > 40  # of 100 draws of 81
+    assert len(part) == len(plain.images("train"))
+    with torch.random.fork_rng([]):
+        assert {corner_of(part[3]["image"], wholes[3]) for _ in range(50)} == set(corners[3])
+    assert torch.equal(Store(str(out), "val")[0]["image"], middle(plain.images("val")[plain.images("val").place(0)][0]))
+    before = contents(out)
+    with pytest.raises(ValueError, match=r"\n  train\.items looked at: .*\n  train\.drawn by seed: 3 -> 4\n"):
+        write(folder(photos, **options, seed=4), out, variants=5)
+    with pytest.raises(
+        ValueError, match=r"\n  train\.variants: \['0', '1', '2', '3', '4'\] -> \['0', '1', '2', '3'\]\n"
+    ):
+        write(folder(photos, **options), out, variants=4)
+    assert contents(out) == before
+
+
+def test_what_are_no_draws_is_refused(photos, tmp_path):
+    with pytest.raises(ValueError, match=r"in data\.transform: .* or say how many draws .* as variants=8"):
+        write(folder(photos, transform=crop), tmp_path / "made")
+    with pytest.raises(ValueError, match=r"variants=4 stores .* but reading data\.train draws no random numbers, so"):
+        write(folder(photos, transform=middle), tmp_path / "made", variants=4)
+    with pytest.raises(ValueError, match=r"Items of data\.train are not the same when they are read again"):
+        write(folder(photos, transform=lambda x: crop(x) * 0 + GENERATOR.integers(200)), tmp_path / "made", variants=2)
+    for variants, message in (
+        (0, "a whole number in \\[1, 1000\\], but got 0"),
+        ((), "one of 'identity', 'hflip', but got ''"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write(folder(photos), tmp_path / "made", variants=variants)
+    assert not (tmp_path / "made").exists()
+
+
 def test_report_takes_a_store(photos, tmp_path, capsys):
     out = write(folder(photos), tmp_path / "made")
     assert main(["report", "data=store", f"data.root={out}", "schedule=cosine"]) == 0

@@ -70,26 +70,36 @@ def contents(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
+def shifted(image: torch.Tensor) -> torch.Tensor:
+    return image.roll(int(torch.randint(16, ())), -1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoder", "dtype", "variants"),
-    [(None, "float32", ["identity"]), (_Scaled(), "float32", ["identity", "hflip"]), (_Scaled(), "float16", ["hflip"])],
-    ids=("images", "latents, flips", "float16"),
+    [
+        (None, "float32", ["identity"]),
+        (_Scaled(), "float32", ["identity", "hflip"]),
+        (_Scaled(), "float16", ["hflip"]),
+        (_Scaled(), "float32", 3),
+    ],
+    ids=("images", "latents, flips", "float16", "draws"),
 )
 def test_an_updated_store_is_the_one_made_anew(encoder, dtype, variants, photos, tmp_path, monkeypatch):
     for module in ("fingerprint", "update"):
-        monkeypatch.setattr(f"diffaug.commands.{module}.LOOKED_AT", 1)
+        monkeypatch.setattr(f"diffaug.encoding.{module}.LOOKED_AT", 1)
     options = {"dtype": dtype, "variants": variants}
-    out = write(data(photos, encoder=encoder), tmp_path / "made", **options)
+    moved = {"transform": shifted if variants == 3 else None}
+    out = write(data(photos, encoder=encoder, **moved), tmp_path / "made", **options)
     change(photos)
     read: list[str] = []
     before = ImageFolder._read
     monkeypatch.setattr(ImageFolder, "_read", lambda self, i: (read.append(self.paths[i]), before(self, i))[1])
-    write(data(photos, encoder=encoder), out, update=True, **options)
+    write(data(photos, encoder=encoder, **moved), out, update=True, **options)
     rows = [path for path in read if path.endswith(("00a.png", "a/04.png"))]
     assert set(map(os.path.basename, rows)) == {"00a.png", "04.png"}
     assert len(set(read)) <= 6  # and the few that are looked at
-    whole = contents(write(data(photos, encoder=encoder), tmp_path / "anew", **options))
+    whole = contents(write(data(photos, encoder=encoder, **moved), tmp_path / "anew", **options))
     there = contents(out)
     if dtype == "float16":  # what is summed up of rounded rows is not what it was before
         differ = {name for name in whole if whole[name] != there.get(name)}
