@@ -5,6 +5,7 @@ import which_lightning as which_lightning  # before anything imports either pack
 # isort: split
 import functools
 import gc
+import logging
 import os
 import random
 from collections.abc import Iterator
@@ -61,6 +62,12 @@ def _eager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """Draw as where there is no compiler: to compile takes seconds, and the compiled pass is of tests/process."""
     if request.path.parent.name in EAGER and not request.node.get_closest_marker("slow"):
         monkeypatch.setattr("diffaug.process.kernel.compiler_for", lambda _: False)
+
+
+@pytest.fixture
+def quiet_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.ERROR)
 
 
 @pytest.fixture
