@@ -21,7 +21,7 @@ from diffaug.schedules import Schedule
 
 registry.entry_points = functools.cache(registry.entry_points)  # what every Trainer looks for again, in 20 ms
 EAGER = {"images", "order", "datasets", "loader", "device", "data"}
-"""The folders whose quick tests do not compile: they are about which samples come and what is drawn for each."""
+"""The folders whose tests compile nothing, but those named so: they are about which samples come and what is drawn."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,7 +60,7 @@ def _environment_of_its_own() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _eager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw as where there is no compiler: to compile takes seconds, and the compiled pass is of tests/process."""
-    if request.path.parent.name in EAGER and not request.node.get_closest_marker("slow"):
+    if request.path.parent.name in EAGER and "compiled" not in request.node.name:
         monkeypatch.setattr("diffaug.process.kernel.compiler_for", lambda _: False)
 
 

@@ -93,7 +93,7 @@ def test_the_reference_is_whole(reference):
     ids=str,
 )
 def test_draws_do_not_depend_on_the_loader(options, reference, tmp_path):
-    run(tmp_path, **options)
+    recorded.main(str(tmp_path), options)
     assert same(triples(tmp_path), triples(reference))
 
 
@@ -133,43 +133,45 @@ def test_ranks_that_are_not_commands(strategy, reference, tmp_path):
     assert same({key: value for key, value in draws.items() if key[2] == 0}, triples(reference))
 
 
+@pytest.fixture(scope="module", params=[{}, {"devices": 2, "batch_size": 4, "num_workers": 2}], ids=str)
+def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process, and of two ranks, that was killed in the middle of a step."""
+    out = tmp_path_factory.mktemp("killed")
+    run(out, expect=None, kill_at=17, **request.param)
+    return out
+
+
+def batches_done(out: Path) -> int:
+    loops = torch.load(out / "last.ckpt", weights_only=True)["loops"]["fit_loop"]
+    return loops["epoch_loop.batch_progress"]["total"]["processed"]
+
+
+def go_on(before: Path, after: Path, **options: Any) -> None:
+    """Go on with a run, in this process if on one rank."""
+    options |= {"ckpt_path": str(before / "last.ckpt")}
+    if options.get("devices", 1) == 1:
+        recorded.main(str(after), options)
+    else:
+        run(after, **options)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("killed", "resumed"),
-    [
-        ({}, {}),
-        ({"num_workers": 2, "persistent_workers": True}, {"num_workers": 2, "persistent_workers": True}),
-        ({"accumulate": 2}, {"accumulate": 2}),
-        ({"every": 10, "kill_at": 12}, {"every": 10}),  # the checkpoint lies at an epoch's last batch
-        ({"every": 1, "kill_at": 20}, {"every": 1}),  # killed at an epoch's first batch
-        ({"devices": 2, "batch_size": 4, "num_workers": 2}, {"devices": 2, "batch_size": 4, "num_workers": 2}),
-        ({"devices": 2, "batch_size": 4}, {}),  # two ranks are killed, one goes on with the same global batch
-        ({}, {"devices": 2, "batch_size": 4}),
-    ],
+    "resumed",
+    [{"num_workers": 2, "persistent_workers": True}, {"devices": 2, "batch_size": 4, "num_workers": 1}],
     ids=str,
 )
 def test_a_killed_run_goes_on_exactly(killed, resumed, reference, tmp_path):
-    """kill -9 in the middle of a step, then ckpt_path=: what is left is what the uninterrupted run had left."""
-    before, after = tmp_path / "before", tmp_path / "after"
-    run(before, expect=None, **{"kill_at": 17, **killed})
-    checkpoint = torch.load(before / "last.ckpt", weights_only=True)
-    done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
-    run(after, ckpt_path=str(before / "last.ckpt"), **resumed)
+    """kill -9, then ckpt_path=, on as many ranks or others: what comes is what the uninterrupted run had left."""
+    done = batches_done(killed)
+    go_on(killed, tmp_path, **resumed)
     ranks = resumed.get("devices", 1)
-    rest = [(epoch, [draw for draw in batch if draw[1] == 0]) for epoch, batch in sequence(after, ranks)]
+    rest = [(epoch, [draw for draw in batch if draw[1] == 0]) for epoch, batch in sequence(tmp_path, ranks)]
     assert 0 < done < 30
     assert rest == sequence(reference, 1)[done:]
     single = triples(reference)
-    draws = {key: value for key, value in triples(after).items() if key[2] == 0}
+    draws = {key: value for key, value in triples(tmp_path).items() if key[2] == 0}
     assert same(draws, {key: single[key] for key in draws})
-
-
-@pytest.fixture(scope="module", params=["buckets", "mixture"])
-def in_laps(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """One process, 8 images a batch, 2 epochs, of a dataset with buckets and of a mixture."""
-    out = tmp_path_factory.mktemp(request.param)
-    recorded.main(str(out), {"kind": request.param, "max_epochs": 2})
-    return request.param, out
 
 
 def global_batches(out: Path) -> list[list[tuple[Any, ...]]]:
@@ -187,20 +189,20 @@ def global_batches(out: Path) -> list[list[tuple[Any, ...]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_buckets_and_mixtures_go_on_exactly_on_other_ranks(ranks, in_laps, tmp_path):
-    """Two ranks are killed inside an epoch; 1, 2 and 4 go on with the rest of the sequence, bit for bit."""
-    kind, reference = in_laps
-    before, after = tmp_path / "before", tmp_path / "after"
+@pytest.mark.parametrize(("kind", "others"), [("buckets", 4), ("mixture", 2)])
+def test_buckets_and_mixtures_go_on_exactly_on_other_ranks(kind, others, tmp_path):
+    """Two ranks are killed inside an epoch; one goes on, and several, with the rest of the sequence, bit for bit."""
+    recorded.main(str(tmp_path / "whole"), {"kind": kind, "max_epochs": 2})
+    before = tmp_path / "before"
     run(before, expect=None, kind=kind, kill_at=7, devices=2, batch_size=4)
-    checkpoint = torch.load(before / "last.ckpt", weights_only=True)
-    done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
+    done = batches_done(before)
     assert done == 6  # of 10 or 11 batches of an epoch
-    whole = global_batches(reference)
+    whole = global_batches(tmp_path / "whole")
     assert global_batches(before)[:done] == whole[:done]
-    options = {"kind": kind, "max_epochs": 2, "devices": ranks, "batch_size": 8 // ranks}
-    run(after, ckpt_path=str(before / "last.ckpt"), **options)
-    assert global_batches(after) == whole[done:]
+    for ranks in (1, others):
+        after = tmp_path / str(ranks)
+        go_on(before, after, kind=kind, max_epochs=2, devices=ranks, batch_size=8 // ranks)
+        assert global_batches(after) == whole[done:]
 
 
 @pytest.fixture(scope="module")
@@ -215,17 +217,16 @@ def reference_of_72(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("before", "after", "done"),
     [
-        ({"batch_size": 4}, {"devices": 3, "batch_size": 2}, 9),
         ({"devices": 2, "batch_size": 6}, {"devices": 3, "batch_size": 4}, 9),
         ({"devices": 3, "batch_size": 4}, {"batch_size": 6}, 9),
     ],
     ids=str,
 )
 def test_a_killed_run_goes_on_in_other_batches(before, after, done, reference_of_72, tmp_path):
-    """On 1, 2 and 3 ranks, after another batch size: after the same samples, each draw as it was."""
+    """On other ranks, after another batch size: after the same samples, each draw as it was."""
     first, second = tmp_path / "first", tmp_path / "second"
     run(first, expect=None, train=72, kill_at=11, **before)
-    run(second, train=72, ckpt_path=str(first / "last.ckpt"), max_epochs=2, **after)
+    go_on(first, second, train=72, max_epochs=2, **after)
     images = done * before["batch_size"] * before.get("devices", 1)
     earlier = {key: value for key, value in triples(first).items() if key in handed_out(first, done)}
     assert len(earlier) == images
@@ -241,19 +242,12 @@ def handed_out(out: Path, done: int) -> set[tuple[int, ...]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_with_uneven_validation_shares_do_not_wait_for_each_other(ranks, tmp_path):
+def test_ranks_with_uneven_validation_shares_do_not_wait_for_each_other(tmp_path):
     """17 images: a metric that all ranks share at every step of validation needs as many steps on each."""
-    run(tmp_path, devices=ranks, batch_size=4, val=[17], sync=True, max_epochs=1)
+    run(tmp_path, devices=2, batch_size=4, val=[17], sync=True, max_epochs=1)
     shares = batches(tmp_path, "val0")
     assert len({len(share) for share in shares}) == 1
     assert sorted(int(i) for share in shares for batch in share for i in batch["index"]) == list(range(17))
-
-
-@pytest.mark.slow
-def test_fewer_validation_images_than_ranks_are_refused(tmp_path):
-    done = run(tmp_path, expect=None, devices=2, batch_size=4, val=[1], max_epochs=1)
-    assert "has 1 images for 2 processes" in done.stderr
 
 
 @pytest.mark.slow
@@ -267,14 +261,13 @@ def test_ranks_with_different_seeds_are_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_checkpoint_that_only_one_rank_sees_is_refused(rank, tmp_path):
+def test_a_checkpoint_that_only_one_rank_sees_is_refused(rank, reference, tmp_path):
     """As where each node has a disk of its own: the other would train from the beginning."""
-    run(tmp_path / "whole", devices=2, batch_size=4, max_epochs=1)
-    options = {"ckpt_path": str(tmp_path / "whole" / "last.ckpt"), "sees_it": [rank]}
-    done = run(tmp_path / "rest", expect=None, devices=2, batch_size=4, max_epochs=2, **options)
+    options = {"ckpt_path": str(reference / "last.ckpt"), "sees_it": [rank]}
+    done = run(tmp_path, expect=None, devices=2, batch_size=4, max_epochs=4, **options)
     assert re.search(r"begins at: epoch \d, batch \d+ on rank 0, epoch \d, batch \d+ on rank 1", done.stderr)
     assert "A checkpoint to go on from must lie where every node reads it" in done.stderr
-    assert not list((tmp_path / "rest").glob("train-*"))
+    assert not list(tmp_path.glob("train-*"))
 
 
 @pytest.mark.slow
@@ -299,7 +292,7 @@ def test_validation_does_not_move(reference, tmp_path):
         (rank,) = batches(out, f"val{number}")
         return [rank[i : i + 2] for i in range(0, len(rank), 2)]
 
-    run(tmp_path, sanity=2, max_epochs=1)
+    recorded.main(str(tmp_path), {"sanity": 2, "max_epochs": 1})
     for number in (0, 1):
         first, *others = by_epoch(reference, number)
         assert len(others) == 2
@@ -315,7 +308,7 @@ def test_validation_does_not_move(reference, tmp_path):
 
 @pytest.mark.slow
 def test_views_are_side_by_side_and_differ(tmp_path):
-    run(tmp_path, views=3, max_epochs=1)
+    recorded.main(str(tmp_path), {"views": 3, "max_epochs": 1})
     ((first, *_),) = batches(tmp_path)
     assert torch.equal(first["index"], first["index"][::3].repeat_interleave(3))
     assert first["view"].tolist() == [0, 1, 2] * 8
@@ -326,7 +319,7 @@ def test_views_are_side_by_side_and_differ(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-mixed", "64-true"])
 def test_every_precision_gets_the_right_noise(precision, reference, tmp_path):
-    run(tmp_path, precision=precision, max_epochs=1)
+    recorded.main(str(tmp_path), {"precision": precision, "max_epochs": 1})
     dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32)
     single = triples(reference)
     for key, (x_t, epsilon, t) in triples(tmp_path).items():

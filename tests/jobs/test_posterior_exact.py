@@ -45,13 +45,14 @@ def test_z_does_not_depend_on_ranks_workers_or_a_resume(source, moments, tmp_pat
     z = [_z(single[epoch, 7, 0]) for epoch in range(3)]
     assert not torch.allclose(z[0], z[1])
     assert not torch.allclose(z[1], z[2])
-    run(tmp_path / "workers", num_workers=2, batch_size=7, **options)
+    recorded.main(str(tmp_path / "workers"), {"num_workers": 2, "batch_size": 7, **options})
     assert same(triples(tmp_path / "workers"), single)
     run(tmp_path / "ranks", devices=3, batch_size=2, num_workers=1, **options)
     ranks = triples(tmp_path / "ranks")
     assert same({key: value for key, value in ranks.items() if key[2] == 0}, single)
-    run(tmp_path / "killed", expect=None, fresh=True, kill_at=13, **options)
-    run(tmp_path / "after", ckpt_path=str(tmp_path / "killed" / "last.ckpt"), num_workers=1, **options)
+    run(tmp_path / "killed", expect=None, kill_at=13, **options)
+    resumed = {"ckpt_path": str(tmp_path / "killed" / "last.ckpt"), "num_workers": 1}
+    recorded.main(str(tmp_path / "after"), {**resumed, **options})
     after = triples(tmp_path / "after")
     assert len(after) < len(single)
     assert same(after, {key: single[key] for key in after})

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import server
 from omegaconf import OmegaConf
-from tiny import OVERRIDES, ROOT, TWO, environment, gone, start
+from tiny import OVERRIDES, ROOT, TWO, environment, gone, start, until
 
 from diffaug.training.sweeps import build_command, choose_port, config_options, export_ranks, format_table, read_results
 
@@ -32,7 +32,8 @@ def marks(folder: Path) -> set[str]:
 @pytest.mark.slow
 def test_ranks_stay_with_their_job_after_jobs_that_failed(tmp_path):
     """One job fails before it fits, one on rank 1 alone; then two ranks train the third, and no other."""
-    done = sweep(tmp_path, *TWO, "+model.network.mark=before,rank1,neither", expect=1)
+    folders = 'hydra.sweep.subdir="n=${hydra.job.num},${seed}"'
+    done = sweep(tmp_path, *TWO, "+model.network.mark=before,rank1,neither", folders, expect=1)
     assert marks(tmp_path) == {"rank1-0-of-2", "rank1-1-of-2", "neither-0-of-2", "neither-1-of-2"}
     lines = done.stdout[done.stdout.index(" job  overrides") :].splitlines()
     assert re.search(r"^ +0  \+model\.network\.mark=before +failed: .*fails before it fits", lines[1])
@@ -42,14 +43,14 @@ def test_ranks_stay_with_their_job_after_jobs_that_failed(tmp_path):
     assert re.search(r"^ +2  \+model\.network\.mark=neither +\d\.\d{4} +2\.09e-05 +\d+$", lines[3])
     rows = list(csv.DictReader((tmp_path / "sweep" / "results.csv").open()))
     assert [row["outcome"].split(":")[0] for row in rows] == ["failed", "failed", "completed"]
-    assert json.loads((tmp_path / "sweep/2/summary.json").read_text())["steps"] == 2
+    assert json.loads((tmp_path / "sweep/n=2,0/summary.json").read_text())["steps"] == 2
     assert not (tmp_path / "multirun").exists(), "a rank opened a sweep of its own"
     assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.slow
-def test_two_schedules_on_two_ranks(tmp_path):
-    done = sweep(tmp_path, *TWO, "schedule=linear,cosine", 'hydra.sweep.subdir="n=${hydra.job.num},${seed}"')
+def test_two_schedules_in_one_table(tmp_path):
+    done = sweep(tmp_path, "schedule=linear,cosine", 'hydra.sweep.subdir="n=${hydra.job.num},${seed}"')
     rows = list(csv.DictReader((tmp_path / "sweep" / "results.csv").open()))
     assert [row["overrides"] for row in rows] == ["schedule=linear", "schedule=cosine"]
     assert [row["folder"] for row in rows] == ["n=0,0", "n=1,0"]
@@ -66,13 +67,9 @@ def test_a_sweep_that_is_told_to_end_ends_its_job_which_keeps_what_it_did(told, 
     """By SIGTERM to the sweep alone, or by SIGINT to all of it, as from a terminal."""
     words = [sys.executable, str(ROOT / "train.py"), "-m", *OVERRIDES, "hydra.sweep.dir=sweep", "seed=1,2"]
     words += ["trainer.max_steps=100000", "+model.network.seconds=0.05", "trainer.val_check_interval=100000"]
-    log = (tmp_path / "log").open("w")
-    process = start(words, tmp_path, log)
-    for _ in range(600):
-        if marks(tmp_path):
-            break
-        time.sleep(0.1)
-    time.sleep(0.5)
+    with (tmp_path / "log").open("w") as log:
+        process = start(words, tmp_path, log)
+    until(lambda: marks(tmp_path), process, tmp_path / "log")
     job = int(next(tmp_path.glob("*-of-*")).read_text())
     if told == signal.SIGINT:
         os.killpg(process.pid, told)
@@ -93,12 +90,9 @@ def test_a_sweep_that_is_told_to_end_ends_its_job_which_keeps_what_it_did(told, 
 @pytest.mark.slow
 def test_a_sweep_that_is_told_twice_ends_at_once(tmp_path):
     words = [sys.executable, str(ROOT / "train.py"), "-m", *OVERRIDES, "hydra.sweep.dir=sweep", "seed=1,2"]
-    log = (tmp_path / "log").open("w")
-    process = start([*words, "+model.network.seconds=300"], tmp_path, log)
-    for _ in range(600):
-        if marks(tmp_path):
-            break
-        time.sleep(0.1)
+    with (tmp_path / "log").open("w") as log:
+        process = start([*words, "+model.network.seconds=300"], tmp_path, log)
+    until(lambda: marks(tmp_path), process, tmp_path / "log")
     job = int(next(tmp_path.glob("*-of-*")).read_text())
     deadline = time.monotonic() + 60
     while process.poll() is None:  # a signal that comes while the first is taken counts with it
@@ -145,19 +139,13 @@ def test_submitit_puts_a_job_of_two_ranks_back_into_the_queue_and_it_goes_on(tmp
         "+model.network.seconds=0.05",
         "callbacks.last.every=5",
     )
-    for _ in range(1200):
-        if len(marks(tmp_path)) == 2:
-            break
-        assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
-        time.sleep(0.1)
-    assert marks(tmp_path) == {"-0-of-2", "-1-of-2"}
+    until(lambda: marks(tmp_path) == {"-0-of-2", "-1-of-2"}, process, tmp_path / "log")
     first = int((tmp_path / "-0-of-2").read_text())
-    time.sleep(2)
+    run = tmp_path / "sweep" / "0"
     os.kill(first, signal.SIGTERM)  # what SLURM sends first: the ranks save, and go on
-    time.sleep(1)
+    until((run / "checkpoints" / "last.ckpt").is_file, process, tmp_path / "log")
     os.kill(first, signal.SIGUSR2)  # what submitit has asked for: they save, and end, and begin again
     assert process.wait(200) == 0, (tmp_path / "log").read_text()[-3000:]
-    run = tmp_path / "sweep" / "0"
     assert int((tmp_path / "-0-of-2").read_text()) != first, "the job did not end"
     logs = "".join(path.read_text() for path in (tmp_path / "sweep").glob(".submitit/*/*_log.*"))
     step = int(re.search(r"SIGUSR2: saved step (\d+)", logs + (run / "train.log").read_text()).group(1))

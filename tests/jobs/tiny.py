@@ -88,6 +88,17 @@ def start(words: list[str], folder: Path, log: IO[str], fresh: bool = False) -> 
     return process
 
 
+def until(ready: Callable[[], object], process: Any, log: Path, seconds: float = 180) -> None:
+    """Look again and again, as long as the process lives, whether something has come about."""
+    for _ in range(int(seconds * 20)):
+        if ready():
+            return
+        assert process.poll() is None, log.read_text()[-3000:]
+        time.sleep(0.05)
+    process.kill()
+    raise AssertionError(f"not within {seconds} s: {log.read_text()[-3000:]}")
+
+
 class Run:
     """A job in the background, in the folder ``run``; a ``fresh`` process, or one forked by `server`."""
 
@@ -99,14 +110,8 @@ class Run:
         with self.log.open("a") as log:
             self.process = start(words, folder, log, fresh)
 
-    def until(self, ready: Callable[[], object], seconds: float = 180) -> None:
-        for _ in range(int(seconds * 20)):
-            if ready():
-                return
-            assert self.process.poll() is None, self.log.read_text()[-3000:]
-            time.sleep(0.05)
-        self.process.kill()
-        raise AssertionError(f"not within {seconds} s: {self.log.read_text()[-3000:]}")
+    def until(self, ready: Callable[[], object]) -> None:
+        until(ready, self.process, self.log)
 
     def pid(self, rank: int, world: int) -> int:
         """The process that is this rank, once it trains."""
