@@ -11,7 +11,7 @@ from torch.utils.data import DistributedSampler, Sampler, SequentialSampler
 
 from diffaug.checks import choice, integer, number
 from diffaug.loader.batch import Place
-from diffaug.loader.training import Loader
+from diffaug.loader.training import Loader, Size
 from diffaug.order.epoch import count_occurrences, run_sampler
 from diffaug.randomness.keys import Purpose
 from diffaug.times import Fixed, Grid, Times, Uniform
@@ -48,7 +48,7 @@ class EvaluationSampler(DistributedSampler[Any], SequentialSampler):
         sampler: Sampler[int] | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(range(size), num_replicas=ranks, rank=rank, shuffle=False, seed=seed)  # pyright: ignore[reportArgumentType]
+        super().__init__(Size(size), num_replicas=ranks, rank=rank, shuffle=False, seed=seed)
         self.length = len(sampler) if isinstance(sampler, Sized) else size
         self.places = range(rank, self.length * repeats, ranks)
         self.repeats, self.sampler = repeats, sampler
@@ -156,18 +156,17 @@ class BucketBatches(Sampler[list[Place]]):
 class EvaluationLoader(Loader):
     """A DataLoader over an `EvaluationSampler`, in `EvaluationBatches`, or in `BucketBatches`."""
 
-    sampler: EvaluationSampler  # pyright: ignore[reportIncompatibleVariableOverride]
-
     def __init__(
         self,
         *args: Any,
+        sampler: EvaluationSampler,
         name: str = "the dataset",
         bucket_of: NDArray[np.int64] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(*args, **options)
+        super().__init__(*args, sampler=sampler, **options)
         batches = EvaluationBatches if bucket_of is None else partial(BucketBatches, bucket_of=bucket_of)
-        self._batches = batches(self.sampler, self.batch_size or 1, name)
+        self._batches = batches(sampler, self.batch_size or 1, name)
 
     @property
     def _index_sampler(self) -> EvaluationBatches | BucketBatches:  # where torch's DataLoader looks for its batches

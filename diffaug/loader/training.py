@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, SequentialSampler
 
 from diffaug.checks import choice, flag, integer, number, refuse
 from diffaug.datasets.mixture import Mixture
@@ -34,6 +34,16 @@ LOADER_OPTIONS = (
 _CHUNK = 2**14
 
 
+class Size(Dataset[Any]):
+    """So many samples: all that a sampler asks of a dataset."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+
 class EpochSampler(DistributedSampler[Any]):
     """One rank's share of an epoch's global order, as `Place` objects. (Lightning leaves a DistributedSampler alone.)
 
@@ -46,7 +56,7 @@ class EpochSampler(DistributedSampler[Any]):
     """
 
     def __init__(self, order: Order, *, rank: int = 0, ranks: int = 1) -> None:
-        super().__init__(range(order.size), num_replicas=ranks, rank=rank, shuffle=False)  # pyright: ignore[reportArgumentType]
+        super().__init__(Size(order.size), num_replicas=ranks, rank=rank, shuffle=False)
         self.order, self.start, self.lap = order, 0, 0
         self.total_size = -(-order.length // ranks) * ranks
         self.num_samples = self.total_size // ranks

@@ -7,8 +7,9 @@ dataset. The ranks share it out like cards (`diffaug.loader.training.EpochSample
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,14 +26,15 @@ Numbers = NDArray[np.int64]
 SHARD_WINDOW = 8  # shards open at a time, unless told otherwise
 
 
-class Visits(NamedTuple):
+@dataclass(frozen=True)
+class Visits:
     """The samples at some places of an order, and what their draws are keyed by.
 
     Attributes:
         index, view, epoch, dataset: as in `diffaug.loader.batch.Place`: int64, shape (N,), or one number for all.
     """
 
-    index: Numbers  # pyright: ignore[reportIncompatibleMethodOverride] - tuple.index is not needed
+    index: Numbers
     view: Numbers
     epoch: Numbers | int
     dataset: Numbers | int = 0
