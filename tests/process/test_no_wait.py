@@ -86,15 +86,13 @@ def test_coverages(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", ["linear", "rectified", "edm"])
 def test_every_recipe_of_a_schedule(name):
     schedule = schedule_of(name)
     for density in names("times"):
         process = recipe(schedule, density, fields=("x_t", "epsilon", "t", "importance_weight"))
         if process is not None:
             check(process, MORE.get(density, (MOST, ""))[0])
-    for coverage in (*names("coverage"), "Grid", "Fixed"):
-        check(ForwardProcess(schedule, Uniform(coverage=part("coverage", coverage))))
     for target in TARGETS:
         process = recipe(schedule, fields=("x_t", target, "t"))
         if process is not None:
@@ -108,6 +106,19 @@ def test_every_recipe_of_a_schedule(name):
     for law in ("same", "chain"):
         for times in (UniformEarlier(), StepEarlier(20), TwoDraws()):
             check(ForwardProcess(schedule, pair=Pair(times, law), fields=("x_t", "t", *PAIR_FIELDS)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_what_asks_a_schedule_for_more_than_its_coefficients(name):
+    """A density of noise levels, one of unit time, what covers them, and two times on one path."""
+    schedule = schedule_of(name)
+    for density in ("logit_normal", "mode"):
+        process = recipe(schedule, density)
+        assert process is not None
+        check(process)
+    check(ForwardProcess(schedule, Uniform(coverage=part("coverage", "stratified"))))
+    check(ForwardProcess(schedule, pair=Pair(TwoDraws(), "chain"), fields=("x_t", "t", *PAIR_FIELDS)))
 
 
 def test_the_pass_itself():
