@@ -513,33 +513,6 @@ def test_a_run_that_was_cut_off_inside_an_epoch_goes_on_exactly(tmp_path, num_wo
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-class Writes(Listener):
-    """Each rank's samples and the first of its noise, to a file."""
-
-    def __init__(self, folder: str) -> None:
-        super().__init__()
-        self.folder = folder
-
-    def on_train_epoch_end(self) -> None:
-        rows = [
-            [int(i), int(v), int(t), *e.flatten()[:2].tolist()]
-            for b in self.seen["train"]
-            for i, v, t, e in zip(b.index, b.view, b.t, b.epsilon, strict=True)
-        ]
-        torch.save(torch.tensor(rows, dtype=torch.float64), f"{self.folder}/{self.global_rank}.pt")
-
-
-@pytest.mark.slow
-def test_two_spawned_ranks_do_the_work_of_one(tmp_path):
-    data = DiffusionDataModule.wrap(Inner(batch_size=5), PROCESS, seed=3)
-    trainer(strategy="ddp_spawn", devices=2).fit(Writes(str(tmp_path)), data)
-    both = torch.cat([torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)])
-    one = fit(Inner(batch_size=5))["train"]
-    wanted = {(i, v): [t, *e.flatten()[:2].tolist()] for (i, v), (e, t) in noise_of(one).items()}
-    assert len(both) == len(wanted) == 10
-    assert {(int(r[0]), int(r[1])): [int(r[2]), *r[3:].tolist()] for r in both} == wanted
-
-
 class Tuned(Listener):
     validation_step = None  # Lightning's Tuner wants a val_dataloader where there is one
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Mixture
 from diffaug.pytorch_lightning import store
@@ -54,6 +54,20 @@ def training_set(kind: str, count: int, root: str) -> Any:
     if kind == "mixture":
         return Mixture({"few": images(7, 0), "many": images(count, 1)}, weights={"few": 1, "many": 2})
     return Shapes(count) if kind == "buckets" else images(count, 0)
+
+
+class Images(pl.LightningDataModule):
+    """What a user has: the images of `training_set` in loaders of their own."""
+
+    def __init__(self, batch_size: int) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(images(75, 0), self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(images(10, 1), self.batch_size)
 
 
 class Spread(torch.nn.Module):
@@ -118,15 +132,18 @@ def main(out: str, options: dict[str, Any]) -> None:
     process = ForwardProcess(
         LinearBeta(), fields=FIELDS, compile=options.get("compile", False), value_range=None if root else (-1, 1)
     )
+    batch_size = options.get("batch_size", 8)
     data = (partial(store, root=root) if root else partial(DiffusionDataModule, **made))(
         process=process,
         seed=None if "seeds" in options else 11,
-        batch_size=options.get("batch_size", 8),
+        batch_size=batch_size,
         num_workers=options.get("num_workers", 0),
         persistent_workers=options.get("persistent_workers", False),
         views=options.get("views", 1),
         shuffle=options.get("shuffle", True),
     )
+    if options.get("wrapped"):
+        data = DiffusionDataModule.wrap(Images(batch_size), process, seed=11)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=devices,

@@ -126,11 +126,13 @@ def test_a_rank_that_cannot_compile_takes_all_to_the_eager_path(reference, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
-def test_ranks_that_are_not_commands(strategy, reference, tmp_path):
-    run(tmp_path, devices=2, batch_size=4, strategy=strategy)
-    draws = triples(tmp_path)
-    assert same({key: value for key, value in draws.items() if key[2] == 0}, triples(reference))
+@pytest.mark.parametrize(("strategy", "wrapped"), [("ddp_spawn", False), ("ddp_fork", True)])
+def test_ranks_that_are_not_commands(strategy, wrapped, tmp_path):
+    """Of our DataModule, and of a user's that is wrapped."""
+    recorded.main(str(tmp_path / "one"), {"wrapped": wrapped, "max_epochs": 1})
+    run(tmp_path / "two", devices=2, batch_size=4, strategy=strategy, wrapped=wrapped, max_epochs=1)
+    draws = triples(tmp_path / "two")
+    assert same({key: value for key, value in draws.items() if key[2] == 0}, triples(tmp_path / "one"))
 
 
 @pytest.fixture(scope="module", params=[{}, {"devices": 2, "batch_size": 4, "num_workers": 2}], ids=str)
