@@ -337,7 +337,7 @@ def plain(folder, *schedulers):
 )
 def test_a_trained_run_is_sampled_by_plain_diffusers(overrides, pipeline, schedulers, tmp_path):
     quick = ("trainer.max_steps=3", "trainer.val_check_interval=3", "trainer.limit_val_batches=2")
-    quick += ("data.batch_size=16", "callbacks.pictures.samples=0")
+    quick += ("data.batch_size=16", "~callbacks.pictures")
     job = [sys.executable, str(ROOT / "train.py"), "hydra.run.dir=run", *quick, *overrides]
     done = server.run(job, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -75,7 +75,7 @@ def test_a_run_without_validation_ends_with_a_summary(tmp_path):
 
 
 def test_a_killed_run_goes_on_in_its_folder(tmp_path):
-    options = ("hydra.run.dir=run", *QUICK[1:], "callbacks.pictures.samples=0")
+    options = (*OVERRIDES, "hydra.run.dir=run")
     with (tmp_path / "log").open("w") as log:
         process = start(command(*options, "trainer.max_steps=100000"), tmp_path, log)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
