@@ -53,8 +53,16 @@ def test_continuous_times_are_float32():
     torch.testing.assert_close(x_t.double(), expected, rtol=0, atol=5e-7)
 
 
-@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=[has_compiler, pytest.mark.slow])])
-@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 5, 7), (2, 9)])
+COMPILED = [has_compiler, pytest.mark.slow]
+
+
+@pytest.mark.parametrize(
+    ("shape", "compile"),
+    [
+        *(((3, 8, 8), False), ((1, 5, 7), False), ((2, 9), False)),
+        *(pytest.param(shape, True, marks=COMPILED) for shape in ((3, 8, 8), (1, 5, 7))),
+    ],
+)
 def test_a_draw_does_not_depend_on_its_batch(compile, shape):
     """Batch sizes 1, 7, 32 and all at once, a short last batch, any order: the same bits."""
     images = torch.randint(0, 256, (64, *shape), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
@@ -68,7 +76,7 @@ def test_a_draw_does_not_depend_on_its_batch(compile, shape):
     assert equal(process(images[order], INDEX[order], seed=2**40 + 7, epoch=3), rows(whole, order))
 
 
-@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=[has_compiler, pytest.mark.slow])])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=COMPILED)])
 def test_a_draw_does_not_depend_on_memory_layout_or_grad_mode(compile):
     process = ForwardProcess(LinearBeta(), compile=compile)
     whole = process(IMAGES, INDEX)
@@ -322,7 +330,7 @@ def test_the_chain_has_the_law_of_the_closed_form():
                 assert abs(math.atanh(seen) - math.atanh(expected)) < Z / math.sqrt(n - 3), (s, t)
 
 
-@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=[has_compiler, pytest.mark.slow])])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=COMPILED)])
 def test_latents_are_noised_as_they_are(compile):
     latents = 1.3 * torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     fields = ("x_t", "epsilon", "t", "x_0")

@@ -154,15 +154,14 @@ def test_what_auto_cannot_be():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("auto", [False, True])
-def test_twenty_shapes_are_compiled_and_none_falls_back(auto: bool):
+def test_twenty_shapes_are_compiled_and_none_falls_back():
     """Uniform timesteps, which have a compiled form of their own, and validation's; sizes that 4 divides, and not."""
     import torch._dynamo as dynamo
     from torch._dynamo.utils import counters
 
     dynamo.reset()
     counters.clear()
-    schedule = Shifted(LinearBeta(), image="auto", base_image=16) if auto else LinearBeta()
+    schedule = Shifted(LinearBeta(), image="auto", base_image=16)
     compiled, eager = (ForwardProcess(schedule, compile=mode) for mode in (True, False))
     sizes = [*SHAPES, (17, 19), (23, 17), (31, 29)]
     for stage in ("train", "val"):
