@@ -2,13 +2,11 @@
 
 import logging
 import pickle
-from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.tuner import Tuner
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -276,49 +274,6 @@ def test_several_loaders_have_noise_of_their_own():
     assert torch.equal(together(b, "label"), together(b, "index"))
 
 
-@pytest.mark.parametrize(
-    "mode", ["min_size", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("max_size_cycle", "max_size"))]
-)
-def test_several_loaders_go_on_exactly_after_a_resume(mode, tmp_path):
-    """From every step of three epochs: where the shorter has ended, at the epoch's end, and between."""
-
-    def both() -> Any:
-        return CombinedLoader(
-            {"a": DataLoader(pictures(22), 4, shuffle=True), "b": DataLoader(pictures(13), 4, shuffle=True)}, mode
-        )
-
-    class Both(Listener):
-        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-            self.seen["train"].append(batch)
-            return self.weight.sum()
-
-    def run(resumed: Path | None = None, **options: Any) -> list[Any]:
-        model = Both()
-        data = DiffusionDataModule.wrap(Inner(train=both), PROCESS, seed=3)
-        pl.Trainer(
-            max_epochs=3,
-            accelerator="cpu",
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            **(options or {"enable_checkpointing": False}),
-        ).fit(model, data, ckpt_path=resumed)
-        return model.seen["train"]
-
-    every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-    whole = run(callbacks=[every])
-    assert len(whole) == (12 if mode == "min_size" else 18)
-    for step in range(1, len(whole)):
-        rest = run(tmp_path / f"step={step}.ckpt")
-        assert len(rest) == len(whole) - step
-        for theirs, ours in zip(whole[step:], rest, strict=True):
-            for name in ("a", "b"):
-                assert (theirs[name] is None) == (ours[name] is None), (step, name)
-                if ours[name] is not None:
-                    same = [torch.equal(x, y) for x, y in zip(theirs[name], ours[name], strict=True)]
-                    assert all(same), (step, name)
-
-
 def test_validation_loaders_one_after_another_and_together():
     def loaders() -> list[Any]:
         return [DataLoader(pictures(), 4), DataLoader(pictures(), 5)]
@@ -489,28 +444,6 @@ def test_clean_images_for_pictures():
     owned = DiffusionDataModule(pictures(), process=PROCESS)
     owned.setup("fit")
     assert torch.equal(owned.clean_images("train", 4), images)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_run_that_was_cut_off_inside_an_epoch_goes_on_exactly(tmp_path, num_workers):
-    """The loader made again keeps its place: from a checkpoint after 8 of 20 batches follow the other 12."""
-
-    def wrapped() -> DiffusionDataModule:
-        inner = Inner(train=lambda: DataLoader(pictures(), 2, shuffle=True, num_workers=num_workers))
-        return DiffusionDataModule.wrap(inner, PROCESS, seed=2)
-
-    class Saves(Listener):
-        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-            if len(self.seen["train"]) == 8:
-                self.trainer.save_checkpoint(tmp_path / "cut.ckpt")
-
-    whole, rest = Saves(), Listener()
-    trainer(max_epochs=4).fit(whole, wrapped())
-    trainer(max_epochs=4).fit(rest, wrapped(), ckpt_path=tmp_path / "cut.ckpt")
-    assert (len(whole.seen["train"]), len(rest.seen["train"])) == (20, 12)
-    for a, b in zip(rest.seen["train"], whole.seen["train"][8:], strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 class Tuned(Listener):

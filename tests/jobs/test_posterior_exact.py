@@ -47,7 +47,7 @@ def test_z_does_not_depend_on_ranks_workers_or_a_resume(source, moments, tmp_pat
     assert not torch.allclose(z[1], z[2])
     recorded.main(str(tmp_path / "workers"), {"num_workers": 2, "batch_size": 7, **options})
     assert same(triples(tmp_path / "workers"), single)
-    run(tmp_path / "ranks", devices=3, batch_size=2, num_workers=1, **options)
+    run(tmp_path / "ranks", devices=2, batch_size=4, num_workers=1, **options)
     ranks = triples(tmp_path / "ranks")
     assert same({key: value for key, value in ranks.items() if key[2] == 0}, single)
     run(tmp_path / "killed", expect=None, kill_at=13, **options)
