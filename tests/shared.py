@@ -12,6 +12,8 @@ from hydra.utils import instantiate
 from torch.utils.data import Dataset, TensorDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess
+from diffaug.commands.encode import encode
+from diffaug.pytorch_lightning import Encoding
 from diffaug.schedules import Schedule
 from diffaug.times import Fixed, Grid
 
@@ -124,6 +126,21 @@ def fit(data: DiffusionDataModule, **options: Any) -> dict[str, list[Any]]:
     listener = Listener()
     trainer(**options).fit(listener, data)
     return listener.seen
+
+
+def seen(data: DiffusionDataModule, epochs: int = 2) -> dict[str, list[Any]]:
+    return fit(data, max_epochs=epochs, num_sanity_val_steps=0)
+
+
+def write(data: DiffusionDataModule, out: Path, **options: Any) -> Path:
+    """Write a store."""
+    encode(data, str(out), trainer(), Encoding, **options)
+    return out
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
 def together(batches: list[Any], name: str) -> torch.Tensor:

@@ -7,37 +7,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shared import Listener, trainer
+from shared import contents, seen, write
 from torch.utils.data import Dataset
 
 from diffaug import Buckets, DiffusionDataModule, ForwardProcess, LinearBeta
-from diffaug.commands.encode import encode
-from diffaug.pytorch_lightning import Encoding, image_folder, store
-from diffaug.store import shards
+from diffaug.pytorch_lightning import image_folder, store
 from diffaug.store.layout import shape_of
 from diffaug.store.reader import Store
 
 FIELDS = ("x_t", "epsilon", "t", "index", "view")
-
-
-@pytest.fixture(autouse=True)
-def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "_LEAST_BYTES", 6000)
-
-
-def write(data: Any, out: Path, **options: Any) -> Path:
-    encode(data, str(out), trainer(), Encoding, **options)
-    return out
-
-
-def seen(data: DiffusionDataModule, epochs: int = 2) -> dict[str, Any]:
-    listener = Listener()
-    trainer(max_epochs=epochs, num_sanity_val_steps=0).fit(listener, data)
-    return listener.seen
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
 class Told(Dataset[Any]):

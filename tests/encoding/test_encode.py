@@ -18,16 +18,15 @@ import pytest
 import server
 import torch
 from PIL import Image
-from shared import ROOT, Listener, together, trainer
+from shared import ROOT, contents, seen, together, write
 from tiny import environment
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 import diffaug
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Mixture
 from diffaug.__main__ import main
-from diffaug.commands.encode import encode
 from diffaug.commands.preview import preview
-from diffaug.pytorch_lightning import Encoding, image_folder, store
+from diffaug.pytorch_lightning import image_folder, store
 from diffaug.store import shards
 from diffaug.store.reader import Store
 
@@ -48,29 +47,9 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "_LEAST_BYTES", 6000)
-
-
 def folder(root: Path, **options: Any) -> DiffusionDataModule:
     options = {"image_size": 16, "process": PROCESS, "seed": 3, "batch_size": 4, **options}
     return image_folder(root=str(root), **options)
-
-
-def write(data: Any, out: Path, **options: Any) -> Path:
-    encode(data, str(out), trainer(), Encoding, **options)
-    return out
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
-
-
-def seen(data: DiffusionDataModule, epochs: int = 2) -> dict[str, Any]:
-    listener = Listener()
-    trainer(max_epochs=epochs, num_sanity_val_steps=0).fit(listener, data)
-    return listener.seen
 
 
 @pytest.mark.slow

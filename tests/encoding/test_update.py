@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shared import trainer
+from shared import contents, write
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
-from diffaug.commands.encode import encode
 from diffaug.datasets.folder import ImageFolder
 from diffaug.encoding import update
-from diffaug.pytorch_lightning import Encoding, image_folder
+from diffaug.pytorch_lightning import image_folder
 from diffaug.store import shards
 from diffaug.store.reader import Store
 
@@ -29,8 +28,7 @@ def picture(path: Path, seed: int) -> None:
 
 
 @pytest.fixture
-def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(shards, "_LEAST_BYTES", 6000)
+def photos(tmp_path: Path) -> Path:
     for i in range(60):
         picture(tmp_path / "photos" / "ab"[i % 2] / f"{i:02}.png", i)
     return tmp_path / "photos"
@@ -59,15 +57,6 @@ def data(photos: Path, **options: Any) -> DiffusionDataModule:
     return image_folder(
         **{"root": str(photos), "image_size": 16, "process": PROCESS, "seed": 3, "batch_size": 4, **options}
     )
-
-
-def write(made: Any, out: Path, **options: Any) -> Path:
-    encode(made, str(out), trainer(), Encoding, **options)
-    return out
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
 def shifted(image: torch.Tensor) -> torch.Tensor:
