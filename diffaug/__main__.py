@@ -24,6 +24,7 @@ cosine,schedule.timesteps=4000.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -84,6 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"python -m diffaug {name}: {sentence(error) or error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt as error:
+        print(f"python -m diffaug {name}: interrupted. {error}".rstrip(), file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def _report(overrides: list[str]) -> None:

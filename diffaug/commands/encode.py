@@ -135,6 +135,10 @@ def encode(
         if missing:
             try:
                 trainer.predict(writer, return_predictions=False)
+            except SystemExit as error:  # as which Lightning hands on Ctrl-C
+                if trainer.is_global_zero and isinstance(error.__context__, KeyboardInterrupt):
+                    raise KeyboardInterrupt("What was finished stays, and the same command goes on.") from None
+                raise
             finally:
                 writer.abandon()
         if trainer.is_global_zero:

@@ -90,6 +90,27 @@ def test_any_ranks_and_any_kills_write_the_same_store(overrides, ranks, kills, t
     assert contents(tmp_path / "killed") == whole
 
 
+@pytest.mark.slow
+def test_ctrl_c_says_that_the_same_command_goes_on(photos, tmp_path):
+    """As from a terminal, to all processes: two ranks, each with a worker."""
+    out, variables = tmp_path / "made", {**environment(tmp_path), "KILL": "4", "SIGNAL": "2"}
+    words = ["encode", "data=image_folder", f"data.root={photos}", "data.image_size=16", f"out={out}"]
+    command = [sys.executable, str(ROOT / "tests/jobs/small_shards.py"), *words, "trainer=ddp", "trainer.devices=2"]
+    more = {"capture_output": True, "text": True, "cwd": ROOT, "env": variables, "start_new_session": True}
+    done = subprocess.run([*command, "trainer.accelerator=cpu", "data.num_workers=1"], timeout=120, check=False, **more)
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    text = "diffaug encode: interrupted. What was finished stays, and the same command goes on.\n"
+    assert done.stderr.count(text) == 1
+    assert "Traceback" not in done.stderr
+    there = contents(out)
+    finished = {name for name in there if not name.endswith(".part")} - {"store.json"}  # a rank ends the others at once
+    assert [name for name in finished if name.startswith("train/image")]
+    assert main([*words, "data.num_workers=0", "trainer=cpu"]) == 0
+    whole = contents(out)
+    assert all(there[name] == whole[name] for name in finished)
+    assert not [name for name in whole if name.endswith(".part")]
+
+
 MEASURED = """
 import resource, sys, torch
 import pytorch_lightning as pl

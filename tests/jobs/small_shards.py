@@ -1,6 +1,7 @@
 """The command line with shards of a few rows: ``KILL=4 python small_shards.py encode ...``, run by tests.
 
-It is killed, kill -9, as it flushes the file of a store that KILL counts to; with 0 never.
+It is killed, kill -9, as it flushes the file of a store that KILL counts to; with 0 never. With SIGNAL=2 all
+processes of its group are told by Ctrl-C instead.
 """
 
 import os
@@ -8,7 +9,7 @@ import signal
 import sys
 
 from diffaug.__main__ import main
-from diffaug.data import shards
+from diffaug.store import shards
 
 shards._LEAST_BYTES = 6000
 kill, flush = int(os.environ["KILL"]), os.fsync
@@ -18,7 +19,10 @@ def count_down(descriptor: int) -> None:
     global kill
     kill -= 1
     if kill == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+        if os.environ.get("SIGNAL") == "2":
+            os.killpg(0, signal.SIGINT)
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
     flush(descriptor)
 
 
