@@ -19,10 +19,12 @@ from diffaug.checks import choice, flag, integer, refuse
 from diffaug.data.module import DiffusionBase
 from diffaug.data.recipe import differences
 from diffaug.data.sources import are_datasets, as_list, look_at
+from diffaug.data.wrapped import WrappedBase
 from diffaug.encoding.autoencoder import folder_of
 from diffaug.encoding.fingerprint import draws_at_random, fingerprint, list_files
 from diffaug.encoding.module import VARIANTS, EncodingBase, Source, check_storable, read_row
 from diffaug.encoding.space import check_space, plan
+from diffaug.encoding.unwrap import unwrap
 from diffaug.encoding.update import BESIDE, changed_files, check_kept, keep_rows, left_by_another, replace, write_files
 from diffaug.images.items import split
 from diffaug.loader.batch import Batch, collate
@@ -38,7 +40,7 @@ _OWN = ("image", "mean", "std", "pixels")
 
 
 def encode(
-    data: DiffusionBase,
+    data: DiffusionBase | WrappedBase,
     out: str,
     trainer: Any,
     module: type[EncodingBase],
@@ -54,7 +56,8 @@ def encode(
     """Write the datasets of a DataModule as a store; rank 0 prints what it comes to before, and after.
 
     Arguments:
-        data: the DataModule. Its ``transform`` and ``eval_transform`` are applied.
+        data: the DataModule. Its ``transform`` and ``eval_transform`` are applied; of another one that is wrapped the
+            datasets of its loaders are stored, as `diffaug.encoding.unwrap` takes them out.
         out: the folder, made here; a store of the same recipe in it is gone on with.
         trainer: of any number of ranks.
         module: the LightningModule that writes, of the trainer's package.
@@ -72,8 +75,10 @@ def encode(
         ValueError: another recipe made the store, or something cannot be stored.
         OSError: the disk is full, or would be.
     """
+    if isinstance(data, WrappedBase):
+        data = unwrap(data, trainer)
     if not isinstance(data, DiffusionBase):
-        raise refuse("data", type(data).__name__, "a DiffusionDataModule of datasets; give it the datasets themselves")
+        raise refuse("data", type(data).__name__, "a DiffusionDataModule, which wraps another one by its wrap")
     if data.device_transform is not None:
         raise ValueError(
             "data.device_transform is of the training batches, drawn anew for each: leave it out here and set it with "

@@ -17,6 +17,7 @@ from diffaug.data.recipe import describe
 from diffaug.data.sources import spread_indices
 from diffaug.datasets.indexed import describe_dataset
 from diffaug.encoding.module import Source
+from diffaug.encoding.unwrap import Collated
 from diffaug.loader.batch import Place
 from diffaug.loader.dataset import Images
 from diffaug.randomness.user_code import detect_draws
@@ -82,6 +83,8 @@ def list_files(dataset: Any) -> list[str] | None:
     if isinstance(dataset, Subset):
         inner = list_files(dataset.dataset)
         return inner and [inner[index] for index in dataset.indices]
+    if isinstance(dataset, Collated):
+        return list_files(dataset.dataset)
     paths = getattr(dataset, "paths", None) or [sample[0] for sample in getattr(dataset, "samples", [])]
     if not paths or len(paths) != len(dataset) or not all(isinstance(path, str) for path in paths):
         return None
