@@ -3,16 +3,20 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import server
 import torch
 from PIL import Image
-from shared import contents, write
+from shared import ROOT, contents, write
+from tiny import environment
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
+from diffaug.__main__ import main
 from diffaug.datasets.folder import ImageFolder
 from diffaug.encoding import update
 from diffaug.pytorch_lightning import image_folder
@@ -98,6 +102,25 @@ def test_an_updated_store_is_the_one_made_anew(encoder, dtype, variants, photos,
         assert set(there) == set(whole)
     else:
         assert there == whole
+
+
+@pytest.mark.slow
+def test_two_ranks_update_a_store_to_the_one_made_anew(photos, tmp_path):
+    def words(name: str) -> list[str]:
+        words = ["encode", "data=image_folder", f"data.root={photos}", "data.image_size=16", f"out={tmp_path / name}"]
+        return [*words, "data.encoder={_target_:recorded.Spread}", "data.batch_size=4", "data.num_workers=0"]
+
+    assert main([*words("made"), "trainer=cpu"]) == 0
+    old = (tmp_path / "made" / "store.json").read_bytes()
+    change(photos)
+    command = [sys.executable, str(ROOT / "tests/jobs/small_shards.py"), *words("made"), "update=true"]
+    ranks = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
+    done = server.run([*command, *ranks], ROOT, {**environment(tmp_path), "KILL": "0"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" of these from before") == 1
+    assert main([*words("anew"), "trainer=cpu"]) == 0
+    assert contents(tmp_path / "made") == contents(tmp_path / "anew")
+    assert (tmp_path / "made" / "store.json").read_bytes() != old
 
 
 def test_what_has_changed_is_named(photos, tmp_path):
