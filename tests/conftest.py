@@ -61,7 +61,7 @@ def _environment_of_its_own() -> Iterator[None]:
 def _eager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw as where there is no compiler: to compile takes seconds, and the compiled pass is of tests/process."""
     if request.path.parent.name in EAGER and "compiled" not in request.node.name:
-        monkeypatch.setattr("diffaug.process.kernel.compiler_for", lambda _: False)
+        monkeypatch.setattr("diffaug.process.compiler.compiler_for", lambda _: False)
 
 
 @pytest.fixture

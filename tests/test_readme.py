@@ -25,7 +25,7 @@ def test_python_blocks_run(page, compiled, tmp_path, monkeypatch):
     """As where there is no compiler; the README as it is too: each size of image takes seconds to compile."""
     monkeypatch.chdir(tmp_path)
     if not compiled:
-        monkeypatch.setattr("diffaug.process.kernel.compiler_for", lambda _: False)
+        monkeypatch.setattr("diffaug.process.compiler.compiler_for", lambda _: False)
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     names: dict[str, object] = {"__name__": "__page__"}
     for block in blocks:

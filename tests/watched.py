@@ -122,16 +122,16 @@ def watched(run_pass: bool = False) -> Iterator[Watch]:
             and for normals, as these are the same hundreds of operations at every call.
     """
     from diffaug.noise import kinds, pyramid
-    from diffaug.process import chain, general, kernel
+    from diffaug.process import chain, compiler, kernel
 
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, Watch(fake) as watch, contextlib.ExitStack() as stack:
-        noises = [(kind, name) for kind in _kinds(Noise) for name in ("draw", "perturb") if name in vars(kind)]
-        for owner, name in ((kernel, "mix_given"), (kernel, "draw_and_mix"), *noises):
+        noises = [(kind, "draw") for kind in _kinds(Noise) if "draw" in vars(kind)]
+        for owner, name in ((kernel, "mix_given"), (kernel, "draw_and_mix"), (kernel, "draw_noises"), *noises):
             stack.enter_context(mock.patch.object(owner, name, watch.apart(getattr(owner, name))))
-        for module in () if run_pass else (chain, general, kinds, pyramid):
+        for module in () if run_pass else (chain, kinds, pyramid):
             stack.enter_context(mock.patch.object(module, "gaussian", watch.apart(_normals)))
-        stack.enter_context(mock.patch.object(kernel, "_call_compiled", watch.apart(_whole if run_pass else _results)))
-        stack.enter_context(mock.patch.object(kernel, "compiler_for", return_value=True))
+        stack.enter_context(mock.patch.object(compiler, "call_compiled", watch.apart(_whole if run_pass else _results)))
+        stack.enter_context(mock.patch.object(compiler, "compiler_for", return_value=True))
         # As it is: to look anew at every operation takes long.
         stack.enter_context(mock.patch.object(torch.cuda, "is_available", return_value=False))
         yield watch
@@ -154,7 +154,7 @@ def _normals(keys: Any, shape: tuple[int, ...], *_: int) -> Tensor:
 
 
 def _results(
-    function: Callable[..., Any], x: Tensor, rows: Tensor, mix: Tensor, centre: float, dtype: torch.dtype
+    function: Callable[..., Any], x: Tensor, rows: Tensor, mix: Tensor, centre: float, dtype: torch.dtype, *_: Any
 ) -> Any:
     """What the pass would give, but for its values."""
     fields = [torch.empty(x.shape, dtype=dtype, device=x.device) for _ in range(mix.shape[1])]

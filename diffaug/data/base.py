@@ -26,7 +26,7 @@ from diffaug.device.noiser import Noiser
 from diffaug.device.posterior import Posterior
 from diffaug.images.aligned import Aligned
 from diffaug.process import ForwardProcess
-from diffaug.process.kernel import COMPILE_ELEMENTS
+from diffaug.process.compiler import COMPILE_ELEMENTS
 from diffaug.randomness.keys import STAGES
 
 _log = logging.getLogger("diffaug")

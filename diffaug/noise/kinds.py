@@ -50,12 +50,23 @@ class Noise(ABC):
     Attributes:
         standard_normal: whether the noise in x_t is N(0, I), whatever x_0 is. Where it is not, -epsilon / sigma is not
             the score of q(x_t | x_0), and a pair under the chain's law has no x_s.
+        perturbation: how many times a second standard normal noise is added to epsilon where it is mixed into an input:
+            0, but for input perturbation.
     """
 
     standard_normal: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self, "noise")
+
+    @property
+    def perturbation(self) -> float:
+        return 0.0
+
+    @property
+    def in_pass(self) -> bool:
+        """Whether epsilon is drawn within the pass over the images, and not before it."""
+        return False
 
     @abstractmethod
     def draw(self, keys: Keys, x_0: Tensor) -> Tensor:
@@ -66,16 +77,16 @@ class Noise(ABC):
             x_0: the images in [-1, 1], float32, shape (B, *).
         """
 
-    def perturb(self, keys: Keys, epsilon: Tensor) -> Tensor:
-        """Return the noise that is mixed into x_t: epsilon itself, but for input perturbation."""
-        return epsilon
-
 
 @dataclass(frozen=True)
 class Gaussian(Noise):
     """epsilon ~ N(0, I) (Ho, Jain and Abbeel 2020): the kind that is drawn within the one pass over the image."""
 
     standard_normal: ClassVar[bool] = True
+
+    @property
+    def in_pass(self) -> bool:
+        return True
 
     def draw(self, keys: Keys, x_0: Tensor) -> Tensor:
         return gaussian(keys, tuple(x_0.shape[1:]))
@@ -195,5 +206,10 @@ class InputPerturbation(Noise):
     def draw(self, keys: Keys, x_0: Tensor) -> Tensor:
         return self.base.draw(keys, x_0)
 
-    def perturb(self, keys: Keys, epsilon: Tensor) -> Tensor:
-        return epsilon + self.strength * gaussian(keys, tuple(epsilon.shape[1:]), Purpose.PERTURBATION)
+    @property
+    def perturbation(self) -> float:
+        return self.strength
+
+    @property
+    def in_pass(self) -> bool:
+        return self.base.in_pass

@@ -53,9 +53,8 @@ class ClosedForm(nn.Module):
         schedule.log_snr(t)  # its own check of t
         scale, centre = self._scale_and_centre(x_0)
         mix = mixes(schedule, ("x_t",), t, scale)
-        flat = x_0.reshape(len(x_0), -1)
-        (x_t,) = kernel.mix_given(flat, epsilon.reshape(flat.shape).float(), mix, centre, self.dtype or torch.float32)
-        return x_t.view(x_0.shape)
+        (x_t,) = kernel.mix_given(x_0, [epsilon.float()], mix, centre, self.dtype or torch.float32)
+        return x_t
 
     def step(self, x_s: Tensor, s: Tensor, t: Tensor, epsilon: Tensor) -> Tensor:
         """Draw from q(x_t | x_s): on from s to a later t.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffaug.checks import choice, number
 from diffaug.noise import Gaussian, Noise
-from diffaug.process import kernel
+from diffaug.process import compiler, kernel
 from diffaug.process.arguments import (
     check_call,
     check_dtype,
@@ -29,7 +29,7 @@ from diffaug.process.arguments import (
 )
 from diffaug.process.batch import Fields, NoisyBatch, batch_type
 from diffaug.process.closed_form import ClosedForm
-from diffaug.process.general import mix_any_noise, name_fields
+from diffaug.process.coefficients import coefficients, purposes
 from diffaug.randomness.keys import Keys
 from diffaug.randomness.transfer import move
 from diffaug.schedules import Schedule
@@ -43,8 +43,8 @@ from diffaug.targets import (
     Pair,
     Unweighted,
     Weight,
+    interval,
     mix_table,
-    mixes,
 )
 from diffaug.times import ByIndex, Times, Uniform
 
@@ -68,7 +68,7 @@ class ForwardProcess(ClosedForm):
         value_range: the values that float images span, mapped to [-1, 1]; None for latents, which are noised as they
             are. uint8 images span [0, 255] either way.
         compile: "auto" (compile where there is a compiler and a sample has 512 elements or more), True or False. Only
-            gaussian noise without a pair is compiled; the rest runs eagerly.
+            gaussian noise is compiled, perturbed or not; other kinds run eagerly.
         dtype: of the image-shaped fields; None is float32. All arithmetic on pixels is float32.
 
     It has no parameters and no buffers; the work is done on the images' device.
@@ -105,11 +105,12 @@ class ForwardProcess(ClosedForm):
         self.compile_mode = choice("process.compile", compile, (True, False, "auto"))
         self.dtype = check_dtype(dtype)
         check_parts(self)
-        self._images = tuple(name for name in self.fields if name in IMAGE_FIELDS)
+        self._states = tuple(name for name in self.fields if name in ("x_s",))
+        self._images = *(name for name in self.fields if name in IMAGE_FIELDS), *self._states
         self._numbers = tuple(name for name in self.fields if name in NUMBER_FIELDS)
         # A law that makes a t of its own does so whatever the fields.
         self._pairs = pair is not None and (pair.times.moves_t or not set(PAIR_FIELDS).isdisjoint(self.fields))
-        self._fused = isinstance(self.noise, Gaussian) and not self._pairs  # one pass draws the noise and mixes it
+        self._purposes = purposes(self)
         self._has_compiled = self._cannot_compile = False
 
     def extra_repr(self) -> str:
@@ -119,10 +120,10 @@ class ForwardProcess(ClosedForm):
 
     def compiles(self, device: torch.device, elements: int) -> bool:
         """Return whether samples of so many elements go through the compiled pass on this device."""
-        if self._cannot_compile or not self._fused:
+        if self._cannot_compile or not self.noise.in_pass:
             return False
         if self.compile_mode == "auto":
-            return elements >= kernel.COMPILE_ELEMENTS and kernel.compiler_for(device.type)
+            return elements >= compiler.COMPILE_ELEMENTS and compiler.compiler_for(device.type)
         return bool(self.compile_mode)
 
     def can_compile(
@@ -258,7 +259,7 @@ class ForwardProcess(ClosedForm):
         """Draw the times, where the keys are, and every image-shaped field and the second time, by name."""
         try:
             return self._mix(x_0, key, times, position, dtype, eager)
-        except kernel.CompileError as error:
+        except compiler.CompileError as error:
             if self._has_compiled:
                 # This process, one rank of several perhaps, must not go on alone with other bits.
                 raise RuntimeError(
@@ -277,22 +278,31 @@ class ForwardProcess(ClosedForm):
     def _mix(
         self, x_0: Tensor, key: Keys, times: Times, position: Tensor | None, dtype: torch.dtype, eager: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        names, flat = self._images, x_0.reshape(len(x_0), -1)
-        compiled = not eager and self.compiles(x_0.device, flat.shape[1])
+        names, compiled = self._images, not eager and self.compiles(x_0.device, x_0.shape[1:].numel())
         schedule, (scale, centre) = self.schedule.at_shape(x_0.shape), self._scale_and_centre(x_0)
-        if names and compiled and schedule.discrete and times == _UNIFORM:
+        alone = not self._pairs and self._purposes == kernel.ONLY_EPSILON
+        if names and compiled and alone and schedule.discrete and times == _UNIFORM:
             table = mix_table(schedule, names, scale, x_0.device, self.sigma_data)
-            t, fields = kernel.draw_times_and_mix(flat, key.to(x_0.device), table, centre, dtype)
+            t, fields = kernel.draw_times_and_mix(x_0, key.to(x_0.device), table, centre, dtype)
             self._has_compiled = True
-            return t, name_fields(names, fields, x_0)
-        t, s = times.draw(key, schedule, position, x_0.device), None
+            return t, dict(zip(names, fields, strict=True))
+        t = times.draw(key, schedule, position, x_0.device)
+        made: dict[str, Tensor] = {}
+        earlier: dict[str, Tensor] = {}
         if self.pair is not None and self._pairs:
             t, s = self.pair.times.draw(key.to(t.device), schedule, times, t)
-        if not names and not self._pairs:
-            return t, {}
-        if not self._fused:
-            return t, mix_any_noise(self, self.scale(x_0), key, t, s, dtype)
-        rows, mix = move([key.rows, mixes(schedule, names, t, scale, self.sigma_data)], x_0.device)
-        fields = kernel.draw_and_mix(flat, Keys(rows), mix, centre, dtype, compiled=compiled)
-        self._has_compiled |= compiled
-        return t, name_fields(names, fields, x_0)
+            made, earlier = {"s": s, "same": s == t}, {"x_s": s}
+            if "interval" in self.fields:
+                made["interval"] = interval(schedule, t, s)
+        if not names:
+            return t, made
+        mix = coefficients(self, schedule, names, t, earlier, scale)
+        rows, mix = move([key.rows, mix], x_0.device)
+        keys = Keys(rows)
+        if self.noise.in_pass:
+            fields = kernel.draw_and_mix(x_0, keys, mix, centre, dtype, compiled=compiled, purposes=self._purposes)
+            self._has_compiled |= compiled
+        else:
+            noises = [self.noise.draw(keys, self.scale(x_0)), *kernel.draw_noises(keys, self._purposes[1:], x_0)]
+            fields = kernel.mix_given(x_0, noises, mix, centre, dtype)
+        return t, made | dict(zip(names, fields, strict=True))

@@ -2,52 +2,92 @@
 
 For each element: ``field = p (2 x - centre) + q epsilon``, with epsilon made on the spot from the sample's key. The
 coefficients hold the scaling of the image to [-1, 1], so scaling costs nothing and is exact: for uint8, 2 x - 255 is
-an integer.
+an integer. They are numbers of a sample, or planes over its parts; and a recipe whose fields do not all hold the same
+noise has a third, r, of a second noise xi.
 
 One definition serves all devices. `torch.compile` turns it into a single loop (C++) or kernel (Triton), in which a
 call of Philox serves four elements. Without a compiler it runs eagerly, in pieces that stay in the cache.
 """
 
-import functools
-import shutil
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from diffaug.process import compiler
 from diffaug.randomness.keys import Keys, Purpose
 from diffaug.randomness.philox import indices, lanes, normals, points
 
-COMPILE_ELEMENTS = 512
-"""The size of a sample from which compiling pays for itself."""
+ONLY_EPSILON = (Purpose.EPSILON,)
+"""The noises of most recipes."""
 
 _PIECE = 2**17  # blocks worked on at a time by the eager path: its intermediates then stay in the cache
 
 
-def _blend(x: Tensor, epsilon: Tensor, mix: Tensor, centre: float, field: int, dtype: torch.dtype) -> Tensor:
+def _blend(
+    x: Tensor, noises: Sequence[Tensor], mix: Tensor, centre: float, dtype: torch.dtype, at: slice = slice(None)
+) -> list[Tensor]:
+    """Mix the fields of some columns of the images.
+
+    Arguments:
+        x: of all columns, shape (B, N) or (B, R, M), as `_in_rows` gives it, and so is mix.
+        noises: of those columns: epsilon and what else is mixed in.
+        at: the columns.
+    """
+    x = x[:, at]
+    mix = (mix[..., at] if x.ndim == 3 else mix)[..., None]
     centred = 2.0 * x.float() - centre
-    return (mix[:, field, 0:1] * centred + mix[:, field, 1:2] * epsilon).to(dtype)
+    fields: list[Tensor] = []
+    for f in range(mix.shape[1]):
+        field = mix[:, f, 0] * centred
+        for number, noise in enumerate(noises, 1):
+            field = field + mix[:, f, number] * noise
+        fields.append(field.to(dtype))
+    return fields
 
 
-def _whole(x: Tensor, rows: Tensor, mix: Tensor, centre: float, dtype: torch.dtype) -> list[Tensor]:
-    """Draw and mix all fields of all samples at once: what is compiled. The keys come as their rows, one argument."""
-    keys = Keys(rows)
-    elements = x.shape[1]
-    blocks = lanes(elements)
-    if elements % 4 and x.device.type == "cuda":
-        return _whole_in_two(x, keys, mix, centre, dtype)
-    runs = normals(keys, Purpose.EPSILON, torch.arange(blocks, device=x.device))
-    if elements % 4:
-        return mix_given(x, torch.cat(runs, 1)[:, :elements], mix, centre, dtype)
-    parts = [x[:, i * blocks : (i + 1) * blocks] for i in range(4)]
-    return [
-        torch.cat([_blend(part, run, mix, centre, f, dtype) for part, run in zip(parts, runs, strict=True)], 1)
-        for f in range(mix.shape[1])
+def _draw(keys: Keys, purposes: tuple[Purpose, ...], block: Tensor) -> list[tuple[Tensor, ...]]:
+    """Draw the noises of the four elements of each block: of each lane, those of each purpose."""
+    return [*zip(*(normals(keys, purpose, block) for purpose in purposes), strict=True)]
+
+
+def draw_noises(keys: Keys, purposes: tuple[Purpose, ...], like: Tensor) -> list[Tensor]:
+    """Draw the noises of all elements, float32, each of the shape of the images."""
+    elements = like[0].numel()
+    runs = (normals(keys, purpose, torch.arange(lanes(elements), device=like.device)) for purpose in purposes)
+    return [torch.cat(run, 1)[:, :elements].view(like.shape) for run in runs]
+
+
+def _whole(
+    x: Tensor,
+    rows: Tensor,
+    mix: Tensor,
+    centre: float,
+    dtype: torch.dtype,
+    purposes: tuple[Purpose, ...] = ONLY_EPSILON,
+) -> list[Tensor]:
+    """Draw and mix all fields of all samples at once: what is compiled. The keys come as their rows, one argument.
+
+    x and mix are as `_in_rows` gives them.
+    """
+    keys, size = Keys(rows), x.shape[1]
+    if size % 4 and x.ndim == 2 and x.device.type == "cuda":
+        return _whole_in_two(x, keys, mix, centre, dtype, purposes)
+    if size % 4:
+        return _blend(x, draw_noises(keys, purposes, x), mix, centre, dtype)
+    run = size // 4
+    block = torch.arange(run if x.ndim == 2 else run * x.shape[2], device=x.device).view(run, *x.shape[2:])
+    parts = [
+        _blend(x, noises, mix, centre, dtype, slice(lane * run, (lane + 1) * run))
+        for lane, noises in enumerate(_draw(keys, purposes, block))
     ]
+    return [torch.cat(field, 1) for field in zip(*parts, strict=True)]
 
 
-def _whole_in_two(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtype) -> list[Tensor]:
+def _whole_in_two(
+    x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtype, purposes: tuple[Purpose, ...] = ONLY_EPSILON
+) -> list[Tensor]:
     """Do the same for a size that is no multiple of 4: blocks of four elements, and up to three others apart.
 
     So epsilon never visits memory: 9 bytes an element instead of 17. (It wants a size that is a constant of the
@@ -57,25 +97,28 @@ def _whole_in_two(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torc
     blocks = lanes(elements)
     whole = max(elements - 3 * blocks, 0)
     made = [
-        (start, stop, normals(keys, Purpose.EPSILON, torch.arange(start, stop, device=x.device)))
+        (start, stop, _draw(keys, purposes, torch.arange(start, stop, device=x.device)))
         for start, stop in ((0, whole), (whole, blocks))
         if start < stop
     ]
-    pieces: list[tuple[int, int, Tensor]] = []  # in order: where it begins and ends, and its noise
+    parts: list[list[Tensor]] = []  # in order, the fields of each
     for lane in range(4):
         for start, stop, runs in made:
             begin, end = lane * blocks + start, min(lane * blocks + stop, elements)
             if begin < end:
-                pieces.append((begin, end, runs[lane][:, : end - begin]))
-    return [
-        torch.cat([_blend(x[:, begin:end], run, mix, centre, f, dtype) for begin, end, run in pieces], 1)
-        for f in range(mix.shape[1])
-    ]
+                noises = [run[:, : end - begin] for run in runs[lane]]
+                parts.append(_blend(x, noises, mix, centre, dtype, slice(begin, end)))
+    return [torch.cat(field, 1) for field in zip(*parts, strict=True)]
 
 
-def _pieces(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtype) -> list[Tensor]:
+def _pieces(
+    x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtype, purposes: tuple[Purpose, ...]
+) -> list[Tensor]:
     """Do the same piece by piece: some samples at a time, or some blocks of one sample."""
-    samples, elements = x.shape
+    if x.ndim == 3:  # each element with a coefficient of its own, so that a piece may begin anywhere
+        mix = mix[..., None].expand(*mix.shape, x.shape[2]).flatten(3)
+    samples, elements = len(x), x[0].numel()
+    x = x.reshape(samples, elements, *(1,) * (x.ndim - 2))
     fields = [torch.empty(samples, elements, dtype=dtype, device=x.device) for _ in range(mix.shape[1])]
     blocks = lanes(elements)
     rows, columns = max(1, _PIECE // max(blocks, 1)), min(blocks, _PIECE)
@@ -84,46 +127,93 @@ def _pieces(x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtyp
         some = keys.part(part)
         for start in range(0, blocks, columns):
             stop = min(start + columns, blocks)
-            runs = normals(some, Purpose.EPSILON, torch.arange(start, stop, device=x.device))
-            for lane, run in enumerate(runs):
+            block = torch.arange(start, stop, device=x.device).view(-1, *x.shape[2:])
+            for lane, runs in enumerate(_draw(some, purposes, block)):
                 begin, end = lane * blocks + start, min(lane * blocks + stop, elements)
                 if begin < end:
-                    for f, out in enumerate(fields):
-                        out[part, begin:end] = _blend(
-                            x[part, begin:end], run[:, : end - begin], mix[part], centre, f, dtype
-                        )
+                    noises, at = [run[:, : end - begin] for run in runs], slice(begin, end)
+                    for out, made in zip(fields, _blend(x[part], noises, mix[part], centre, dtype, at), strict=True):
+                        out[part, at] = made.flatten(1)
     return fields
 
 
-def mix_given(x: Tensor, epsilon: Tensor, mix: Tensor, centre: float, dtype: torch.dtype) -> list[Tensor]:
-    """Mix the same fields from an epsilon that is given, float32, of x's shape."""
-    return [_blend(x, epsilon, mix, centre, f, dtype) for f in range(mix.shape[1])]
+_SHORTEST = 32  # elements in a row under one coefficient: with fewer, each element is given its own
+
+
+def _in_rows(x: Tensor, mix: Tensor) -> tuple[Tensor, Tensor]:
+    """Lay out images and coefficients so that each coefficient serves one row of elements.
+
+    Arguments:
+        x: shape (B, *).
+        mix: shape (B, F, K), or (B, F, K, *planes), each size of planes a divisor of x's.
+
+    Returns:
+        x of shape (B, N) and mix as it is; or x of shape (B, R, N / R) and mix of shape (B, F, K, R), with R a multiple
+        of 4 if N is.
+    """
+    planes, sizes = mix.shape[3:], x.shape[1:]
+    if all(size == 1 for size in planes):
+        return x.reshape(len(x), -1), mix.reshape(mix.shape[:3])
+    last = max(dim for dim, size in enumerate(planes) if size > 1)
+    inner = sizes[last:].numel() // planes[last]
+    if inner < _SHORTEST:
+        inner = 1
+    elif x[0].numel() % 4 == 0:
+        inner //= 4 // math.gcd(x[0].numel() // inner, 4)
+    rows = x[0].numel() // inner
+    # Each entry serves size / plane neighbours.
+    apart = [n for size in planes for n in (size, 1)]
+    served = [n for size, plane in zip(sizes, planes, strict=True) for n in (plane, size // plane)]
+    served[2 * last + 1 :] = [rows // torch.Size(served[: 2 * last + 1]).numel()]
+    apart[2 * last + 1 :] = [1]
+    mix = mix.reshape(*mix.shape[:3], *apart).expand(*mix.shape[:3], *served).reshape(*mix.shape[:3], rows)
+    return x.reshape(len(x), rows, inner), mix
+
+
+def mix_given(x: Tensor, noises: Sequence[Tensor], mix: Tensor, centre: float, dtype: torch.dtype) -> list[Tensor]:
+    """Mix the same fields from noises that are given, float32, of x's shape: epsilon alone or with a second."""
+    laid_out, mix = _in_rows(x, mix)
+    noises = [noise.reshape(laid_out.shape) for noise in noises]
+    return [field.view(x.shape) for field in _blend(laid_out, noises, mix, centre, dtype)]
 
 
 def draw_and_mix(
-    x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtype, *, compiled: bool
+    x: Tensor,
+    keys: Keys,
+    mix: Tensor,
+    centre: float,
+    dtype: torch.dtype,
+    *,
+    compiled: bool,
+    purposes: tuple[Purpose, ...] = ONLY_EPSILON,
 ) -> list[Tensor]:
-    """Draw standard normal epsilon and mix every image field of B samples.
+    """Draw standard normal noises, epsilon alone or with a second, and mix every image field of B samples.
 
     Arguments:
-        x: images, uint8 or float, shape (B, N).
+        x: images, uint8 or float, shape (B, *).
         keys: of the B samples.
-        mix: (p, q) of each of F fields, float32, shape (B, F, 2).
+        mix: (p, q) of each of F fields, float32, shape (B, F, 2), or (p, q, r) with a second noise. Where not all of a
+            sample goes by one time: shape (B, F, 2, *planes), with as many dimensions after (B, F, 2) as x has after B,
+            each size a divisor of x's; an entry serves size / plane neighbours: all of them where the plane has 1.
         centre: so that 2 x - centre is symmetric about 0.
         dtype: of the results; the arithmetic is float32.
         compiled: whether to run the compiled form. Its last bits may differ from the eager form's.
+        purposes: of `diffaug.randomness.keys.Purpose`, by which each noise is drawn.
 
     Returns:
-        F tensors of dtype ``dtype``, shape (B, N).
+        F tensors of dtype ``dtype``, of x's shape.
 
     Raises:
         CompileError: it does not compile.
     """
+    laid_out, mix = _in_rows(x, mix)
     if compiled:
-        return _call_compiled(_whole, x, keys.rows, mix, centre, dtype)
-    if x.device.type == "cpu":
-        return _pieces(x, keys, mix, centre, dtype)
-    return _whole(x, keys.rows, mix, centre, dtype)
+        fields = compiler.call_compiled(_whole, laid_out, keys.rows, mix, centre, dtype, purposes)
+    elif x.device.type == "cpu":
+        fields = _pieces(laid_out, keys, mix, centre, dtype, purposes)
+    else:
+        fields = _whole(laid_out, keys.rows, mix, centre, dtype, purposes)
+    return [field.view(x.shape) for field in fields]
 
 
 def draw_times_and_mix(
@@ -143,8 +233,9 @@ def draw_times_and_mix(
     Raises:
         CompileError: it does not compile.
     """
-    t, *fields = _call_compiled(_whole_with_uniform_times, x, keys.rows, table, centre, dtype)
-    return t, fields
+    flat = x.reshape(len(x), -1)
+    t, *fields = compiler.call_compiled(_whole_with_uniform_times, flat, keys.rows, table, centre, dtype)
+    return t, [field.view(x.shape) for field in fields]
 
 
 def _whole_with_uniform_times(
@@ -152,60 +243,3 @@ def _whole_with_uniform_times(
 ) -> list[Tensor]:
     t = indices(points(Keys(rows), Purpose.TIME), table.shape[0])
     return [t, *_whole(x, rows, table[t], centre, dtype)]
-
-
-class CompileError(RuntimeError):
-    """The pass does not compile here. Whoever hands out batches decides whether the eager path may stand in."""
-
-
-def _call_compiled(function: Callable[..., list[Tensor]], *args: Any) -> list[Tensor]:
-    from torch._dynamo import mark_static  # here, as importing it takes a second
-    from torch._dynamo.exc import TorchDynamoException
-
-    x, _, coefficients, *_ = args
-    if x.device.type == "cuda":
-        # There a sample's size is a constant of the compiled code, the batch's is not: one compile for each size of
-        # sample. With the size a variable every address costs a 64-bit division, and no access is of 128 bits.
-        mark_static(x, 1)
-        mark_static(coefficients, [1, 2])
-    try:
-        return _compiled(function, x.device.type)(*args)
-    except TorchDynamoException as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise CompileError(f"torch.compile failed ({type(error).__name__}: {reason})") from error
-
-
-@functools.cache
-def _compiled(function: Callable[..., list[Tensor]], device_type: str) -> Callable[..., list[Tensor]]:
-    from torch._dynamo import config as dynamo  # here, as both are slow to import
-    from torch._inductor import config
-
-    # One graph for every batch size but 1. Each number of fields, dtype, parity and, on CUDA, size of sample makes its
-    # own, hence the larger limit.
-    dynamo.recompile_limit = max(dynamo.recompile_limit, 256)
-    # The four runs of a sample must be written where they lie. Inductor's other way of joining them, its choice on
-    # GPUs, works out all four for every element and keeps one.
-    names = ("max_pointwise_cat_inputs", "max_complex_pointwise_cat_inputs")
-    options: dict[str, Any] = {name: 0 for name in names if hasattr(config, name)}
-    # No global that the pass reads ever changes: to look at them again at each call would only take time.
-    options["guard_filter_fn"] = torch.compiler.skip_guard_on_globals_unsafe  # pyright: ignore[reportUnknownMemberType]
-    if device_type == "cuda" and hasattr(config, "constant_and_index_propagation"):
-        # It types the blocks' numbers, and what is multiplied with them, as 32 bits where sizes are constants: Philox's
-        # multipliers are larger, and Triton refuses them (pytorch/pytorch 175966). C++ loops need it to be vectorised.
-        options["constant_and_index_propagation"] = False
-    return torch.compile(function, dynamic=True, fullgraph=True, options=options)
-
-
-@functools.cache
-def compiler_for(device_type: str) -> bool:
-    """Return whether torch.compile can work on this kind of device: a C++ compiler for the CPU, Triton for CUDA."""
-    if device_type == "cpu":
-        from torch._inductor import config  # here, as it is slow to import and needed only where compiling is asked
-
-        names = (config.cpp.cxx,) if isinstance(config.cpp.cxx, str) else config.cpp.cxx
-        return any(shutil.which(name) for name in names if name)
-    if device_type == "cuda":
-        from torch.utils._triton import has_triton
-
-        return has_triton()
-    return False

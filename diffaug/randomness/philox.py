@@ -56,22 +56,18 @@ def words(keys: Keys, purpose: int, block: Tensor) -> tuple[Tensor, Tensor, Tens
     Arguments:
         keys: of B samples.
         purpose: see `Purpose`.
-        block: int64, shape (N,), values in [0, 2^30).
+        block: int64, shape (N,) or (N, M), values in [0, 2^30).
 
     Returns:
-        Four int64 tensors of shape (B, N), values in [0, 2^32).
+        Four int64 tensors of shape (B, N) or (B, N, M), values in [0, 2^32).
     """
     if purpose >> 4:
         block = block + (purpose >> 4 << 30)
-    counter = (
-        block[None, :],
-        keys.low[:, None],
-        keys.high[:, None] + ((purpose & 15) << 28),
-        keys.domain[:, None],
-    )
+    key_0, key_1, low, high, domain = (row.view(-1, *(1,) * block.ndim) for row in keys.rows[:5])
+    counter = (block[None], low, high + ((purpose & 15) << 28), domain)
     # The key is kept per sample, not per call: with it every intermediate value of a compiled kernel has the shape
     # (B, N), which lets Inductor fuse all ten rounds and all outputs into one loop without a buffer between them.
-    return philox(counter, (keys.key_0[:, None], keys.key_1[:, None]))
+    return philox(counter, (key_0, key_1))
 
 
 def points(keys: Keys, purpose: int) -> Tensor:
@@ -163,7 +159,7 @@ def lanes(elements: int) -> int:
 
 
 def normals(keys: Keys, purpose: int, block: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draw four standard normals of each block of each sample, float32, each of shape (B, len(block)).
+    """Draw four standard normals of each block of each sample, float32, each of shape (B, *block.shape).
 
     With ``block = arange(lanes(elements))``, joined along dimension 1 and cut to ``elements``, they are a sample's
     noise in C order.

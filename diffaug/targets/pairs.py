@@ -44,9 +44,12 @@ class Pair:
         check_fields(self, "process.pair")
 
     def mix(self, schedule: Schedule, t: Tensor, s: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Return x_s as p x_0 + q epsilon + r xi: (p, q) float32 of shape (B, 1, 2), and r float32 of shape (B,).
+        """Return x_s as p x_0 + q epsilon + r xi: (p, q) float32 of shape (*, 1, 2), and r float32 of t's shape.
 
         Arguments:
+            schedule: of which t and s are native times.
+            t: the later times, of any shape.
+            s: the earlier ones, likewise.
             scale: as in `mixes`.
         """
         clean = s < 0
@@ -60,4 +63,4 @@ class Pair:
             fall = torch.where(s == t, 0.0, fall)  # one and the same state
             share, fresh = (fall / 2).exp(), (-torch.expm1(fall)).sqrt()
         mix = torch.stack((alpha * scale, sigma * share), -1).float()
-        return mix[:, None], (sigma * fresh).float()
+        return mix.unsqueeze(-2), (sigma * fresh).float()

@@ -28,7 +28,7 @@ NAMES = {group: sorted(path.stem for path in (ROOT / "configs" / group).glob("*.
 
 def forget() -> None:
     """Empty every cache of tables."""
-    for name in [name for name in sys.modules if name.startswith("diffaug.") and name != "diffaug.process.kernel"]:
+    for name in [name for name in sys.modules if name.startswith("diffaug.") and name != "diffaug.process.compiler"]:
         for value in vars(sys.modules[name]).values():
             if hasattr(value, "cache_clear"):
                 value.cache_clear()

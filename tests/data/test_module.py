@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from diffaug import Cosine, DiffusionDataModule, ForwardProcess, LinearBeta, NoisyBatch
 from diffaug.data.sources import spread_indices
-from diffaug.process import kernel
+from diffaug.process import compiler
 
 PROCESS = ForwardProcess(LinearBeta())
 
@@ -354,7 +354,7 @@ def test_the_backend_is_tried_settled_and_kept(caplog, monkeypatch):
     assert broken.backend == "cpu, eager"
     assert broken.process.compile_mode is True, "the process is the user's"
     called: list[Any] = []
-    monkeypatch.setattr(kernel, "_call_compiled", lambda *given: called.append(given))
+    monkeypatch.setattr(compiler, "call_compiled", lambda *given: called.append(given))
     broken.noise(next(iter(broken.train_dataloader())))
     assert not called, "this rank could compile, another could not"
     with caplog.at_level("WARNING", logger="diffaug"):
@@ -396,7 +396,7 @@ class Stream(IterableDataset):
 @pytest.mark.parametrize("works", [True, False])
 def test_the_backend_is_settled_before_the_size_of_what_is_noised_is_known(kind, works, monkeypatch):
     """Wrapped DataModules, streams and encoders too: at setup, and not at a first batch that not every rank has."""
-    monkeypatch.setattr("diffaug.process.kernel.compiler_for", lambda _: True)
+    monkeypatch.setattr("diffaug.process.compiler.compiler_for", lambda _: True)
     monkeypatch.setattr(ForwardProcess, "can_compile", lambda *_: works)
     process = ForwardProcess(LinearBeta())
     if kind == "wrapped":

@@ -19,7 +19,7 @@ from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Rectified  
 from diffaug.data import wrapped  # noqa: E402
 from diffaug.device.labels import LabelDropout  # noqa: E402
 from diffaug.loader.batch import Batch  # noqa: E402
-from diffaug.process import kernel  # noqa: E402
+from diffaug.process import compiler  # noqa: E402
 from diffaug.pytorch_lightning import Denoiser, LossByLevel  # noqa: E402
 from diffaug.randomness.keys import Keys  # noqa: E402
 from diffaug.randomness.transfer import move  # noqa: E402
@@ -74,7 +74,7 @@ def test_the_hooks_of_a_wrapped_module(known, monkeypatch):
     monkeypatch.setattr(wrapped, "keyed_random_state", lambda *_: contextlib.nullcontext())
     data = DiffusionDataModule.wrap(Inner(), ForwardProcess(Rectified(), fields=FIELDS), seed=0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel, "compiler_for", lambda _: False)  # on the CPU: here it is of no interest
+        patch.setattr(compiler, "compiler_for", lambda _: False)  # on the CPU: here it is of no interest
         data.setup("fit")
     with watched.watched() as watch:
         for batch in data.train_dataloader():

@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from scipy import stats
 from shared import CONFIGS
 
+from diffaug import ForwardProcess, LinearBeta, Pair, Rectified
 from diffaug.noise import Gaussian, Immiscible, InputPerturbation, Noise, Offset, Pyramid, StudentT, gaussian
 from diffaug.noise.kinds import sum_samples
 from diffaug.randomness.keys import Keys, Purpose
@@ -50,21 +51,18 @@ def mean_is(x: torch.Tensor, expected: float, deviation: float) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 7, 5)])
 def test_a_sample_s_noise_is_its_own(name, shape, same_random_state):
-    """Any batch split, any order: the same bits, of the noise that is returned and of that which is mixed."""
+    """Any batch split, any order: the same bits."""
     kind = of_yaml(name)
     key, x_0 = some(48, shape)
     before = x_0.clone()
     whole = kind.draw(key, x_0)
-    mixed = kind.perturb(key, whole)
     assert whole.shape == x_0.shape
-    assert whole.dtype == mixed.dtype == torch.float32
+    assert whole.dtype == torch.float32
     assert torch.equal(x_0, before)
     for size in (1, 7, 32):
         for start in range(0, 48, size):
             which = slice(start, start + size)
-            found = kind.draw(part(key, which), x_0[which])
-            assert torch.equal(found, whole[which])
-            assert torch.equal(kind.perturb(part(key, which), found), mixed[which])
+            assert torch.equal(kind.draw(part(key, which), x_0[which]), whole[which])
     order = torch.randperm(48, generator=torch.Generator().manual_seed(1))
     assert torch.equal(kind.draw(part(key, order), x_0[order]), whole[order])
 
@@ -292,17 +290,35 @@ def test_input_perturbation(base):
     key, x_0 = some(1024)
     epsilon = kind.draw(key, x_0)
     assert torch.equal(epsilon, of_yaml(base).draw(key, x_0))
-    xi = (kind.perturb(key, epsilon) - epsilon).double()[:, 0, 2, 2]
+    process = ForwardProcess(LinearBeta(), noise=kind, fields=("x_t", "epsilon", "v", "sigma", "alpha"), compile=False)
+    x_t, told, v, sigma, alpha = process.draw(x_0, key)
+    assert torch.equal(told, epsilon)
+    sigma, alpha = (c.view(-1, 1, 1, 1) for c in (sigma, alpha))
+    torch.testing.assert_close(v, alpha * epsilon - sigma * x_0, rtol=0, atol=2e-6)
+    xi = ((x_t - alpha * x_0) / sigma - epsilon).double()[:, 0, 2, 2]
     mean_is(xi, 0, 0.5)
     mean_is(xi.square(), 0.25, 0.25 * math.sqrt(2))
     mean_is(xi * epsilon[:, 0, 2, 2].double(), 0, 0.5 * 1.2)
 
 
 def test_only_input_perturbation_mixes_other_noise():
-    key, x_0 = some(2)
-    for kind in (Gaussian(), Offset(), Pyramid(), StudentT(), Immiscible()):
-        epsilon = kind.draw(key, x_0)
-        assert kind.perturb(key, epsilon) is epsilon
+    assert not any(kind.perturbation for kind in (Gaussian(), Offset(), Pyramid(), StudentT(), Immiscible()))
+
+
+@pytest.mark.parametrize("base", ["gaussian", "offset"])
+def test_perturbed_samples_are_their_own(base):
+    """Drawn within the pass or not, what is mixed in does not depend on the batch, and an earlier state has it too."""
+    kind = of_yaml("input_perturbation", f"noise@noise.base={base}")
+    fields = ("x_t", "x_in", "epsilon", "x_s", "s")
+    process = ForwardProcess(Rectified(), noise=kind, fields=fields, pair=Pair(), compile=False)
+    key, x_0 = some(12)
+    whole = process.draw(x_0, key)
+    for which in (slice(0, 1), slice(3, 10)):
+        assert all(map(torch.equal, process.draw(x_0[which], part(key, which)), [field[which] for field in whole]))
+    level = (whole.s.view(-1, 1, 1, 1), ForwardProcess(Rectified(), fields=("t",)).draw(x_0, key).t.view(-1, 1, 1, 1))
+    mixed = [(state - (1 - t) * x_0) / t for state, t in zip((whole.x_s, whole.x_t), level, strict=True)]
+    torch.testing.assert_close(mixed[0], mixed[1], rtol=1e-3, atol=1e-3)
+    assert (mixed[0] - whole.epsilon).abs().mean() > 0.05
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import torch
 from scipy import stats
 
 from diffaug import Cosine, ForwardProcess, LinearBeta, NoisyBatch, Rectified, ScaledLinearBeta
-from diffaug.process import kernel
+from diffaug.process import compiler, kernel
 from diffaug.randomness.keys import Keys, Purpose
 from diffaug.targets import mixes
 from diffaug.times import Cubic, Uniform
@@ -23,7 +23,7 @@ Z = stats.norm.isf(0.5e-6)
 IMAGES = torch.arange(64 * 3 * 8 * 8).remainder(251).to(torch.uint8).view(64, 3, 8, 8)
 INDEX = torch.arange(64) * 1000003 % 2**35
 FLOATS = IMAGES.float()
-has_compiler = pytest.mark.skipif(not kernel.compiler_for("cpu"), reason="needs a C++ compiler for torch.compile")
+has_compiler = pytest.mark.skipif(not compiler.compiler_for("cpu"), reason="needs a C++ compiler for torch.compile")
 
 
 def equal(a: NoisyBatch, b: NoisyBatch) -> bool:
@@ -449,7 +449,7 @@ def broken_compiler(function: object, device_type: str) -> object:
 
 
 def test_a_failed_compile_is_one_warning_and_the_eager_path(monkeypatch):
-    monkeypatch.setattr(kernel, "_compiled", broken_compiler)
+    monkeypatch.setattr(compiler, "_compiled", broken_compiler)
     process, other = ForwardProcess(LinearBeta(), compile=True), ForwardProcess(LinearBeta(), compile=True)
     with pytest.warns(UserWarning, match=r"torch\.compile failed .*no compiler today.*process\.compile=false"):
         batch = process(IMAGES, INDEX)
@@ -498,14 +498,14 @@ SMALL = [(FIELDS, 1), (FIELDS, 2)]
 )
 def test_every_form_and_size_that_is_to_come_is_tried(times, batches, expected, monkeypatch):
     tried: list[tuple[str, int]] = []
-    monkeypatch.setattr(kernel, "_compiled", counted(tried))
+    monkeypatch.setattr(compiler, "_compiled", counted(tried))
     assert ForwardProcess(LinearBeta(), times, compile=True).can_compile(IMAGES, batches=batches)
     assert tried == expected
 
 
 def test_where_one_form_does_not_compile_none_is_used(monkeypatch):
     """Nothing was handed out yet: the run begins eagerly, and does not end."""
-    monkeypatch.setattr(kernel, "_compiled", counted([], fails=FIELDS))
+    monkeypatch.setattr(compiler, "_compiled", counted([], fails=FIELDS))
     process = ForwardProcess(LinearBeta(), compile=True)
     with pytest.warns(UserWarning, match=r"torch\.compile failed .*no compiler today"):
         assert process.can_compile(IMAGES, batches={"train": (), "val": ()}) is False
@@ -514,10 +514,10 @@ def test_where_one_form_does_not_compile_none_is_used(monkeypatch):
 
 def test_a_compile_that_fails_after_others_worked_ends_the_run(monkeypatch):
     """One rank must not go on alone with other bits."""
-    monkeypatch.setattr(kernel, "_compiled", counted([]))
+    monkeypatch.setattr(compiler, "_compiled", counted([]))
     process = ForwardProcess(LinearBeta(), compile=True)
     assert process.can_compile(IMAGES)
-    monkeypatch.setattr(kernel, "_compiled", broken_compiler)
+    monkeypatch.setattr(compiler, "_compiled", broken_compiler)
     with pytest.raises(RuntimeError, match=r"no compiler today.*batch of \(3, 3, 8, 8\).*process\.compile=false"):
         process(IMAGES[:3], INDEX[:3])
 
@@ -526,7 +526,7 @@ def test_auto_compiles_by_device_and_sample_size_alone():
     process = ForwardProcess(LinearBeta())
     cpu = torch.device("cpu")
     assert process.compiles(cpu, 511) is False
-    assert process.compiles(cpu, 512) is kernel.compiler_for("cpu")
+    assert process.compiles(cpu, 512) is compiler.compiler_for("cpu")
     assert process.compiles(torch.device("meta"), 10**6) is False
 
 
@@ -538,7 +538,7 @@ def test_a_compiler_is_named_alone_or_among_others(names, found):
     from torch._inductor import config
 
     with config.patch({"cpp.cxx": names}):
-        assert kernel.compiler_for.__wrapped__("cpu") is found
+        assert compiler.compiler_for.__wrapped__("cpu") is found
 
 
 @pytest.mark.gpu

@@ -152,7 +152,7 @@ def test_the_stack_goes_to_the_log(tmp_path, monkeypatch):
     ],
 )
 def test_commands_say_what_was_wrong(arguments, message, broken, capsys, monkeypatch):
-    monkeypatch.setattr("diffaug.process.kernel.compiler_for", lambda _: False)  # it takes seconds
+    monkeypatch.setattr("diffaug.process.compiler.compiler_for", lambda _: False)  # it takes seconds
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     assert main([word.replace("BROKEN", str(broken)) for word in arguments]) == 1
     said = capsys.readouterr().err
