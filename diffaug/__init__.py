@@ -43,6 +43,7 @@ from diffaug.targets import P2 as P2
 from diffaug.targets import CosMap as CosMap
 from diffaug.targets import Debiased as Debiased
 from diffaug.targets import EDMWeight as EDMWeight
+from diffaug.targets import FusedSNR as FusedSNR
 from diffaug.targets import MinSNR as MinSNR
 from diffaug.targets import Pair as Pair
 from diffaug.targets import SigmaSqrt as SigmaSqrt
@@ -56,23 +57,29 @@ from diffaug.targets import convert as convert
 from diffaug.times import Antithetic as Antithetic
 from diffaug.times import Beta as Beta
 from diffaug.times import Biased as Biased
+from diffaug.times import ContextParts as ContextParts
 from diffaug.times import Coverage as Coverage
 from diffaug.times import Cubic as Cubic
 from diffaug.times import Importance as Importance
 from diffaug.times import Independent as Independent
+from diffaug.times import IndependentParts as IndependentParts
 from diffaug.times import LogitNormal as LogitNormal
 from diffaug.times import LogLogistic as LogLogistic
 from diffaug.times import LogNormal as LogNormal
 from diffaug.times import LogUniform as LogUniform
 from diffaug.times import MixedTimes as MixedTimes
 from diffaug.times import Mode as Mode
+from diffaug.times import MonotoneParts as MonotoneParts
+from diffaug.times import Parts as Parts
 from diffaug.times import PerImage as PerImage
 from diffaug.times import PlateauLogitNormal as PlateauLogitNormal
+from diffaug.times import SharedParts as SharedParts
 from diffaug.times import Sobol as Sobol
 from diffaug.times import SplitLogNormal as SplitLogNormal
 from diffaug.times import Stepwise as Stepwise
 from diffaug.times import Stratified as Stratified
 from diffaug.times import Times as Times
+from diffaug.times import TwoLevelParts as TwoLevelParts
 from diffaug.times import Uniform as Uniform
 from diffaug.times import VDiffusion as VDiffusion
 

@@ -10,12 +10,12 @@ from diffaug.checks import instance, number, refuse
 from diffaug.noise import Noise
 from diffaug.randomness.keys import ELEMENTS_MAX
 from diffaug.schedules import Schedule
-from diffaug.targets import FIELDS, PAIR_FIELDS, TARGETS, Pair, Weight
-from diffaug.times import Times
+from diffaug.targets import FIELDS, PAIR_FIELDS, PART_FIELDS, TARGETS, Pair, Weight
+from diffaug.times import Parts, Times
 
 
-class Parts(Protocol):
-    """The parts of a ForwardProcess, as `check_parts` looks at them."""
+class Components(Protocol):
+    """What a ForwardProcess is made of, as `check_components` looks at it."""
 
     schedule: Schedule
     times: Times
@@ -23,6 +23,7 @@ class Parts(Protocol):
     weight: Weight
     target: str
     pair: Pair | None
+    parts: Parts | None
     sigma_data: float
     fields: tuple[str, ...]
 
@@ -58,8 +59,8 @@ def check_dtype(dtype: object) -> torch.dtype | None:
     return dtype
 
 
-def check_parts(process: Parts) -> None:
-    """Refuse parts that are not what they should be, or make no sense together."""
+def check_components(process: Components) -> None:
+    """Refuse components that are not what they should be, or make no sense together."""
     for name, kind in (("schedule", Schedule), ("times", Times), ("noise", Noise), ("weight", Weight)):
         instance(f"process.{name}", getattr(process, name), kind, f"a {kind.__name__} object")
     pair, noise = process.pair, process.noise
@@ -67,6 +68,7 @@ def check_parts(process: Parts) -> None:
         instance("process.pair", pair, Pair, "a Pair object or None")
         pair.times.check(process.schedule, process.times)
     process.times.check(process.schedule)
+    _check_times_of_parts(process)
     asked = [name for name in process.fields if name in TARGETS]
     if "weight" in process.fields and process.weight.stated_on and asked and process.target not in asked:
         raise ValueError(
@@ -90,6 +92,24 @@ def check_parts(process: Parts) -> None:
         raise ValueError(
             f"a pair under the chain's law needs standard normal noise, but noise is {noise!r}. Use noise=gaussian, or "
             "process.pair.noise=same."
+        )
+
+
+def _check_times_of_parts(process: Components) -> None:
+    if process.parts is None:
+        if set(process.fields) & set(PART_FIELDS):
+            raise ValueError(
+                "process.fields asks for part_mask, which of a sample's parts are to be learned, but process.parts "
+                "does not say which there are: set it to a diffaug.Parts, or parts=frames."
+            )
+        return
+    instance("process.parts", process.parts, Parts, "a Parts object or None")
+    if process.pair is not None:
+        raise ValueError("process.pair is of two times a sample, process.parts of one for each part: set one of them.")
+    if process.times.learns:
+        raise ValueError(
+            f"process.parts gives each part a time of its own, but {process.times!r} learns from one loss a sample: "
+            "use other times, such as times=uniform."
         )
 
 

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from diffaug.process.arguments import Parts
+from diffaug.process.arguments import Components
 from diffaug.randomness.keys import Purpose
 from diffaug.schedules import Schedule
 from diffaug.targets import INPUTS, mixes
 
 
-def purposes(process: Parts) -> tuple[Purpose, ...]:
+def purposes(process: Components) -> tuple[Purpose, ...]:
     """Return by which purposes the noises of a recipe are drawn: epsilon's, and that of xi where there is one."""
     names = set(process.fields)
     if process.pair is not None and process.pair.noise == "chain" and "x_s" in names:
@@ -27,7 +27,7 @@ def purposes(process: Parts) -> tuple[Purpose, ...]:
 
 
 def coefficients(
-    process: Parts,
+    process: Components,
     schedule: Schedule,
     names: tuple[str, ...],
     t: Tensor,
@@ -38,7 +38,7 @@ def coefficients(
     """Return (p, q) of each field, or (p, q, r) where the recipe has a second noise: float32, (B, F, 2 or 3, *planes).
 
     Arguments:
-        process: the parts of a ForwardProcess.
+        process: what a ForwardProcess is made of.
         schedule: of which t is a native time.
         names: the fields: those of `IMAGE_FIELDS`, then the states of a pair.
         t: native times, shape (B,), or (B, *) where a sample's parts have their own.

@@ -19,11 +19,11 @@ from diffaug.noise import Gaussian, Noise
 from diffaug.process import compiler, kernel
 from diffaug.process.arguments import (
     check_call,
+    check_components,
     check_dtype,
     check_images,
     check_like,
     check_names,
-    check_parts,
     check_value_range,
     number_images,
 )
@@ -45,8 +45,9 @@ from diffaug.targets import (
     Weight,
     interval,
     mix_table,
+    number_field,
 )
-from diffaug.times import ByIndex, Times, Uniform
+from diffaug.times import ByIndex, Parts, Times, Uniform
 
 EVALUATION_TIMES = Uniform(coverage=ByIndex())
 """The times of validation, test and predict: even over unit time, and each image's own, whatever training draws."""
@@ -64,6 +65,8 @@ class ForwardProcess(ClosedForm):
         weight: the loss weight, for the field ``weight``.
         target: on whose loss the weight acts: what the network predicts.
         pair: how an earlier state is drawn, for the fields ``x_s``, ``s``, ``interval`` and ``same``.
+        parts: the frames, tokens or patches of a sample that have a t of their own, shape (B, *counts), as then has
+            every number of a batch; see `diffaug.times.parts`. None is one t for all of it.
         sigma_data: the standard deviation of the images in [-1, 1], for F, x_in and the EDM weight.
         value_range: the values that float images span, mapped to [-1, 1]; None for latents, which are noised as they
             are. uint8 images span [0, 255] either way.
@@ -91,6 +94,7 @@ class ForwardProcess(ClosedForm):
         weight: Weight = Unweighted(),  # noqa: B008 - frozen
         target: str = "epsilon",
         pair: Pair | None = None,
+        parts: Parts | None = None,
         sigma_data: float = SIGMA_DATA,
         value_range: Sequence[float] | None = (-1.0, 1.0),
         compile: bool | str = "auto",
@@ -99,12 +103,13 @@ class ForwardProcess(ClosedForm):
         super().__init__()
         self.schedule, self.times, self.noise = schedule, times, noise
         self.fields = check_names(fields)
-        self.weight, self.target, self.pair = weight, choice("process.target", target, TARGETS), pair
+        self.weight, self.target = weight, choice("process.target", target, TARGETS)
+        self.pair, self.parts = pair, parts
         self.sigma_data = number("process.sigma_data", sigma_data, above=0)
         self.value_range = check_value_range(value_range)
         self.compile_mode = choice("process.compile", compile, (True, False, "auto"))
         self.dtype = check_dtype(dtype)
-        check_parts(self)
+        check_components(self)
         self._states = tuple(name for name in self.fields if name in ("x_s",))
         self._images = *(name for name in self.fields if name in IMAGE_FIELDS), *self._states
         self._numbers = tuple(name for name in self.fields if name in NUMBER_FIELDS)
@@ -243,9 +248,13 @@ class ForwardProcess(ClosedForm):
         with torch.inference_mode(False), torch.no_grad():
             schedule = self.schedule.at_shape(x_0.shape)
             t, made = self._draw(x_0, key, times, position, dtype or self.dtype or torch.float32, eager)
-            made |= {name: NUMBER_FIELDS[name](schedule, t) for name in self._numbers}
+            made |= {name: number_field(schedule, name, t) for name in self._numbers}
             if "weight" in self.fields:
                 made["weight"] = self.weight.of(schedule, self.target, t, self.sigma_data)
+            if self.parts is not None and (self.parts.masks or "part_mask" in self.fields):
+                made["part_mask"] = mask = self.parts.mask(t, extra)
+                if "weight" in made:
+                    made["weight"] = made["weight"].to(mask.device).masked_fill(mask == 0, 0)
             if "importance_weight" in self.fields:
                 made["importance_weight"] = times.importance_weight(t, schedule)
             parts = {"index": "sample", "view": "view", "dataset": "number"}
@@ -280,13 +289,18 @@ class ForwardProcess(ClosedForm):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         names, compiled = self._images, not eager and self.compiles(x_0.device, x_0.shape[1:].numel())
         schedule, (scale, centre) = self.schedule.at_shape(x_0.shape), self._scale_and_centre(x_0)
-        alone = not self._pairs and self._purposes == kernel.ONLY_EPSILON
+        alone = self.parts is None and not self._pairs and self._purposes == kernel.ONLY_EPSILON
         if names and compiled and alone and schedule.discrete and times == _UNIFORM:
             table = mix_table(schedule, names, scale, x_0.device, self.sigma_data)
             t, fields = kernel.draw_times_and_mix(x_0, key.to(x_0.device), table, centre, dtype)
             self._has_compiled = True
             return t, dict(zip(names, fields, strict=True))
-        t = times.draw(key, schedule, position, x_0.device)
+        planes: tuple[int, ...] = ()
+        if self.parts is None:
+            t = times.draw(key, schedule, position, x_0.device)
+        else:
+            t = self.parts.draw(key, schedule, times, position, x_0.shape, x_0.device)
+            planes = self.parts.planes(x_0.shape)
         made: dict[str, Tensor] = {}
         earlier: dict[str, Tensor] = {}
         if self.pair is not None and self._pairs:
@@ -296,7 +310,7 @@ class ForwardProcess(ClosedForm):
                 made["interval"] = interval(schedule, t, s)
         if not names:
             return t, made
-        mix = coefficients(self, schedule, names, t, earlier, scale)
+        mix = coefficients(self, schedule, names, t, earlier, scale, planes)
         rows, mix = move([key.rows, mix], x_0.device)
         keys = Keys(rows)
         if self.noise.in_pass:

@@ -58,6 +58,8 @@ class Purpose(IntEnum):
     CONDITION = 15  # hashed into a seed: a condition's time and noise are those of another seed, TIME and EPSILON
     HOLE = 16
     SAME_TIME = 17
+    PARTS = 18  # of a sample's parts together; one part's own time is TIME, at the block of its place
+    CHOICE_OF_PARTS = 19
 
 
 class Keys(NamedTuple):

@@ -70,23 +70,32 @@ def words(keys: Keys, purpose: int, block: Tensor) -> tuple[Tensor, Tensor, Tens
     return philox(counter, (key_0, key_1))
 
 
-def points(keys: Keys, purpose: int) -> Tensor:
-    """Draw one random point of each sample: int64, shape (B,), uniform over [0, 2^53)."""
+def points(keys: Keys, purpose: int, block: Tensor | None = None) -> Tensor:
+    """Draw one random point of each sample: int64, shape (B,), uniform over [0, 2^53).
+
+    Arguments:
+        block: int64, shape (N,), values in [0, 2^30): a point of each of these blocks, shape (B, N), not of block 0.
+    """
     if keys.rows.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _points_here(keys.rows.numpy(), purpose)
-    w_0, w_1, _, _ = words(keys, purpose, torch.zeros(1, dtype=torch.int64, device=keys.rows.device))
-    return ((w_0 << 21) | (w_1 >> 11))[:, 0]
+        if block is None:
+            return _points_here(keys.rows.numpy(), purpose)
+        rows, blocks = keys.rows.numpy().repeat(len(block), 1), np.tile(block.numpy(), keys.rows.shape[1])
+        return _points_here(rows, purpose, blocks).view(keys.rows.shape[1], len(block))
+    which = torch.zeros(1, dtype=torch.int64, device=keys.rows.device) if block is None else block
+    w_0, w_1, _, _ = words(keys, purpose, which)
+    drawn = (w_0 << 21) | (w_1 >> 11)
+    return drawn[:, 0] if block is None else drawn
 
 
-def _points_here(rows: NDArray[np.int64], purpose: int) -> Tensor:
-    """Draw the same points on the host.
+def _points_here(rows: NDArray[np.int64], purpose: int, block: NDArray[np.int64] | int = 0) -> Tensor:
+    """Draw the same points on the host, one for each column of the rows.
 
     This is Philox once more, for the few numbers of a batch, which are drawn at every step: torch takes as long for an
     operation on a hundred numbers as on one, and ten rounds are 140. In numpy's unsigned words, both halves of the
     counter at once, they are 40 short ones.
     """
     even = np.empty((2, rows.shape[1]), np.uint32)
-    even[0], even[1] = purpose >> 4 << 30, rows[3] + ((purpose & 15) << 28)  # block 0
+    even[0], even[1] = block + (purpose >> 4 << 30), rows[3] + ((purpose & 15) << 28)
     odd, key = rows[2:5:2].astype(np.uint32), rows[:2].astype(np.uint32)
     for _ in range(10):
         halves = (even * _MULTIPLIERS)[::-1].astype("<u8", copy=False).view("<u4")

@@ -14,9 +14,11 @@ from diffaug.targets.fields import IMAGE_FIELDS as IMAGE_FIELDS
 from diffaug.targets.fields import INPUTS as INPUTS
 from diffaug.targets.fields import NUMBER_FIELDS as NUMBER_FIELDS
 from diffaug.targets.fields import PAIR_FIELDS as PAIR_FIELDS
+from diffaug.targets.fields import PART_FIELDS as PART_FIELDS
 from diffaug.targets.fields import TARGETS as TARGETS
 from diffaug.targets.fields import mix_table as mix_table
 from diffaug.targets.fields import mixes as mixes
+from diffaug.targets.fields import number_field as number_field
 from diffaug.targets.level import SIGMA_DATA as SIGMA_DATA
 from diffaug.targets.level import Level as Level
 from diffaug.targets.pair_times import DyadicStep as DyadicStep
@@ -34,6 +36,7 @@ from diffaug.targets.weight_kinds import P2 as P2
 from diffaug.targets.weight_kinds import CosMap as CosMap
 from diffaug.targets.weight_kinds import Debiased as Debiased
 from diffaug.targets.weight_kinds import EDMWeight as EDMWeight
+from diffaug.targets.weight_kinds import FusedSNR as FusedSNR
 from diffaug.targets.weight_kinds import MinSNR as MinSNR
 from diffaug.targets.weight_kinds import SigmaSqrt as SigmaSqrt
 from diffaug.targets.weight_kinds import SigmoidWeight as SigmoidWeight

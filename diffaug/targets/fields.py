@@ -32,7 +32,7 @@ from torch import Tensor
 
 from diffaug.schedules import Schedule
 from diffaug.schedules.numbers import keep
-from diffaug.targets.level import SIGMA_DATA, Level, Mix
+from diffaug.targets.level import SIGMA_DATA, Level, Mix, split_clean
 
 
 def _constant(p: float, q: float) -> Callable[[Level], Mix]:
@@ -91,16 +91,32 @@ NUMBER_FIELDS: dict[str, Callable[[Schedule, Tensor], Tensor]] = {
     "alpha": lambda schedule, t: schedule.alpha_sigma(t)[0],
     "sigma": lambda schedule, t: schedule.alpha_sigma(t)[1],
 }
-"""Fields of one number a sample: name -> its value at t, shape (B,).
+"""Fields of one number a sample, or a part of it: name -> its value at t, of t's shape, (B,) or (B, *counts).
 
 ``t_embed`` is the time in the range that embeddings of time expect, whatever T: t 1000 / T if discrete (so t itself
 at T = 1000, as diffusers passes it), 1000 times unit time if continuous. ``log_snr`` is held within `LOG_SNR_TOLD`,
 and so is ``c_noise``, ln(sigma / alpha) / 4 (Karras et al. 2022, table 1): within 4.16.
 """
 
+_CLEAN_NUMBERS = {"unit": 0.0, "log_snr": LOG_SNR_TOLD, "c_noise": -0.125 * LOG_SNR_TOLD, "alpha": 1.0, "sigma": 0.0}
+"""What a clean part has; ``t`` and ``t_embed`` are as at any t."""
+
+
+def number_field(schedule: Schedule, name: str, t: Tensor) -> Tensor:
+    """Return one of `NUMBER_FIELDS` at t, of t's shape; where that is (B, *counts), of parts, also of clean ones."""
+    if t.ndim < 2 or name not in _CLEAN_NUMBERS:
+        return NUMBER_FIELDS[name](schedule, t)
+    clean, inside = split_clean(schedule, t)
+    return torch.where(clean, _CLEAN_NUMBERS[name], NUMBER_FIELDS[name](schedule, inside))
+
+
 WEIGHT_FIELDS = ("weight", "importance_weight")
-"""Loss weights, float32, shape (B,): of the noise level (`diffaug.targets.weight_kinds`), and of how often it is drawn
-(`diffaug.times.importance`)."""
+"""Loss weights, float32, of t's shape: of the noise level (`diffaug.targets.weight_kinds`), and of how often it is
+drawn (`diffaug.times.importance`)."""
+
+PART_FIELDS = ("part_mask",)
+"""Of a sample's parts: 1 where one is to be learned, 0 on context and padding, float32, of t's shape. See
+`diffaug.times.parts`."""
 
 PAIR_FIELDS = ("x_s", "s", "interval", "same")
 """An earlier state of each image and its time; t - s in unit time, float32; whether s is t, bool; the last three of
@@ -110,7 +126,7 @@ DRAW_FIELDS = ("index", "view", "dataset")
 """What identifies a draw, int64, shape (B,): the sample, its noised copy, and the number of its dataset (of its set in
 a `diffaug.Mixture`)."""
 
-FIELDS = (*IMAGE_FIELDS, *NUMBER_FIELDS, *WEIGHT_FIELDS, *PAIR_FIELDS, *DRAW_FIELDS)
+FIELDS = (*IMAGE_FIELDS, *NUMBER_FIELDS, *WEIGHT_FIELDS, *PART_FIELDS, *PAIR_FIELDS, *DRAW_FIELDS)
 
 
 def mixes(
@@ -119,12 +135,28 @@ def mixes(
     """Return (p, q) of each image field at each t, float32, shape (*t.shape, len(fields), 2).
 
     Arguments:
+        t: native times; where they are of parts, shape (B, *counts), also those of clean ones.
         scale: what p is multiplied by before it is rounded, where x_0 is handed over in a multiple of its own unit.
         sigma_data: the standard deviation of the images in [-1, 1], for F and x_in.
     """
+    if t.ndim > 1:
+        return _mixes_of_parts(schedule, fields, t, scale, sigma_data)
     if schedule.discrete:
         return mix_table(schedule, fields, scale, t.device, sigma_data)[t]
     return _mixes(schedule, fields, t, scale, sigma_data)
+
+
+def _mixes_of_parts(schedule: Schedule, fields: tuple[str, ...], t: Tensor, scale: float, sigma_data: float) -> Tensor:
+    clean, inside = split_clean(schedule, t)
+    made = mixes(schedule, fields, inside.flatten(), scale, sigma_data).view(*t.shape, len(fields), 2)
+    # The score of a clean part is infinite, and 0 here: nothing is learned from one. The rest are as at any t.
+    at_clean = {"x_t": (1, 0), "x_in": (1 / sigma_data, 0), "v": (0, 1), "F": (0, -1), "score": (0, 0)}
+    for i, name in enumerate(fields):
+        if name in at_clean:
+            p, q = at_clean[name]
+            made[..., i, 0] = torch.where(clean, p * scale, made[..., i, 0])
+            made[..., i, 1] = torch.where(clean, q, made[..., i, 1])
+    return made
 
 
 def _mixes(schedule: Schedule, fields: tuple[str, ...], t: Tensor, scale: float, sigma_data: float) -> Tensor:

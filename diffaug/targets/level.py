@@ -20,6 +20,13 @@ LOG_SNR_LIMIT = 300.0
 _EDGE = 1e-12
 
 
+def split_clean(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which of the times of parts are a clean one's, -1 (discrete) or 0 (continuous), and t, the schedule's own
+    least time in their place."""
+    clean = t < 0 if schedule.discrete else t <= 0
+    return clean, torch.where(clean, schedule.range[0], t)
+
+
 @dataclass(eq=False)
 class Level:
     """The noise level at times t, on t's device or, where that has no float64, on the CPU.

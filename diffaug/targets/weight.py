@@ -31,7 +31,7 @@ from diffaug.checks import check_fields, choice
 from diffaug.schedules import Schedule
 from diffaug.schedules.numbers import keep
 from diffaug.targets.fields import IMAGE_FIELDS, TARGETS
-from diffaug.targets.level import SIGMA_DATA, Level
+from diffaug.targets.level import SIGMA_DATA, Level, split_clean
 
 _log = logging.getLogger("diffaug")
 
@@ -60,10 +60,12 @@ class Weight(ABC):
 
         Arguments:
             target: what the network predicts, a name of `TARGETS`.
-            t: native times.
+            t: native times; of clean parts, which are not learned, the weight is that of the least noise.
             sigma_data: the standard deviation of the images in [-1, 1].
         """
         choice("target", target, TARGETS)
+        if t.ndim > 1:
+            _, t = split_clean(schedule, t)
         if schedule.discrete:
             return _tabulate(self, schedule, target, sigma_data, t.device)[t]
         return _convert(self, schedule, target, t, sigma_data)
@@ -103,12 +105,18 @@ def _warn_of_no_weight(weight: Weight, schedule: Schedule, target: str) -> None:
 
 def _convert(weight: Weight, schedule: Schedule, target: str, t: Tensor, sigma_data: float) -> Tensor:
     level = Level(schedule, t, sigma_data, limit=True)
-    value = weight.at(level)
-    if weight.stated_on not in (None, target):
-        value = value * (_determinant(level, weight.stated_on) / _determinant(level, target)).square()
+    value = on_target(weight, level, target)
     if weight.without_signal is not None:
         value = torch.where(schedule.log_snr(level.t, torch.float64).isneginf(), weight.without_signal, value)
     return value.float().to(t.device)
+
+
+def on_target(weight: Weight, level: Level, target: str) -> Tensor:
+    """Return the weight on the loss of a target, float64, of level's shape."""
+    value = weight.at(level)
+    if weight.stated_on in (None, target):
+        return value
+    return value * (_determinant(level, weight.stated_on) / _determinant(level, target)).square()
 
 
 def _determinant(level: Level, target: str) -> Tensor:

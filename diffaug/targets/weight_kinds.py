@@ -11,8 +11,8 @@ from diffaug.checks import bounded
 from diffaug.schedules import Schedule
 from diffaug.schedules.base import table
 from diffaug.schedules.numbers import keep
-from diffaug.targets.level import LOG_SNR_LIMIT, Level
-from diffaug.targets.weight import Weight
+from diffaug.targets.level import LOG_SNR_LIMIT, SIGMA_DATA, Level, split_clean
+from diffaug.targets.weight import Weight, on_target
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,50 @@ class MinSNR(Weight):
 
     def at(self, level: Level) -> Tensor:
         return level.log_snr.exp().clamp_max(self.gamma)
+
+
+@dataclass(frozen=True)
+class FusedSNR(MinSNR):
+    """min-SNR of a fused SNR: what the parts before a frame say of it counts as signal too.
+
+    Chen et al. 2024, "Diffusion Forcing: Next-token Prediction Meets Full-Sequence Diffusion", the fused SNR of its
+    appendix, as their code has it (not checked against the text). With S = SNR / gamma, C = min(S, 1) and d = decay,
+    along the first axis of the parts,
+
+        h_0 = 0,    h_1 = C_0,    h_f = d h_{f-1} + (1 - d) C_{f-1},    S'_f = 1 - (1 - d h_f) (1 - S_f),
+
+    and likewise C' from C. The weight is gamma C' on x_0, and on other targets what that is at the SNR gamma S':
+    C' / S' on epsilon, gamma C' / (gamma S' + 1) on v. Where a sample has one time it is min-SNR; where neither
+    a part nor those before it have any signal, 1.
+
+    Arguments:
+        gamma: > 0.
+        decay: how much of what is known of a frame stays for the next, in [0, 1).
+    """
+
+    decay: float = bounded(0.9, at_least=0, below=1)
+
+    def of(self, schedule: Schedule, target: str, t: Tensor, sigma_data: float = SIGMA_DATA) -> Tensor:
+        if t.ndim < 2:
+            return super().of(schedule, target, t, sigma_data)
+        if target == "velocity":
+            raise ValueError(
+                "weight=fused_snr is of an SNR that no t has, and velocity has no rate there: use flow or v."
+            )
+        clean, inside = split_clean(schedule, t)
+        level = Level(schedule, inside, sigma_data, limit=True)
+        snr = torch.where(clean.to(level.t.device), LOG_SNR_LIMIT, level.log_snr).exp() / self.gamma
+        clipped = snr.clamp_max(1.0)
+        known = [torch.zeros_like(snr[:, 0]), *clipped[:, :1].unbind(1)]
+        for part in clipped[:, 1:-1].unbind(1):
+            known.append(self.decay * known[-1] + (1 - self.decay) * part)
+        before = self.decay * torch.stack(known[: snr.shape[1]], 1)
+        fused = before + (1 - before) * snr  # without the cancellation of 1 - (1 - a) (1 - b)
+        level.log_snr = (self.gamma * fused).log().clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
+        # gamma C' on x_0: what min-SNR is at the level of S', but that C' is clipped before it is fused.
+        share = self.gamma * (before + (1 - before) * clipped) / self.at(level)
+        value = share * on_target(self, level, target)
+        return torch.where(level.log_snr == -LOG_SNR_LIMIT, 1.0, value).float().to(t.device)
 
 
 @dataclass(frozen=True)
