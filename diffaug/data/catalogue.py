@@ -36,6 +36,39 @@ def digits(module: type[Module], **options: Any) -> Module:
     return module(train=partial(_digits, validation=False), val=partial(_digits, validation=True), **options)
 
 
+def moving_digits(module: type[Module], *, image_shape: Sequence[int] = (8, 1, 16, 16), **options: Any) -> Module:
+    """Return clips made of `digits`, uint8: each digit moves over a dark square and bounces at its edges.
+
+    Where it begins and how fast it moves, a pixel or two a frame along each side, is its own.
+
+    Arguments:
+        module: the class of DataModule to make.
+        image_shape: of a clip, (frames, 1, height, width), the sides at least 8.
+        options: `DiffusionDataModule`'s.
+    """
+    frames, *_, height, width = shape = tuple(image_shape)
+    if len(shape) != 4 or shape[1] != 1 or min(height, width) < 8 or frames < 1:
+        raise refuse("data.image_shape", list(shape), "[frames, 1, height, width], the sides at least 8")
+    part = partial(_moving_digits, frames, height, width)
+    made = {"train": partial(part, validation=False), "val": partial(part, validation=True)}
+    return module(**made, image_shape=shape, **options)
+
+
+def _moving_digits(frames: int, height: int, width: int, *, validation: bool) -> Dataset[Any]:
+    images, labels = _digits(validation=validation)[:]
+    images = ((images[:, 0] + 1) * 127.5).round().to(torch.uint8)
+    clips = torch.zeros(len(images), frames, 1, height, width, dtype=torch.uint8, device="cpu")
+    drawn = torch.randint(2**31, (len(images), 4), generator=torch.Generator().manual_seed(0), device="cpu").tolist()
+    for clip, image, (y, x, dy, dx) in zip(clips, images, drawn, strict=True):
+        for f, frame in enumerate(clip):
+            top, left = (
+                room - abs((begin + f * (speed % 2 + 1)) % (2 * room) - room) if room else 0
+                for room, begin, speed in ((height - 8, y, dy), (width - 8, x, dx))
+            )
+            frame[0, top : top + 8, left : left + 8] = image
+    return TensorDataset(clips, labels)
+
+
 def _digits(*, validation: bool) -> Dataset[Any]:
     try:
         from sklearn.datasets import load_digits

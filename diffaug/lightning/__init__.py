@@ -43,6 +43,7 @@ __all__ = [
     "WrappedDataModule",
     "digits",
     "image_folder",
+    "moving_digits",
     "store",
     "torchvision",
 ]
@@ -93,6 +94,7 @@ class AtomicCheckpointIO(AtomicCheckpointIOBase, TorchCheckpointIO):
 
 
 digits = partial(catalogue.digits, DiffusionDataModule)
+moving_digits = partial(catalogue.moving_digits, DiffusionDataModule)
 torchvision = partial(catalogue.torchvision, DiffusionDataModule)
 image_folder = partial(catalogue.image_folder, DiffusionDataModule)
 """The data of configs/data/, as functions that make a DiffusionDataModule."""

@@ -10,7 +10,7 @@ from diffaug.checks import instance, number, refuse
 from diffaug.noise import Noise
 from diffaug.randomness.keys import ELEMENTS_MAX
 from diffaug.schedules import Schedule
-from diffaug.targets import FIELDS, PAIR_FIELDS, PART_FIELDS, TARGETS, Pair, Weight
+from diffaug.targets import FIELDS, PAIR_FIELDS, TARGETS, Pair, Weight
 from diffaug.times import Parts, Times
 
 
@@ -97,11 +97,6 @@ def check_components(process: Components) -> None:
 
 def _check_times_of_parts(process: Components) -> None:
     if process.parts is None:
-        if set(process.fields) & set(PART_FIELDS):
-            raise ValueError(
-                "process.fields asks for part_mask, which of a sample's parts are to be learned, but process.parts "
-                "does not say which there are: set it to a diffaug.Parts, or parts=frames."
-            )
         return
     instance("process.parts", process.parts, Parts, "a Parts object or None")
     if process.pair is not None:

@@ -115,8 +115,8 @@ WEIGHT_FIELDS = ("weight", "importance_weight")
 drawn (`diffaug.times.importance`)."""
 
 PART_FIELDS = ("part_mask",)
-"""Of a sample's parts: 1 where one is to be learned, 0 on context and padding, float32, of t's shape. See
-`diffaug.times.parts`."""
+"""1 where a part of a sample is to be learned, 0 on context and padding, float32, of t's shape: see
+`diffaug.times.parts`. 1 where samples have no parts."""
 
 PAIR_FIELDS = ("x_s", "s", "interval", "same")
 """An earlier state of each image and its time; t - s in unit time, float32; whether s is t, bool; the last three of

@@ -1,7 +1,7 @@
 """DenoiserBase: what a LightningModule needs to train any network on the batches of a DiffusionDataModule."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from diffaug.noise import gaussian
 from diffaug.process import ForwardProcess
 from diffaug.randomness.keys import Keys, Purpose
 from diffaug.schedules.numbers import per_sample
-from diffaug.targets import INPUTS, NUMBER_FIELDS, as_input, check_target, convertible, recover
+from diffaug.targets import INPUTS, NUMBER_FIELDS, as_input, check_target, convertible, number_field, recover
 from diffaug.times import Importance
+from diffaug.training.networks import check_conditioning, check_parts, explain_size
 
 _Module: Any = object  # the LightningModule of either package stands here
 
@@ -39,6 +40,10 @@ class DenoiserBase(_Module):
     Both steps return what callbacks may want of each sample, beside the ``loss``: ``t``; ``errors``, its mean squared
     error, unweighted; ``weights``, what that counts in training; each of shape (B,). See `LossByLevel`. Where times are
     drawn by importance, the errors also go to ``process.times``.
+
+    Where parts of a sample have times of their own, ``process.parts``, the network is called with times of t's shape,
+    (B, *counts), the loss is a mean over the parts that are to be learned (``mask`` says which), and these numbers are
+    of all parts in turn, (B N,). `sample` holds all parts at one level.
 
     A loss that is not finite ends the run, on all ranks: at the latest ``trainer.log_every_n_steps`` batches later, and
     before any checkpoint. Until then the device keeps watch, so that no step waits for it.
@@ -70,7 +75,8 @@ class DenoiserBase(_Module):
         missing = [name for name in needed if name not in process.fields]
         if missing:
             raise ValueError(f"The model needs {missing} in process.fields, which is {list(process.fields)}.")
-        _check_conditioning(network, condition)
+        check_conditioning(network, condition)
+        check_parts(network, process.parts, process.fields)
         self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
         self.latents = process.value_range is None  # or as the DataModule or the checkpoint says
         self._watched: tuple[Tensor, Tensor] | None = None  # the last loss and its step, until one is not finite
@@ -84,46 +90,57 @@ class DenoiserBase(_Module):
         try:
             out = self.network(x, time) if labels is None else self.network(x, time, class_labels=labels)
         except RuntimeError as error:
-            _explain_size(self.network, x, error)
+            explain_size(self.network, x, error)
             raise
         return out if isinstance(out, Tensor) else out.sample
 
     def _errors(self, batch: Any) -> Tensor:
-        """Return the mean squared error of each sample, shape (B,)."""
+        """Return the mean squared error of each sample, or of each of its parts, of t's shape."""
         labels = None if self.condition is None else getattr(batch, self.condition)
-        x = getattr(batch, self.input)
+        x, parts = getattr(batch, self.input), self.process.parts
         prediction = self(x, self._time(batch.t, x.shape), labels)
-        return (prediction.float() - getattr(batch, self.target).float()).square().flatten(1).mean(1)
+        square = (prediction.float() - getattr(batch, self.target).float()).square()
+        return square.flatten(1).mean(1) if parts is None else parts.mean(square)
 
     def _time(self, t: Tensor, shape: Sequence[int]) -> Tensor:
-        return NUMBER_FIELDS[self.time](self.process.schedule.at_shape(shape), t)
+        return number_field(self.process.schedule.at_shape(shape), self.time, t)
+
+    def _mask(self, batch: Any) -> Tensor | None:
+        return batch.part_mask if self.process.parts is not None and self.process.parts.masks else None
+
+    def _outputs(self, batch: Any, loss: Tensor, errors: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        mask, numbers = self._mask(batch), {"t": batch.t, "errors": errors.detach(), "weights": weights}
+        if mask is not None:  # a clean part's t is none of the schedule's
+            numbers |= {"mask": mask, "t": batch.t.where(mask > 0, self.process.schedule.range[0])}
+        return {"loss": loss, **{name: number.flatten() for name, number in numbers.items()}}
 
     def _weights(self, batch: Any) -> Tensor:
-        """Return what the error of each sample counts, shape (B,)."""
+        """Return what the error of each sample, or of each of its parts, counts, of t's shape."""
         process, t = self.process, batch.t
         schedule = process.schedule.at_shape(getattr(batch, self.input).shape)
         weights = process.weight.of(schedule, self.target, t, process.sigma_data)
         if isinstance(process.times, Importance) and self.training:
             weights = weights * process.times.importance_weight(t, schedule)
-        return weights
+        mask = self._mask(batch)
+        return weights if mask is None else weights.where(mask > 0, 0)
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         errors, weights = self._errors(batch), self._weights(batch)
         if isinstance(self.process.times, Importance):
             self.process.times.update(batch.t, errors)
-        loss = (weights * errors).mean()
+        loss = _mean(weights * errors, self._mask(batch))
         self._watch(loss)
         self.log("train_loss", loss, prog_bar=True)
-        return {"loss": loss, "t": batch.t, "errors": errors.detach(), "weights": weights}
+        return self._outputs(batch, loss, errors, weights)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         name = "val_loss" if dataloader_idx == 0 else f"val_loss_{dataloader_idx}"
         options = {"prog_bar": True, "sync_dist": True, "batch_size": len(batch.t), "add_dataloader_idx": False}
         errors = self._errors(batch)
-        loss = errors.mean()
+        loss = _mean(errors, self._mask(batch))
         self._watch(loss)
         self.log(name, loss, **options)
-        return {"loss": loss, "t": batch.t, "errors": errors, "weights": self._weights(batch)}
+        return self._outputs(batch, loss, errors, self._weights(batch))
 
     def _watch(self, loss: Tensor) -> None:
         loss, step = loss.detach(), torch.full((), self.global_step, device=loss.device)
@@ -249,12 +266,21 @@ class DenoiserBase(_Module):
         schedule = self.process.schedule.at_shape(x_t.shape)
         alpha, sigma = (per_sample(c, x_t) for c in schedule.alpha_sigma(t))
         x_in = as_input(schedule, self.input, x_t, t, self.process.sigma_data)
-        prediction = self(x_in, self._time(t, x_t.shape), labels).float()
+        time, parts = self._time(t, x_t.shape), self.process.parts
+        if parts is not None:  # all at one level
+            counts = parts.counts(x_t.shape)
+            time = time.view(-1, *(1,) * len(counts)).expand(-1, *counts)
+        prediction = self(x_in, time, labels).float()
         x_0, epsilon = recover(schedule, self.target, prediction, x_t, t, self.process.sigma_data)
         if clip:
             x_0 = x_0.clamp(-1, 1)
             epsilon = (x_t - alpha * x_0) / sigma
         return x_0, epsilon
+
+
+def _mean(numbers: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the mean, of what the mask says, 1 or 0, where there is one; 0 of nothing."""
+    return numbers.mean() if mask is None else (numbers * mask).sum() / mask.sum().clamp_min(1)
 
 
 def _make(key: str, make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -263,34 +289,3 @@ def _make(key: str, make: Callable[..., Any], *arguments: Any, **options: Any) -
         return make(*arguments, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{key} cannot be made: {error} ({type(error).__name__})") from error
-
-
-def _check_conditioning(network: nn.Module, condition: str | None) -> None:
-    """Refuse a diffusers network that takes labels where it is given none, or takes none where it is given some."""
-    config: Any = getattr(network, "config", None)
-    if not isinstance(config, Mapping) or "num_class_embeds" not in config:
-        return
-    classes = config["num_class_embeds"]
-    takes = classes is not None or config.get("class_embed_type") is not None
-    if condition is not None and not takes:
-        raise ValueError(
-            f"model.condition={condition} gives the network labels, but {type(network).__name__} has no embedding of "
-            "classes: set model.network.num_class_embeds to how many there are, and one more where labels are dropped."
-        )
-    if condition is None and takes:
-        raise ValueError(
-            f"model.network.num_class_embeds={classes} makes a network of labels, but model.condition gives it none: "
-            "set model.condition=label, and process.fields to hold label too."
-        )
-
-
-def _explain_size(network: nn.Module, x: Tensor, error: RuntimeError) -> None:
-    """Raise in place of a network's error where the sides of its images do not fit how often it halves them."""
-    blocks = getattr(getattr(network, "config", None), "block_out_channels", None) or [0]
-    multiple = 2 ** (len(blocks) - 1)
-    if any(side % multiple for side in x.shape[2:]):
-        raise ValueError(
-            f"model.network, a {type(network).__name__} of {len(blocks)} levels, needs images whose sides are "
-            f"multiples of {multiple}, but these are of shape {tuple(x.shape[1:])}. Set data.image_size to a multiple "
-            "(or crop them in the transforms), or give model.network.block_out_channels fewer levels."
-        ) from error

@@ -37,7 +37,8 @@ class LossByLevelBase(CallbackBase):
     makes no difference.
 
     A LightningModule's ``training_step`` and ``validation_step`` must return a dict with ``t`` and ``errors``, and
-    ``weights`` where there are any, shape (B,) each, as `diffaug.training.denoiser.DenoiserBase`'s do.
+    ``weights`` and ``mask`` (1 for what counts) where there are any, shape (B,) each, as
+    `diffaug.training.denoiser.DenoiserBase`'s do.
 
     Arguments:
         folder: where loss_by_level.png and loss_by_level.csv go; None draws nothing.
@@ -88,7 +89,8 @@ class LossByLevelBase(CallbackBase):
                 self._told = True
             return
         t, errors = outputs["t"], outputs["errors"]
-        sums = sum_bins(self._levels(trainer, pl_module, t, batch), errors, outputs.get("weights"), self.edges)
+        levels = self._levels(trainer, pl_module, t, batch)
+        sums = sum_bins(levels, errors, outputs.get("weights"), self.edges, outputs.get("mask"))
         self._sums[stage] = self._sums[stage] + sums if stage in self._sums else sums
 
     def _levels(self, trainer: Trainer, pl_module: LightningModule, t: Tensor, batch: Any) -> Tensor:
@@ -161,12 +163,15 @@ class LossByLevelBase(CallbackBase):
         self.rows = [tuple(row) for row in state_dict["rows"]]
 
 
-def sum_bins(levels: Tensor, errors: Tensor, weights: Tensor | None, edges: Sequence[float]) -> Tensor:
+def sum_bins(
+    levels: Tensor, errors: Tensor, weights: Tensor | None, edges: Sequence[float], mask: Tensor | None = None
+) -> Tensor:
     """Sum each bin's samples, errors, squared and weighted errors; float64, shape (K, 4), on errors' device.
 
     Arguments:
         levels, errors, weights: shape (B,) each; None weighs every error 1.
         edges: of the bins, rising.
+        mask: 1 where an error counts and 0 where not, shape (B,); None counts all.
     """
     dtype = torch.float32 if errors.device.type == "mps" else torch.float64  # no float64 there
     errors = errors.detach().to(dtype)
@@ -177,6 +182,7 @@ def sum_bins(levels: Tensor, errors: Tensor, weights: Tensor | None, edges: Sequ
     if math.isinf(edges[-1]):
         place = place.clamp_max(len(edges) - 1)
     terms = torch.stack([torch.ones_like(errors), errors, errors.square(), weighted], 1)
+    terms = terms if mask is None else terms * mask[:, None]
     sums = torch.zeros(len(edges) + 1, _SUMS, dtype=dtype, device=errors.device)
     return sums.index_add_(0, place, terms)[1:-1]
 
