@@ -246,6 +246,7 @@ class NoisingBase(ABC):
             "sigma_data": self.process.sigma_data,
             "value_range": self.process.value_range and list(self.process.value_range),
             "pair": repr(self.process.pair),
+            "parts": repr(self.process.parts),
             "fields": list(self.process.fields),
             "views": self.views,
             "device_transform": describe(self.device_transform),

@@ -99,6 +99,12 @@ def _check_times_of_parts(process: Components) -> None:
     if process.parts is None:
         return
     instance("process.parts", process.parts, Parts, "a Parts object or None")
+    padding = process.parts.padding
+    if padding is not None and padding not in process.fields:
+        raise ValueError(
+            f"process.parts.padding={padding} is a field of the dataset, which is handed on only where process.fields "
+            f"asks for it, but that is {list(process.fields)}: add it."
+        )
     if process.pair is not None:
         raise ValueError("process.pair is of two times a sample, process.parts of one for each part: set one of them.")
     if process.times.learns:

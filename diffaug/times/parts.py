@@ -191,16 +191,11 @@ class Parts:
     padding: str | None = None
 
     def __post_init__(self) -> None:
-        axes = [self.axis] if isinstance(self.axis, int) else list(self.axis)
-        blocks = [self.block] * len(axes) if isinstance(self.block, int) else list(self.block)
-        for number in axes:
-            integer("process.parts.axis", number)
-        for number in blocks:
-            integer("process.parts.block", number, 1)
+        axes = [integer("process.parts.axis", axis) for axis in _as_list(self.axis)]
+        blocks = [integer("process.parts.block", block, 1) for block in _as_list(self.block)]
+        blocks = blocks * len(axes) if len(blocks) == 1 else blocks
         if not axes or 0 in axes:
-            raise refuse(
-                "process.parts.axis", self.axis, "an axis of the images beside 0, the batch, or a list of them"
-            )
+            raise refuse("process.parts.axis", self.axis, "an axis of the images, but not 0, or a list of them")
         if len(blocks) != len(axes):
             raise refuse("process.parts.block", self.block, f"one number, or one for each of the {len(axes)} axes")
         instance("process.parts.law", self.law, PartLaw, "a law of diffaug.times.parts")
@@ -211,12 +206,12 @@ class Parts:
 
     def planes(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return how many parts there are along each axis but the batch's, for images of this shape, (B, *)."""
-        axes = [axis % len(shape) if -len(shape) <= axis < len(shape) else 0 for axis in self._axes]
+        axes = [axis % len(shape) if -len(shape) <= axis < len(shape) else 0 for axis in _as_list(self.axis)]
         if 0 in axes or axes != sorted(set(axes)):
             wanted = f"of images of shape {tuple(shape)} an axis from 1 to {len(shape) - 1}, or a list of them, rising"
             raise refuse("process.parts.axis", self.axis, wanted)
         planes = [1] * len(shape)
-        for axis, block in zip(axes, self._blocks, strict=True):
+        for axis, block in zip(axes, _as_list(self.block), strict=True):
             planes[axis], rest = divmod(shape[axis], block)
             if rest or not planes[axis]:
                 wanted = f"a divisor of {shape[axis]}, the size of axis {axis} of images of shape {tuple(shape)}"
@@ -229,15 +224,7 @@ class Parts:
     def counts(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return how many parts there are along each of the parts' own axes, for images of this shape, (B, *)."""
         planes = self.planes(shape)
-        return tuple(planes[axis % len(shape) - 1] for axis in self._axes)
-
-    @property
-    def _axes(self) -> tuple[int, ...]:
-        return tuple(self.axis) if isinstance(self.axis, Sequence) else (self.axis,)
-
-    @property
-    def _blocks(self) -> tuple[int, ...]:
-        return tuple(self.block) if isinstance(self.block, Sequence) else (self.block,)
+        return tuple(planes[axis % len(shape) - 1] for axis in _as_list(self.axis))
 
     @property
     def masks(self) -> bool:
@@ -280,11 +267,11 @@ class Parts:
         mask[:, : self.law.context] = 0
         if self.padding is None:
             return mask
-        real = extra.get(self.padding)
+        real = extra[self.padding]
         if not isinstance(real, Tensor) or real.shape != t.shape:
-            wanted = f"the name of a field of the dataset of t's shape, {tuple(t.shape)}, but {self.padding}"
-            came = f"is of shape {tuple(real.shape)}" if isinstance(real, Tensor) else "is no tensor or is not there"
-            raise ValueError(f"process.parts.padding must be {wanted} {came}.")
+            raise refuse(
+                f"the dataset's {self.padding}, process.parts.padding,", real, f"of shape {tuple(t.shape)}, t's"
+            )
         return mask.to(real.device) * (real != 0)
 
     def mean(self, x: Tensor) -> Tensor:
@@ -293,6 +280,10 @@ class Parts:
         split = [length for size, plane in zip(x.shape[1:], planes, strict=True) for length in (plane, size // plane)]
         blocks = x.reshape(len(x), *split)
         return blocks.mean([*range(2, blocks.ndim, 2)]).view(len(x), *self.counts(x.shape))
+
+
+def _as_list(numbers: int | Sequence[int]) -> list[int]:
+    return list(numbers) if isinstance(numbers, Sequence) else [numbers]
 
 
 def _draw_each(keys: Keys, purpose: int, counts: tuple[int, ...]) -> Tensor:
