@@ -67,12 +67,11 @@ class FusedSNR(MinSNR):
         if t.ndim < 2:
             return super().of(schedule, target, t, sigma_data)
         if target == "velocity":
-            raise ValueError(
-                "weight=fused_snr is of an SNR that no t has, and velocity has no rate there: use flow or v."
-            )
+            raise ValueError("weight=fused_snr is of an SNR that is no t's, and velocity has no rate there: use flow.")
         clean, inside = split_clean(schedule, t)
         level = Level(schedule, inside, sigma_data, limit=True)
-        snr = torch.where(clean.to(level.t.device), LOG_SNR_LIMIT, level.log_snr).exp() / self.gamma
+        log_snr = torch.where(clean.to(level.t.device), LOG_SNR_LIMIT, level.log_snr)
+        snr = torch.where(log_snr == -LOG_SNR_LIMIT, 0.0, log_snr.exp() / self.gamma)
         clipped = snr.clamp_max(1.0)
         known = [torch.zeros_like(snr[:, 0]), *clipped[:, :1].unbind(1)]
         for part in clipped[:, 1:-1].unbind(1):

@@ -21,6 +21,7 @@ from diffaug.targets import (
     CosMap,
     Debiased,
     EDMWeight,
+    FusedSNR,
     Level,
     MinSNR,
     SigmoidWeight,
@@ -46,6 +47,7 @@ def stated(name: str, alpha: mpmath.mpf, sigma: mpmath.mpf) -> tuple[str, mpmath
     return {
         "none": ("v", mpmath.mpf(1)),
         "min_snr": ("epsilon", min(1, 5 / snr)),
+        "fused_snr": ("epsilon", min(1, 5 / snr)),  # of one time; of several, below
         "soft_min_snr": ("F", (s * data) ** 2 / (s**2 + data**2) ** 2),
         "p2": ("epsilon", 1 / (1 + snr)),
         "snr": ("epsilon", mpmath.mpf(1)),
@@ -304,3 +306,46 @@ def test_a_table_made_in_inference_mode_trains_afterwards():
     scale = torch.ones(2, requires_grad=True)
     (MinSNR(gamma=4.5).of(LinearBeta(), "v", t) * scale).sum().backward()
     assert scale.grad is not None
+
+
+def fused(snr: np.ndarray, gamma: float, decay: float, target: str) -> np.ndarray:
+    """Diffusion Forcing's weights of frames, (B, F), as its code has them."""
+    s, c = snr / gamma, np.minimum(snr, gamma) / gamma
+    known, before = np.zeros(len(snr)), np.zeros_like(snr)
+    for f in range(snr.shape[1]):
+        before[:, f] = known
+        known = c[:, f] if f == 0 else decay * known + (1 - decay) * c[:, f]
+    fused_s, fused_c = 1 - (1 - decay * before) * (1 - s), 1 - (1 - decay * before) * (1 - c)
+    return {
+        "epsilon": fused_c / fused_s,
+        "x_0": gamma * fused_c,
+        "v": gamma * fused_c / (gamma * fused_s + 1),
+    }[target]
+
+
+@pytest.mark.parametrize("target", ["epsilon", "x_0", "v"])
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_fused_snr_is_diffusion_forcings(target, decay):
+    for schedule in (LinearBeta(), Cosine()):
+        t = torch.arange(600).view(50, 12) * 37 % 1000
+        snr = (schedule.alpha_bars / (1 - schedule.alpha_bars))[t].numpy()
+        made = FusedSNR(gamma=5.0, decay=decay).of(schedule, target, t)
+        np.testing.assert_allclose(made.numpy(), fused(snr, 5.0, decay, target), rtol=1e-6)
+    images = made[:, :, None].expand(-1, -1, 3)  # along the first axis of the parts, whatever the others are
+    assert torch.equal(FusedSNR(5.0, decay).of(schedule, target, t[:, :, None].expand(-1, -1, 3)), images)
+
+
+def test_fused_snr_at_the_ends():
+    """A clean frame tells all of the next, a frame without signal nothing; one without any is as min-SNR has it."""
+    zero, fuse = ZeroTerminalSNR(LinearBeta()), FusedSNR(5.0, decay=0.5)
+    t = torch.tensor([[999, 999, 3], [-1, 999, 999], [0, 999, 999]])
+    weight = fuse.of(zero, "v", t)
+    assert weight.isfinite().all()
+    assert weight[0, :2].tolist() == [1.0, 1.0]  # no signal, nor before
+    c = 5 * 0.5  # decay times what is known: gamma C' = gamma S'
+    np.testing.assert_allclose(weight[1:, 1], c / (c + 1), rtol=1e-5)
+    assert torch.equal(fuse.of(zero, "v", t[:, :1])[0], MinSNR().of(zero, "v", t[0, :1]))
+    with pytest.raises(ValueError, match=r"weight=fused_snr is of an SNR that is no t's, and velocity .* use flow"):
+        fuse.of(Rectified(), "velocity", torch.rand(2, 3))
+    flow = fuse.of(Rectified(), "flow", torch.rand(2, 3))
+    assert (flow.isfinite() & (flow > 0)).all()

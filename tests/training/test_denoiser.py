@@ -12,11 +12,25 @@ from shared import HERE, schedule_of
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from diffaug import VPSDE, DiffusionDataModule, ForwardProcess, LinearBeta, Rectified, Trigonometric, Uniform
+from diffaug import (
+    VPSDE,
+    ContextParts,
+    DiffusionDataModule,
+    ForwardProcess,
+    FusedSNR,
+    IndependentParts,
+    LinearBeta,
+    Parts,
+    Rectified,
+    SharedParts,
+    Trigonometric,
+    Uniform,
+)
 from diffaug.commands.export import load_weights
-from diffaug.pytorch_lightning import Denoiser, LastCheckpoint
+from diffaug.pytorch_lightning import Denoiser, LastCheckpoint, LossByLevel
 from diffaug.targets import NUMBER_FIELDS
 from diffaug.times import Fixed
+from diffaug.training.causal_frames import CausalFrames
 
 
 class Net(nn.Module):
@@ -278,3 +292,74 @@ def test_an_optimizer_that_cannot_be_made_names_its_key(rate, tmp_path):
         trainer(tmp_path).fit(model, module)
     with pytest.raises(ValueError, match=r"steps must be a whole number >= 1, but got 0"):
         model.sample((1, 1, 4, 4), steps=0)
+
+
+class Frames(Net):
+    """The same of clips, told each frame's time."""
+
+    def forward(self, x, time):
+        return self.scale * x + 0.01 * time[..., None, None, None]
+
+
+def of_clips(law, *fields, network=None, **options):
+    process = ForwardProcess(
+        LinearBeta(), parts=Parts(1, law=law), fields=("x_t", "epsilon", "t", *fields), compile=False, **options
+    )
+    clips = torch.randint(0, 256, (12, 5, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    data = DiffusionDataModule(train=TensorDataset(clips), process=process, seed=0, batch_size=4)
+    return Denoiser(network or Frames(), process), data
+
+
+@pytest.mark.parametrize("law", [IndependentParts(), ContextParts(2), SharedParts(1.0)], ids=repr)
+def test_the_loss_weighs_each_part_and_leaves_context_out(law):
+    fields = ("part_mask",) if law.context else ()
+    model, data = of_clips(law, *fields, weight=FusedSNR())
+    model.log = lambda *args, **options: None
+    model._trainer, k = pl.Trainer(logger=False), law.context
+    data.setup("fit")
+    batch = data.noise(next(iter(data.train_dataloader())))
+    with torch.no_grad():
+        out = model.training_step(batch, 0)
+        square = (model(batch.x_t, batch.t.float()) - batch.epsilon).square().mean((2, 3, 4))
+    weight = FusedSNR().of(LinearBeta(), "epsilon", batch.t)
+    torch.testing.assert_close(out["loss"], (weight * square)[:, k:].mean())
+    assert out["errors"].shape == out["weights"].shape == out["t"].shape == (20,)
+    torch.testing.assert_close(out["errors"].view(4, 5)[:, k:], square[:, k:])
+    if k:
+        assert torch.equal(out["mask"].view(4, 5), batch.part_mask)
+        assert (out["t"] >= 0).all()
+        assert (out["weights"].view(4, 5)[:, :k] == 0).all()
+        with torch.no_grad():
+            x_t = batch.x_t.clone()
+            x_t[:, :k] += 100  # what a network makes of context is not its loss
+            other = model.validation_step(batch._replace(x_t=x_t), 0)
+        torch.testing.assert_close(other["loss"], square[:, k:].mean())
+
+
+def test_a_network_of_parts_is_trained_and_sampled(tmp_path):
+    model, data = of_clips(ContextParts(1), "part_mask")
+    levels = LossByLevel(str(tmp_path))
+    trainer(tmp_path, levels, max_steps=6, limit_val_batches=0, val_check_interval=None).fit(model, data)
+    counted = sum(row[5] for row in levels.rows if row[0] == "train")
+    assert counted == 6 * 4 * 4  # steps, clips, frames that are to be learned
+    assert model.sample((2, 5, 1, 4, 4), steps=3).isfinite().all()
+
+
+def test_what_does_not_go_with_parts_is_refused():
+    class UNet2DModel(Net):
+        pass
+
+    with pytest.raises(ValueError, match=r"process\.parts gives .* UNet2DModel takes one time .*model=causal_frames"):
+        of_clips(IndependentParts(), network=UNet2DModel())
+    with pytest.raises(ValueError, match=r"needs part_mask in process\.fields, which is \['x_t', 'epsilon', 't'\]"):
+        of_clips(ContextParts(1))
+
+
+def test_a_causal_network_sees_no_later_frame():
+    network = CausalFrames(channels=2, width=8, depth=2)
+    x, time = torch.randn(2, 6, 2, 5, 5), torch.rand(2, 6) * 1000
+    out = network(x, time)
+    assert out.shape == x.shape
+    x[:, 4:], time[:, 4:] = 0, 0
+    torch.testing.assert_close(network(x, time)[:, :4], out[:, :4])
+    assert not torch.allclose(network(x, time)[:, 4:], out[:, 4:])
