@@ -5,6 +5,7 @@ report --all                                every schedule of the package, a lin
 plot schedules NAME ... [out=...]           beta, alpha_bar, alpha and sigma, log-SNR over time
 plot recipes EXPERIMENT ... [out=...]       what recipes train on: share of the draws and of the loss over log-SNR
 plot strip NAME ... [data=...] [out=...]    one image from x_0 to x_T under several schedules [sizes=16,64]
+plot parts LAW ... parts=... [out=...]      a clip, or images, noised part by part under several laws
 plot levels FOLDER_OR_CSV [out=...]         loss by noise level, as a run with callbacks=loss_by_level left it
 preview [group=choice] ... [out=...]        your own data through the whole pipe: values, noised strip, times, warnings
 check [data=...] [workers=N]                every image of the dataset read; which are broken, for data.on_error=skip
@@ -39,7 +40,7 @@ from omegaconf.errors import OmegaConfBaseException
 from diffaug import plots
 from diffaug.checks import choice
 from diffaug.commands.check import check
-from diffaug.commands.plot import first_image, read_levels, write_label
+from diffaug.commands.plot import first_image, first_images, read_levels, write_label
 from diffaug.commands.preview import preview
 from diffaug.commands.report import page, table
 from diffaug.config import compose_config, schedule_names
@@ -112,6 +113,13 @@ def _plot_strip(overrides: list[str], *, out: str = "strip.png", sizes: str = ""
     schedules = _each("schedule", overrides, _schedule)
     image = first_image(_data(compose_config([word for word in overrides if not _is_name(word)])))
     print(plots.strip(schedules, image, sizes=[int(size) for size in _listed(sizes)]).save(out))
+
+
+def _plot_parts(overrides: list[str], *, out: str = "parts.png") -> None:
+    common = [word for word in overrides if not _is_name(word)]
+    fields = "process.fields=[x_t,x_0,t,log_snr]"
+    named = _each("law@process.parts.law", [*overrides, fields], _process)
+    print(plots.parts(named, first_images(_data(compose_config(common)))).save(out))
 
 
 def _plot_levels(names: list[str], *, out: str = "levels.png") -> None:
@@ -236,6 +244,7 @@ _COMMANDS: dict[str, Callable[..., int | None]] = {
     "plot schedules": _plot_schedules,
     "plot recipes": _plot_recipes,
     "plot strip": _plot_strip,
+    "plot parts": _plot_parts,
     "plot levels": _plot_levels,
     "preview": _preview,
     "check": _check,

@@ -24,6 +24,19 @@ def first_image(data: DiffusionBase) -> Tensor:
     return data.process.scale(images)[0]
 
 
+def first_images(data: DiffusionBase) -> Tensor:
+    """Return the first training clip, (1, F, C, H, W) or (1, C, F, H, W), or the first eight images, (8, C, H, W).
+
+    Raises:
+        ValueError: there is none.
+    """
+    data.setup("fit")
+    images = data.clean_images("train", 8)
+    if images is None:
+        raise ValueError("plot parts wants clips or images from data.train, which is a stream.")
+    return images[:1] if images.ndim == 5 else images
+
+
 def write_label(name: str, group: str) -> str:
     """Write a choice with overrides as a legend says it: "cosine,schedule.timesteps=4000" as "cosine, T = 4000".
 
@@ -35,7 +48,7 @@ def write_label(name: str, group: str) -> str:
     for override in overrides:
         key, equals, value = override.lstrip("+").partition("=")
         key = key.rpartition("@")[2]  # schedule@schedule.base=cosine
-        key = "T" if key == "schedule.timesteps" else key.removeprefix(f"{group}.")
+        key = "T" if key == "schedule.timesteps" else key.removeprefix(f"{group.rpartition('@')[2]}.")
         words.append(f"{key} = {value}" if equals else override)
     return ", ".join(words)
 

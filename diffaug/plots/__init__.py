@@ -13,5 +13,6 @@ from diffaug.plots.images import preview as preview
 from diffaug.plots.images import progress as progress
 from diffaug.plots.images import samples as samples
 from diffaug.plots.images import strip as strip
+from diffaug.plots.parts import parts as parts
 from diffaug.plots.picture import Picture as Picture
 from diffaug.plots.picture import check_path as check_path
