@@ -31,13 +31,14 @@ def _blend(
     """Mix the fields of some columns of the images.
 
     Arguments:
-        x: of all columns, shape (B, N) or (B, R, M), as `_in_rows` gives it, and so is mix.
-        noises: of those columns: epsilon and what else is mixed in.
+        x: of all columns, shape (B, N, *).
+        noises: of those columns: epsilon, and what else is mixed in.
+        mix: one number for all columns, shape (B, F, K); or of each column, shape (B, F, K, N, *).
+        centre: as in `draw_and_mix`.
+        dtype: of the results.
         at: the columns.
     """
-    x = x[:, at]
-    mix = (mix[..., at] if x.ndim == 3 else mix)[..., None]
-    centred = 2.0 * x.float() - centre
+    centred, mix = 2.0 * x[:, at].float() - centre, mix[..., None] if mix.ndim == 3 else mix[:, :, :, at]
     fields: list[Tensor] = []
     for f in range(mix.shape[1]):
         field = mix[:, f, 0] * centred
@@ -69,18 +70,23 @@ def _whole(
 ) -> list[Tensor]:
     """Draw and mix all fields of all samples at once: what is compiled. The keys come as their rows, one argument.
 
-    x and mix are as `_in_rows` gives them.
+    x and mix are as `_lay_out` gives them.
     """
     keys, size = Keys(rows), x.shape[1]
-    if size % 4 and x.ndim == 2 and x.device.type == "cuda":
+    if x.ndim == 4:
+        block = torch.arange(x.shape[2] * x.shape[3], device=x.device).view(x.shape[2:])
+        parts = [
+            _blend(x[:, lane], noises, mix[:, :, :, lane, :, None], centre, dtype)
+            for lane, noises in enumerate(_draw(keys, purposes, block))
+        ]
+        return [torch.stack(field, 1) for field in zip(*parts, strict=True)]
+    if size % 4 and x.device.type == "cuda":
         return _whole_in_two(x, keys, mix, centre, dtype, purposes)
     if size % 4:
         return _blend(x, draw_noises(keys, purposes, x), mix, centre, dtype)
-    run = size // 4
-    block = torch.arange(run if x.ndim == 2 else run * x.shape[2], device=x.device).view(run, *x.shape[2:])
     parts = [
-        _blend(x, noises, mix, centre, dtype, slice(lane * run, (lane + 1) * run))
-        for lane, noises in enumerate(_draw(keys, purposes, block))
+        _blend(x, noises, mix, centre, dtype, slice(lane * (size // 4), (lane + 1) * (size // 4)))
+        for lane, noises in enumerate(_draw(keys, purposes, torch.arange(size // 4, device=x.device)))
     ]
     return [torch.cat(field, 1) for field in zip(*parts, strict=True)]
 
@@ -115,10 +121,7 @@ def _pieces(
     x: Tensor, keys: Keys, mix: Tensor, centre: float, dtype: torch.dtype, purposes: tuple[Purpose, ...]
 ) -> list[Tensor]:
     """Do the same piece by piece: some samples at a time, or some blocks of one sample."""
-    if x.ndim == 3:  # each element with a coefficient of its own, so that a piece may begin anywhere
-        mix = mix[..., None].expand(*mix.shape, x.shape[2]).flatten(3)
-    samples, elements = len(x), x[0].numel()
-    x = x.reshape(samples, elements, *(1,) * (x.ndim - 2))
+    samples, elements = x.shape
     fields = [torch.empty(samples, elements, dtype=dtype, device=x.device) for _ in range(mix.shape[1])]
     blocks = lanes(elements)
     rows, columns = max(1, _PIECE // max(blocks, 1)), min(blocks, _PIECE)
@@ -127,54 +130,65 @@ def _pieces(
         some = keys.part(part)
         for start in range(0, blocks, columns):
             stop = min(start + columns, blocks)
-            block = torch.arange(start, stop, device=x.device).view(-1, *x.shape[2:])
-            for lane, runs in enumerate(_draw(some, purposes, block)):
+            for lane, runs in enumerate(_draw(some, purposes, torch.arange(start, stop, device=x.device))):
                 begin, end = lane * blocks + start, min(lane * blocks + stop, elements)
                 if begin < end:
                     noises, at = [run[:, : end - begin] for run in runs], slice(begin, end)
                     for out, made in zip(fields, _blend(x[part], noises, mix[part], centre, dtype, at), strict=True):
-                        out[part, at] = made.flatten(1)
+                        out[part, at] = made
     return fields
 
 
 _SHORTEST = 32  # elements in a row under one coefficient: with fewer, each element is given its own
 
 
-def _in_rows(x: Tensor, mix: Tensor) -> tuple[Tensor, Tensor]:
-    """Lay out images and coefficients so that each coefficient serves one row of elements.
+def _lay_out(x: Tensor, mix: Tensor, in_rows: bool) -> tuple[Tensor, Tensor]:
+    """Lay out images and coefficients as the pass takes them.
 
     Arguments:
         x: shape (B, *).
-        mix: shape (B, F, K), or (B, F, K, *planes), each size of planes a divisor of x's.
+        mix: as in `draw_and_mix`.
+        in_rows: whether a coefficient may serve a row of elements.
 
     Returns:
-        x of shape (B, N) and mix as it is; or x of shape (B, R, N / R) and mix of shape (B, F, K, R), with R a multiple
-        of 4 if N is.
+        x of shape (B, N), and mix of shape (B, F, K) or (B, F, K, N); or, in rows, x of shape (B, 4, R, M), a run of R
+        rows of M elements for each lane of Philox, and mix of shape (B, F, K, 4, R).
     """
-    planes, sizes = mix.shape[3:], x.shape[1:]
-    if all(size == 1 for size in planes):
-        return x.reshape(len(x), -1), mix.reshape(mix.shape[:3])
-    last = max(dim for dim, size in enumerate(planes) if size > 1)
-    inner = sizes[last:].numel() // planes[last]
-    if inner < _SHORTEST:
+    first, planes, sizes = mix.shape[:3], mix.shape[3:], x.shape[1:]
+    if all(plane == 1 for plane in planes):
+        return x.reshape(len(x), -1), mix.reshape(first)
+    elements, last = sizes.numel(), max(dim for dim, plane in enumerate(planes) if plane > 1)
+    inner = sizes[last:].numel() // planes[last]  # so many elements side by side have one coefficient
+    if elements % 4 == 0:
+        inner //= 4 // math.gcd(elements // inner, 4)
+    if elements % 4 or inner < _SHORTEST or not in_rows:
         inner = 1
-    elif x[0].numel() % 4 == 0:
-        inner //= 4 // math.gcd(x[0].numel() // inner, 4)
-    rows = x[0].numel() // inner
-    # Each entry serves size / plane neighbours.
-    apart = [n for size in planes for n in (size, 1)]
-    served = [n for size, plane in zip(sizes, planes, strict=True) for n in (plane, size // plane)]
-    served[2 * last + 1 :] = [rows // torch.Size(served[: 2 * last + 1]).numel()]
-    apart[2 * last + 1 :] = [1]
-    mix = mix.reshape(*mix.shape[:3], *apart).expand(*mix.shape[:3], *served).reshape(*mix.shape[:3], rows)
-    return x.reshape(len(x), rows, inner), mix
+    # Each entry serves size / plane neighbours of its dimension; the last that differ, and what follows, in rows.
+    entries = [n for plane in planes[: last + 1] for n in (plane, 1)]
+    served = [n for size, plane in zip(sizes[:last], planes[:last], strict=True) for n in (plane, size // plane)]
+    served += [planes[last], elements // inner // sizes[:last].numel() // planes[last]]
+    mix = mix.reshape(*first, *entries).expand(*first, *served)
+    if inner == 1:
+        return x.reshape(len(x), elements), mix.reshape(*first, elements)
+    return x.reshape(len(x), 4, -1, inner), mix.reshape(*first, 4, -1)
+
+
+def _for_rows(keys: Keys, run: int) -> Tensor:
+    """Return the keys' rows for each row of a lane's run, shape (5, B, run), of which no two dimensions can be one.
+
+    Every intermediate value then has the loops of the results. If it had fewer, Inductor would write Philox's words to
+    memory between two loops: half as long again.
+    """
+    rows = keys.rows.new_empty(5, keys.rows.shape[1], run + 1)
+    rows.copy_(keys.rows[:5, :, None])
+    return rows[..., :run]
 
 
 def mix_given(x: Tensor, noises: Sequence[Tensor], mix: Tensor, centre: float, dtype: torch.dtype) -> list[Tensor]:
     """Mix the same fields from noises that are given, float32, of x's shape: epsilon alone or with a second."""
-    laid_out, mix = _in_rows(x, mix)
-    noises = [noise.reshape(laid_out.shape) for noise in noises]
-    return [field.view(x.shape) for field in _blend(laid_out, noises, mix, centre, dtype)]
+    flat, mix = _lay_out(x, mix, in_rows=False)
+    noises = [noise.reshape(flat.shape) for noise in noises]
+    return [field.view(x.shape) for field in _blend(flat, noises, mix, centre, dtype)]
 
 
 def draw_and_mix(
@@ -206,9 +220,10 @@ def draw_and_mix(
     Raises:
         CompileError: it does not compile.
     """
-    laid_out, mix = _in_rows(x, mix)
+    laid_out, mix = _lay_out(x, mix, in_rows=compiled)
     if compiled:
-        fields = compiler.call_compiled(_whole, laid_out, keys.rows, mix, centre, dtype, purposes)
+        rows = keys.rows if laid_out.ndim == 2 else _for_rows(keys, laid_out.shape[2])
+        fields = compiler.call_compiled(_whole, laid_out, rows, mix, centre, dtype, purposes)
     elif x.device.type == "cpu":
         fields = _pieces(laid_out, keys, mix, centre, dtype, purposes)
     else:

@@ -63,7 +63,8 @@ def words(keys: Keys, purpose: int, block: Tensor) -> tuple[Tensor, Tensor, Tens
     """
     if purpose >> 4:
         block = block + (purpose >> 4 << 30)
-    key_0, key_1, low, high, domain = (row.view(-1, *(1,) * block.ndim) for row in keys.rows[:5])
+    ones = (1,) * (block.ndim + 2 - keys.rows.ndim)
+    key_0, key_1, low, high, domain = (row.view(*row.shape, *ones) for row in keys.rows[:5])
     counter = (block[None], low, high + ((purpose & 15) << 28), domain)
     # The key is kept per sample, not per call: with it every intermediate value of a compiled kernel has the shape
     # (B, N), which lets Inductor fuse all ten rounds and all outputs into one loop without a buffer between them.
