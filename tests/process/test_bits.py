@@ -95,7 +95,11 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "pyramid": lambda: called(schedules.LinearBeta(), times.Uniform(), noise.Pyramid()),
     "offset": lambda: called(schedules.ScaledLinearBeta(), times.Uniform(), noise.Offset()),
     "pair": lambda: called(
-        schedules.LinearBeta(), pair=Pair(noise="chain"), fields=("x_t", "epsilon", "t", "x_s", "s"), images=FLOATS
+        schedules.LinearBeta(),
+        pair=Pair(noise="chain"),
+        fields=("x_t", "epsilon", "t", "x_s", "s"),
+        images=FLOATS,
+        compile=False,
     ),
     "owned, views, label dropout": lambda: owned(
         views=2, label_dropout=0.5, null_label=10, transform=lambda x: x if torch.rand(()) < 0.5 else x.flip(-1)
