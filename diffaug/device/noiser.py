@@ -20,7 +20,7 @@ from diffaug.loader.batch import Places
 from diffaug.loader.dataset import note
 from diffaug.process import ForwardProcess
 from diffaug.process.batch import Fields
-from diffaug.process.forward import EVALUATION_TIMES
+from diffaug.process.drawing import EVALUATION_TIMES
 from diffaug.randomness.keys import STAGES, VIEW_BITS, Keys, Purpose
 from diffaug.randomness.user_code import keyed_random_state
 from diffaug.store.moments import Moments, Stored

@@ -4,11 +4,10 @@
 
 is what `forward` samples: one t and one epsilon for each image (Ho, Jain and Abbeel 2020, equation 4). The chain behind
 it, whose thousand small steps have the same law, is in `diffaug.process.chain`; what takes t as given, `mix`, `step`,
-`posterior`, ..., in `diffaug.process.closed_form`.
+`posterior`, ..., in `diffaug.process.closed_form`; the draw itself, compiled or not, in `diffaug.process.drawing`.
 """
 
-import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from diffaug.checks import choice, number
 from diffaug.noise import Gaussian, Noise
-from diffaug.process import compiler, kernel
 from diffaug.process.arguments import (
     check_call,
     check_components,
@@ -28,8 +26,8 @@ from diffaug.process.arguments import (
     number_images,
 )
 from diffaug.process.batch import Fields, NoisyBatch, batch_type
-from diffaug.process.closed_form import ClosedForm
-from diffaug.process.coefficients import coefficients, purposes
+from diffaug.process.coefficients import purposes
+from diffaug.process.drawing import EVALUATION_TIMES, Drawing
 from diffaug.randomness.keys import Keys
 from diffaug.randomness.transfer import move
 from diffaug.schedules import Schedule
@@ -38,23 +36,18 @@ from diffaug.targets import (
     IMAGE_FIELDS,
     NUMBER_FIELDS,
     PAIR_FIELDS,
+    PAIR_STATES,
     SIGMA_DATA,
     TARGETS,
     Pair,
     Unweighted,
     Weight,
-    interval,
-    mix_table,
     number_field,
 )
-from diffaug.times import ByIndex, Parts, Times, Uniform
-
-EVALUATION_TIMES = Uniform(coverage=ByIndex())
-"""The times of validation, test and predict: even over unit time, and each image's own, whatever training draws."""
-_UNIFORM = Uniform()
+from diffaug.times import Parts, Times, Uniform
 
 
-class ForwardProcess(ClosedForm):
+class ForwardProcess(Drawing):
     """Noise a batch of images: draw t and epsilon, return ``(x_t, epsilon, t)``.
 
     Arguments:
@@ -110,52 +103,16 @@ class ForwardProcess(ClosedForm):
         self.compile_mode = choice("process.compile", compile, (True, False, "auto"))
         self.dtype = check_dtype(dtype)
         check_components(self)
-        self._states = tuple(name for name in self.fields if name in ("x_s",))
-        self._images = *(name for name in self.fields if name in IMAGE_FIELDS), *self._states
+        self._images = tuple(name for kind in (IMAGE_FIELDS, PAIR_STATES) for name in self.fields if name in kind)
         self._numbers = tuple(name for name in self.fields if name in NUMBER_FIELDS)
         # A law that makes a t of its own does so whatever the fields.
         self._pairs = pair is not None and (pair.times.moves_t or not set(PAIR_FIELDS).isdisjoint(self.fields))
         self._purposes = purposes(self)
-        self._has_compiled = self._cannot_compile = False
 
     def extra_repr(self) -> str:
         return (
             f"{self.schedule!r}, {self.times!r}, {self.noise!r}, fields={self.fields}, value_range={self.value_range}"
         )
-
-    def compiles(self, device: torch.device, elements: int) -> bool:
-        """Return whether samples of so many elements go through the compiled pass on this device."""
-        if self._cannot_compile or not self.noise.in_pass:
-            return False
-        if self.compile_mode == "auto":
-            return elements >= compiler.COMPILE_ELEMENTS and compiler.compiler_for(device.type)
-        return bool(self.compile_mode)
-
-    def can_compile(
-        self, x_0: Tensor, dtype: torch.dtype | None = None, batches: Mapping[str, Collection[int]] | None = None
-    ) -> bool:
-        """Compile the pass for batches of images like the first of these, shape (B, *), and say whether it worked.
-
-        A failure is one warning, after which this process is eager. After a success it never is.
-
-        Arguments:
-            batches: the stages that are to come, and their sizes of batch beside 1 and 2 (a compiled form serves all
-                sizes but 1); training unless given. Training with uniform timesteps has a form of its own.
-        """
-        had_compiled = self._has_compiled
-        sizes: dict[bool, set[int]] = {}
-        for stage, some in ({"train": ()} if batches is None else batches).items():
-            sizes.setdefault(stage == "train" and self.times == _UNIFORM, {1, 2}).update(some)
-        for with_times, size in ((form, size) for form in sizes for size in sorted(sizes[form])):
-            # Not expanded: the compiled form is for images that lie in memory one after another.
-            some, index = x_0[:1].repeat(size, *(1,) * (x_0.ndim - 1)), torch.arange(size, device="cpu")
-            times = _UNIFORM if with_times else EVALUATION_TIMES
-            self._has_compiled = had_compiled  # nothing that is tried here has been handed out
-            with torch.inference_mode(False), torch.no_grad():
-                self._draw(some, Keys.pack(index), times, None, dtype or self.dtype or torch.float32)
-            if self._cannot_compile:
-                return False
-        return True
 
     def forward(
         self,
@@ -262,62 +219,3 @@ class ForwardProcess(ClosedForm):
             made |= {name: getattr(key, part) for name, part in parts.items() if name in self.fields}
             made = dict(zip(made, move([*made.values()], x_0.device), strict=True))
         return batch_type(self.fields)(*(made[name] if name in made else extra[name] for name in self.fields))
-
-    def _draw(
-        self, x_0: Tensor, key: Keys, times: Times, position: Tensor | None, dtype: torch.dtype, eager: bool = False
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Draw the times, where the keys are, and every image-shaped field and the second time, by name."""
-        try:
-            return self._mix(x_0, key, times, position, dtype, eager)
-        except compiler.CompileError as error:
-            if self._has_compiled:
-                # This process, one rank of several perhaps, must not go on alone with other bits.
-                raise RuntimeError(
-                    f"{error}, for a batch of {tuple(x_0.shape)}, after others had compiled; the eager path may differ "
-                    "in the last bit, so it does not take over within a run. Set process.compile=false, and go on from "
-                    "the last checkpoint or begin again."
-                ) from error
-            self._cannot_compile = True
-            warnings.warn(
-                f"{error}; diffaug goes on with its eager path, which is slower and may differ in the last bit. Set "
-                "process.compile=false to begin there.",
-                stacklevel=4,
-            )
-            return self._mix(x_0, key, times, position, dtype, eager)
-
-    def _mix(
-        self, x_0: Tensor, key: Keys, times: Times, position: Tensor | None, dtype: torch.dtype, eager: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        names, compiled = self._images, not eager and self.compiles(x_0.device, x_0.shape[1:].numel())
-        schedule, (scale, centre) = self.schedule.at_shape(x_0.shape), self._scale_and_centre(x_0)
-        alone = self.parts is None and not self._pairs and self._purposes == kernel.ONLY_EPSILON
-        if names and compiled and alone and schedule.discrete and times == _UNIFORM:
-            table = mix_table(schedule, names, scale, x_0.device, self.sigma_data)
-            t, fields = kernel.draw_times_and_mix(x_0, key.to(x_0.device), table, centre, dtype)
-            self._has_compiled = True
-            return t, dict(zip(names, fields, strict=True))
-        planes: tuple[int, ...] = ()
-        if self.parts is None:
-            t = times.draw(key, schedule, position, x_0.device)
-        else:
-            t = self.parts.draw(key, schedule, times, position, x_0.shape, x_0.device)
-            planes = self.parts.planes(x_0.shape)
-        made: dict[str, Tensor] = {}
-        earlier: dict[str, Tensor] = {}
-        if self.pair is not None and self._pairs:
-            t, s = self.pair.times.draw(key.to(t.device), schedule, times, t)
-            made, earlier = {"s": s, "same": s == t}, {"x_s": s}
-            if "interval" in self.fields:
-                made["interval"] = interval(schedule, t, s)
-        if not names:
-            return t, made
-        mix = coefficients(self, schedule, names, t, earlier, scale, planes)
-        rows, mix = move([key.rows, mix], x_0.device)
-        keys = Keys(rows)
-        if self.noise.in_pass:
-            fields = kernel.draw_and_mix(x_0, keys, mix, centre, dtype, compiled=compiled, purposes=self._purposes)
-            self._has_compiled |= compiled
-        else:
-            noises = [self.noise.draw(keys, self.scale(x_0)), *kernel.draw_noises(keys, self._purposes[1:], x_0)]
-            fields = kernel.mix_given(x_0, noises, mix, centre, dtype)
-        return t, made | dict(zip(names, fields, strict=True))

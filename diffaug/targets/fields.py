@@ -118,7 +118,10 @@ PART_FIELDS = ("part_mask",)
 """1 where a part of a sample is to be learned, 0 on context and padding, float32, of t's shape: see
 `diffaug.times.parts`. 1 where samples have no parts."""
 
-PAIR_FIELDS = ("x_s", "s", "interval", "same")
+PAIR_STATES = ("x_s",)
+"""The image-shaped ones of `PAIR_FIELDS`: states at other times than t."""
+
+PAIR_FIELDS = (*PAIR_STATES, "s", "interval", "same")
 """An earlier state of each image and its time; t - s in unit time, float32; whether s is t, bool; the last three of
 shape (B,). See `diffaug.targets.pairs`."""
 
