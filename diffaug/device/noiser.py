@@ -199,7 +199,10 @@ class Noiser:
 
     def _latents(self, moments: Moments, packed: Keys) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
-            code = self.posterior(moments, packed)
+            # On the CPU never: there its bits are the same with a compiler and without one.
+            mean, apart = moments.mean, moments.mean.device.type != "cuda" or self.eager
+            compiled = not apart and self.process.compiles(mean.device, mean[0].numel())
+            code = self.posterior(moments, packed, compiled=compiled)
         low, high = self.process.value_range or (-1.0, 1.0)
         # The process maps floats from value_range to [-1, 1]; what an encoder makes is noised as it is.
         return code if (low, high) == (-1.0, 1.0) else (code * (high - low) + (high + low)) / 2

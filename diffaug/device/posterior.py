@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import choice, number, refuse
-from diffaug.noise.kinds import gaussian
+from diffaug.process.kernel import draw_and_mix
 from diffaug.randomness.keys import Keys, Purpose
 from diffaug.randomness.transfer import move
 from diffaug.store.moments import Moments
@@ -36,26 +36,36 @@ class Posterior:
         self.stats = None if stats is None else _checked(stats)
         self.sigma_data = sigma_data
 
-    def __call__(self, moments: Moments, keys: Keys) -> Tensor:
+    def __call__(self, moments: Moments, keys: Keys, *, compiled: bool = False) -> Tensor:
         """Return latents, float32, shape (B, *).
 
         Arguments:
             keys: of the B samples, those of the noise; where the posterior is fixed, of epoch and view 0.
+            compiled: whether to draw by the compiled pass, `diffaug.process.kernel`'s; its last bits may differ.
         """
         z, std = moments
+        rows, *scales = move([keys.rows, *self._scales(z)], z.device)
         if std is not None and self.kind != "mean":
-            z = z + std * gaussian(keys.to(z.device), tuple(z.shape[1:]), Purpose.POSTERIOR)
-        return z if self.stats is None else self._scaled(z, self.stats)
-
-    def _scaled(self, z: Tensor, stats: dict[str, list[float]]) -> Tensor:
-        if len(stats["mean"]) != z.shape[1]:
-            raise ValueError(
-                f"data.latent_stats has {len(stats['mean'])} channels, but the latents have shape {tuple(z.shape[1:])}."
-            )
-        factors = [self.sigma_data / std for std in stats["std"]]
-        rows = [torch.tensor(row, dtype=torch.float32, device="cpu") for row in (stats["mean"], factors)]
-        mean, factor = (row.view(-1, *[1] * (z.ndim - 2)) for row in move(rows, z.device))
+            mix = torch.stack((torch.full_like(std, 0.5), std), 1)[:, None]  # of 2 z and n
+            options: dict[str, Any] = {"compiled": compiled, "purposes": (Purpose.POSTERIOR,)}
+            (z,) = draw_and_mix(z, Keys(rows), mix, 0.0, torch.float32, **options)
+        if not scales:
+            return z
+        mean, factor = scales
         return (z - mean) * factor
+
+    def _scales(self, z: Tensor) -> list[Tensor]:
+        """Return each channel's mean, and what it is multiplied by, on the host, each of shape (C, 1, ...)."""
+        if self.stats is None:
+            return []
+        if len(self.stats["mean"]) != z.shape[1]:
+            raise ValueError(
+                f"data.latent_stats has {len(self.stats['mean'])} channels, but the latents have shape "
+                f"{tuple(z.shape[1:])}."
+            )
+        rows = self.stats["mean"], [self.sigma_data / std for std in self.stats["std"]]
+        shape = (-1, *[1] * (z.ndim - 2))
+        return [torch.tensor(row, dtype=torch.float32, device="cpu").view(shape) for row in rows]
 
 
 def _checked(stats: Any) -> dict[str, list[float]]:

@@ -1,5 +1,6 @@
 """The posterior: z = mean + std n, n a function of the sample's key; from a live encoder and from a store alike."""
 
+import contextlib
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,10 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Mixture
 from diffaug.commands.encode import encode
+from diffaug.device import noiser
 from diffaug.device.posterior import Posterior
 from diffaug.noise.kinds import gaussian
+from diffaug.process import compiler
 from diffaug.pytorch_lightning import Encoding, store
 from diffaug.randomness.keys import Keys, Purpose
 from diffaug.store.moments import Moments, Stored
@@ -77,6 +80,41 @@ def test_z_is_mean_plus_std_times_a_keyed_normal(form, same_random_state):
         n = gaussian(Keys.pack(batch.index, seed=5, epoch=epoch), (2, 6, 6), Purpose.POSTERIOR)
         torch.testing.assert_close(batch.x_0, made.mean[batch.index] + made.stddev[batch.index] * n, rtol=0, atol=1e-6)
     assert not torch.equal(*(by_visit([batch])[3, 0] for batch in out["train"]))
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 8), (3, 5, 7)])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_through_the_pass_it_is_that_to_the_bit(shape, compiled):
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        moments = Moments(torch.randn(5, *shape), torch.rand(5, *shape))
+    keys, stats_ = Keys.pack(torch.arange(5), seed=7, view=3), {"mean": [0.3] * shape[0], "std": [2.0] * shape[0]}
+    plain = moments.mean + moments.std * gaussian(keys, shape, Purpose.POSTERIOR)
+    most = 2e-6 if compiled else 0  # there a few last bits differ
+    z, scaled = (Posterior("sample", given, 0.5)(moments, keys, compiled=compiled) for given in (None, stats_))
+    assert (z - plain).abs().max() <= most
+    assert (scaled - (plain - 0.3) * 0.25).abs().max() <= most
+
+
+def test_on_an_accelerator_it_is_a_few_operations(monkeypatch):
+    """Those of the normals alone are two hundred, where they do not go through the compiled pass."""
+    watched = pytest.importorskip("watched", reason="needs torch's private names where they were", exc_type=ImportError)
+    # To key the device's own random state needs a driver.
+    monkeypatch.setattr(noiser, "keyed_random_state", lambda *_: contextlib.nullcontext())
+    process = ForwardProcess(LinearBeta(), value_range=None)
+    options = {"encoder": Stored(deviations=True), "latent_stats": {"mean": [0.0] * 4, "std": [1.0] * 4}}
+    data = DiffusionDataModule(TensorDataset(torch.zeros(8, 2, 4, 16, 16)), process=process, batch_size=4, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "compiler_for", lambda _: False)  # on the CPU: here it is of no interest
+        data.setup("fit")
+    data.process._cannot_compile, data._noiser.eager = False, False
+    with watched.watched() as watch:
+        for batch in data.train_dataloader():
+            watch.clear()
+            made = data.noise(data.transfer_batch_to_device(batch, watched.DEVICE, 0))
+            assert made.x_t.device == watched.DEVICE
+        assert watch.waits == []
+        assert watch.operations <= 20
 
 
 def test_z_does_not_depend_on_the_batch():
