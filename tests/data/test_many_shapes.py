@@ -47,9 +47,9 @@ def visits(data: DiffusionDataModule, epochs: int) -> dict[tuple[int, ...], tupl
 
 @pytest.mark.parametrize("make", [Shapes, lambda: mixture(weights={"dark": 1, "light": 2})])
 def test_the_draw_of_a_visit_does_not_depend_on_the_batch(make):
-    whole = visits(module(make()), 6)
+    whole = visits(module(make()), 4)
     for options in ({"batch_size": 3}, {"batch_size": 10, "num_workers": 2}):
-        other = visits(module(make(), **options), 6)
+        other = visits(module(make(), **options), 4)
         common = whole.keys() & other.keys()
         assert len(common) > 0.8 * len(whole)
         assert all(torch.equal(a, b) for key in common for a, b in zip(whole[key], other[key], strict=True))

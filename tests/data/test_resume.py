@@ -108,9 +108,9 @@ SETTINGS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
         {},
     ),
 }
-QUICK = ("plain", "buckets")
+QUICK = ("plain",)
 THOROUGH = ("wrapped", "accumulate", "val_check_2")
-THREE = ("plain", "val_every_2_epochs", "mixture")
+THREE = ("wrapped", "val_every_2_epochs", "mixture")
 """The settings that a third epoch adds something to: an epoch between two others, or what comes in the third."""
 
 
