@@ -272,8 +272,7 @@ def test_a_fit_takes_the_seed_of_its_own_seed_everything(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [own, wrapped])
-@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize(("make", "persistent"), [(own, False), (wrapped, True)])
 def test_workers_change_nothing(make, persistent):
     options = {"num_workers": 2, "persistent_workers": persistent}
     memory = Memory()
