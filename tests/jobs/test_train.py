@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import server
 import torch
 from PIL import Image
 from shared import ROOT
-from tiny import OVERRIDES, TWO, environment, start, until
+from tiny import OVERRIDES, TWO, environment
 
 SHARED = ROOT.parent / "shared" / "data"
 pytestmark = pytest.mark.slow
@@ -74,19 +73,12 @@ def test_a_run_without_validation_ends_with_a_summary(tmp_path):
     assert re.search(r"2 steps in .*\n.*\n  validation loss  not measured", done.stdout)
 
 
-def test_a_killed_run_goes_on_in_its_folder(tmp_path):
+def test_a_finished_run_is_made_longer_under_its_own_recipe(tmp_path):
+    """One that was killed goes on in `test_interruptions`."""
     options = (*OVERRIDES, "hydra.run.dir=run")
-    with (tmp_path / "log").open("w") as log:
-        process = start(command(*options, "trainer.max_steps=100000"), tmp_path, log)
-    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    until(last.is_file, process, tmp_path / "log")
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = torch.load(last, weights_only=True)["global_step"]
-    train(tmp_path, *options, "ckpt_path=last", f"trainer.max_steps={done + 3}")
-    assert steps(tmp_path / "run")[-3:] == [done, done + 1, done + 2]
-    train(tmp_path, *options, "ckpt_path=last", f"trainer.max_steps={done + 5}")  # a finished run is made longer
-    assert steps(tmp_path / "run")[-2:] == [done + 3, done + 4]
+    train(tmp_path, *options)
+    train(tmp_path, *options, "ckpt_path=last", "trainer.max_steps=5")
+    assert steps(tmp_path / "run") == [0, 1, 2, 3, 4]
     other = train(tmp_path, *options, "ckpt_path=last", "model.target=v", expect=1)
     assert re.search(r"(?s)another recipe.*target: epsilon -> v", other.stderr)
 
