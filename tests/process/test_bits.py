@@ -126,7 +126,12 @@ def summary(recipe: str) -> dict[str, list[float]]:
     return out
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+SLOW = ("rectified, logit-normal, compiled", "antithetic, odd size")  # another compiled form each
+
+
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in RECIPES]
+)
 def test_the_bits_are_those_recorded(recipe):
     recorded, now = json.loads(FILE.read_text())[recipe], summary(recipe)
     assert list(now) == list(recorded)
