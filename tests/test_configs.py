@@ -29,7 +29,7 @@ from diffaug.store.layout import Field, Part, write_info
 
 
 def choices(*groups: str) -> list[str]:
-    return [f"{group}={name}" for group in groups for name in names(group)]
+    return [f"{group}={name}" for group in groups for name in names(group.partition("@")[0])]
 
 
 # What is chosen of one group says nothing of another's, so several groups are gone through at once.
@@ -37,6 +37,7 @@ SEVERAL = (
     zip_longest(choices("schedule"), choices("noise")),
     zip_longest(choices("times"), choices("weight"), choices("data", "model", "trainer", "callbacks", "logger")),
     zip(choices("experiment")),
+    zip_longest(["parts=frames", "parts=tokens"], choices("law@process.parts.law"), fillvalue="parts=patches"),
 )
 CHOICES = [" ".join(filter(None, some)) for several in SEVERAL for some in several]
 
@@ -197,7 +198,7 @@ def test_every_option_of_the_datamodule_is_there_with_its_default():
 
 
 def test_no_error_names_a_key_that_is_not_there():
-    """Else it could be set only with a plus sign. A pair's keys come with the pair; inner is an argument of wrap."""
+    """Else it could be set only with a plus sign. A pair's and parts' keys come with them; inner is of wrap.""" ""
     known = set(keys(loaded("train"))) | set(keys(loaded("data/base/module"), "data"))
     for path in CONFIGS.glob("*/*.yaml"):
         config, group = loaded(f"{path.parent.name}/{path.stem}") or {}, path.parent.name
@@ -215,7 +216,7 @@ def test_no_error_names_a_key_that_is_not_there():
                 named |= set(re.findall(rf"\b(?:{groups})(?:\.[a-z_]+[a-z])+(?![\w.]*/)", node.value))
     named -= {"data.noise", "data.setup", "data.train_dataloader", "process.mix"}  # what to call
     named -= {"schedule.at_shape", "data.inner", "schedule.png"}
-    named -= {name for name in named if name.startswith("process.pair.")}
+    named -= {name for name in named if name.startswith(("process.pair.", "process.parts"))}
     named -= {"data.folder", "data.mixture", "data.bucketed"}
     assert named - known == set()
     assert len(named) > 60

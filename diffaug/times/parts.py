@@ -146,7 +146,7 @@ class ContextParts(PartLaw):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        instance("process.parts.law.others", self.others, PartLaw, "a law of diffaug.times.parts")
+        instance("process.parts.law.others", self.others, PartLaw, "a PartLaw, such as SharedParts()")
         if self.others.context:
             raise refuse("process.parts.law.others", self.others, "a law without a context of its own")
 
@@ -198,7 +198,7 @@ class Parts:
             raise refuse("process.parts.axis", self.axis, "an axis of the images, but not 0, or a list of them")
         if len(blocks) != len(axes):
             raise refuse("process.parts.block", self.block, f"one number, or one for each of the {len(axes)} axes")
-        instance("process.parts.law", self.law, PartLaw, "a law of diffaug.times.parts")
+        instance("process.parts.law", self.law, PartLaw, "a PartLaw, such as SharedParts()")
         if self.padding is not None:
             instance("process.parts.padding", self.padding, str, "the name of a field of the dataset, or null")
         object.__setattr__(self, "axis", tuple(axes))

@@ -349,7 +349,7 @@ REFUSED = [
     (lambda: Parts(1.5), r"process\.parts\.axis"),
     (lambda: Parts(1, 0), r"process\.parts\.block must be a whole number >= 1, but got 0"),
     (lambda: Parts([1, 2], [1, 1, 1]), r"process\.parts\.block must be one number, or one for each of the 2 axes"),
-    (lambda: Parts(1, law="shared"), r"process\.parts\.law must be a law of diffaug\.times\.parts"),
+    (lambda: Parts(1, law="shared"), r"process\.parts\.law must be a PartLaw, such as SharedParts\(\)"),
     (lambda: Parts(1, padding=3), r"process\.parts\.padding must be the name of a field"),
     (lambda: SharedParts(1.5), r"process\.parts\.law\.probability must be a number in \[0, 1\], but got 1\.5"),
     (lambda: TwoLevelParts(-0.1), r"process\.parts\.law\.share must be"),
