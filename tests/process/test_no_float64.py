@@ -28,6 +28,7 @@ ALLOWED = {
     "times/densities.py": {
         "Times.histogram": "of quantiles on the CPU",
     },
+    "times/parts.py": {"ContextParts.finish": "one number on the CPU"},
     "times/mixed.py": {"MixedTimes.check": "one number on the CPU", "_cdf": "a table on the CPU"},
     "targets/pair_times.py": {"_cell": "of times, which are drawn where float64 is"},
     "times/importance.py": {
