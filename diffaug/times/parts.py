@@ -34,6 +34,8 @@ from diffaug.checks import bounded, check_fields, instance, integer, refuse
 from diffaug.randomness.keys import Keys, Purpose
 from diffaug.randomness.philox import points, uniforms
 from diffaug.schedules import Schedule
+from diffaug.schedules.numbers import keep
+from diffaug.times.coverage import Independent
 from diffaug.times.densities import Times
 
 _PLACE_BITS = 30
@@ -50,12 +52,13 @@ class PartLaw(ABC):
         check_fields(self, "process.parts.law")
 
     @abstractmethod
-    def points(self, keys: Keys, own: Tensor, counts: tuple[int, ...]) -> Tensor:
+    def points(self, keys: Keys, own: Tensor | None, counts: tuple[int, ...]) -> Tensor:
         """Return each part's point in [0, 2^53), int64, shape (B, *counts).
 
         Arguments:
             keys: of the B samples.
-            own: the point that each sample has where it has one time, int64, shape (B,).
+            own: the point that each sample has where it has one time, int64, shape (B,); None where that is of block 0
+                by its own key, as the first part's is.
             counts: how many parts there are along each axis.
         """
 
@@ -73,9 +76,10 @@ class PartLaw(ABC):
 class IndependentParts(PartLaw):
     """Each part draws its own t."""
 
-    def points(self, keys: Keys, own: Tensor, counts: tuple[int, ...]) -> Tensor:
+    def points(self, keys: Keys, own: Tensor | None, counts: tuple[int, ...]) -> Tensor:
         each = _draw_each(keys, Purpose.TIME, counts)
-        each.flatten(1)[:, 0] = own  # which it is already where samples are covered independently
+        if own is not None:
+            each.flatten(1)[:, 0] = own
         return each
 
 
@@ -89,8 +93,8 @@ class SharedParts(PartLaw):
 
     probability: float = bounded(0.5, at_least=0, at_most=1)
 
-    def points(self, keys: Keys, own: Tensor, counts: tuple[int, ...]) -> Tensor:
-        together = _over_parts(own, counts)
+    def points(self, keys: Keys, own: Tensor | None, counts: tuple[int, ...]) -> Tensor:
+        together = _over_parts(points(keys, Purpose.TIME) if own is None else own, counts)
         if self.probability == 1:
             return together
         shares = uniforms(points(keys, Purpose.PARTS)) < self.probability
@@ -101,7 +105,7 @@ class SharedParts(PartLaw):
 class MonotoneParts(PartLaw):
     """Each part draws its own t, and they are sorted along the first axis: later frames are never less noised."""
 
-    def points(self, keys: Keys, own: Tensor, counts: tuple[int, ...]) -> Tensor:
+    def points(self, keys: Keys, own: Tensor | None, counts: tuple[int, ...]) -> Tensor:
         return IndependentParts().points(keys, own, counts)
 
     def finish(self, t: Tensor, schedule: Schedule) -> Tensor:
@@ -121,10 +125,10 @@ class TwoLevelParts(PartLaw):
 
     share: float = bounded(0.5, at_least=0, at_most=1)
 
-    def points(self, keys: Keys, own: Tensor, counts: tuple[int, ...]) -> Tensor:
-        second = _over_parts(points(keys, Purpose.PARTS), counts)
+    def points(self, keys: Keys, own: Tensor | None, counts: tuple[int, ...]) -> Tensor:
+        first = points(keys, Purpose.TIME) if own is None else own
         chosen = uniforms(_draw_each(keys, Purpose.CHOICE_OF_PARTS, counts)) < self.share
-        return torch.where(chosen, second, _over_parts(own, counts))
+        return torch.where(chosen, _over_parts(points(keys, Purpose.PARTS), counts), _over_parts(first, counts))
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,7 @@ class ContextParts(PartLaw):
         if self.others.context:
             raise refuse("process.parts.law.others", self.others, "a law without a context of its own")
 
-    def points(self, keys: Keys, own: Tensor, counts: tuple[int, ...]) -> Tensor:
+    def points(self, keys: Keys, own: Tensor | None, counts: tuple[int, ...]) -> Tensor:
         if self.count >= counts[0]:
             raise ValueError(
                 f"process.parts.law.count={self.count} leaves nothing to learn of {counts[0]} parts along the first "
@@ -250,9 +254,9 @@ class Parts:
             device: the images'.
         """
         counts = self.counts(shape)
-        own = times.coverage.points(keys, position)
+        own = None if isinstance(times.coverage, Independent) else times.coverage.points(keys, position)
         if math.prod(counts) >= _ON_HOST:
-            keys, own = keys.to(device), own.to(device)
+            keys, own = keys.to(device), None if own is None else own.to(device)
         drawn = self.law.points(keys, own, counts)
         return self.law.finish(times.of_points(drawn, schedule), schedule)
 
@@ -288,11 +292,15 @@ def _as_list(numbers: int | Sequence[int]) -> list[int]:
 
 def _draw_each(keys: Keys, purpose: int, counts: tuple[int, ...]) -> Tensor:
     """Draw one point for each part by its place: int64, shape (B, *counts), uniform over [0, 2^53)."""
-    place = torch.zeros((), dtype=torch.int64, device=keys.rows.device)
+    return points(keys, purpose, _number_places(counts, keys.rows.device)).view(-1, *counts)
+
+
+@keep
+def _number_places(counts: tuple[int, ...], device: torch.device) -> Tensor:
+    place = torch.zeros((), dtype=torch.int64)
     for count in counts:
-        bits = _PLACE_BITS // len(counts)
-        place = (place[..., None] << bits) + torch.arange(count, device=keys.rows.device)
-    return points(keys, purpose, place.flatten()).view(-1, *counts)
+        place = (place[..., None] << _PLACE_BITS // len(counts)) + torch.arange(count)
+    return place.flatten().to(device)
 
 
 def _over_parts(number: Tensor, counts: tuple[int, ...]) -> Tensor:
