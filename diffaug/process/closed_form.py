@@ -11,6 +11,7 @@ from diffaug.randomness.keys import Keys
 from diffaug.schedules import Schedule
 from diffaug.schedules.numbers import in_float64
 from diffaug.targets import mixes
+from diffaug.times import Parts
 
 
 class ClosedForm(nn.Module):
@@ -18,11 +19,13 @@ class ClosedForm(nn.Module):
 
     Attributes:
         schedule: how signal turns into noise with t.
+        parts: those of a sample that have times of their own; None where it has one.
         value_range: the values that float images span; None for latents.
         dtype: of the images that come out; None is float32.
     """
 
     schedule: Schedule
+    parts: Parts | None
     value_range: tuple[float, float] | None
     dtype: torch.dtype | None
 
@@ -43,16 +46,20 @@ class ClosedForm(nn.Module):
 
         Arguments:
             x_0: images as `forward` takes them, shape (B, *).
-            t: native times, shape (B,).
+            t: native times, shape (B,); where the process has parts, one for each, (B, *counts), will do too.
             epsilon: of x_0's shape.
         """
         check_images("x_0", x_0)
-        check_like("t", t, x_0.shape[:1], "one time for each image")
         check_like("epsilon", epsilon, x_0.shape, "as x_0 is")
-        schedule = self.schedule.at_shape(x_0.shape)
-        schedule.log_snr(t)  # its own check of t
-        scale, centre = self._scale_and_centre(x_0)
-        mix = mixes(schedule, ("x_t",), t, scale)
+        schedule, (scale, centre) = self.schedule.at_shape(x_0.shape), self._scale_and_centre(x_0)
+        if self.parts is not None and isinstance(t, Tensor) and t.ndim > 1:
+            check_like("t", t, (len(x_0), *self.parts.counts(x_0.shape)), "one time for each part")
+            mix = mixes(schedule, ("x_t",), t, scale).view(len(x_0), *self.parts.planes(x_0.shape), 1, 2)
+            mix = mix.movedim((-2, -1), (1, 2))
+        else:
+            check_like("t", t, x_0.shape[:1], "one time for each image")
+            schedule.log_snr(t)  # its own check of t
+            mix = mixes(schedule, ("x_t",), t, scale)
         (x_t,) = kernel.mix_given(x_0, [epsilon.float()], mix, centre, self.dtype or torch.float32)
         return x_t
 

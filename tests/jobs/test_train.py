@@ -115,3 +115,20 @@ def test_fsdp(tmp_path):
     train(tmp_path, *QUICK, *sharded, fresh=True)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 4
     train(tmp_path, *QUICK[1:], *sharded, "ckpt_path=last", "trainer.max_steps=6", fresh=True)
+
+
+def test_clips_train_with_a_time_for_each_frame(tmp_path):
+    clips = ("experiment=diffusion_forcing", "data.image_shape=[4,1,12,12]", "model.network.width=8")
+    law = ("law@process.parts.law=context", "process.fields=[x_t,v,t,part_mask]", "callbacks=loss_by_level")
+    steps_of = ("trainer.max_steps=20", "trainer.val_check_interval=20", "trainer.log_every_n_steps=1")
+    rest = ("data.batch_size=16", "trainer.limit_val_batches=2", "callbacks.progress.samples=1")
+    train(tmp_path, "hydra.run.dir=run", *clips, *law, *steps_of, *rest)
+    with (tmp_path / "run/metrics.csv").open() as file:
+        losses = [float(row["train_loss"]) for row in csv.DictReader(file) if row["train_loss"]]
+    assert len(losses) == 20
+    assert sum(losses[-5:]) < sum(losses[:5])
+    with (tmp_path / "run/loss_by_level.csv").open() as file:
+        counts = [int(row["count"]) for row in csv.DictReader(file)]
+    assert sum(counts) == 20 * 16 * 3 + 2 * 16 * 3  # frames that are learned, one of four being given
+    refused = train(tmp_path, "parts=frames", expect=1)
+    assert re.search(r"process\.parts gives each part .* UNet2DModel takes one time", refused.stderr)

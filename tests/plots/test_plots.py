@@ -10,11 +10,13 @@ import torch
 from diffaug import (
     EDM,
     VPSDE,
+    ContextParts,
     Discretised,
     ForwardProcess,
     LinearBeta,
     LogNormal,
     NoisyBatch,
+    Parts,
     Rectified,
     ZeroTerminalSNR,
     plots,
@@ -205,6 +207,29 @@ def test_what_cannot_be_drawn_is_said(call, message, tmp_path):
         call(tmp_path)
 
 
+def test_parts_are_drawn_at_their_own_levels(tmp_path):
+    clip = torch.linspace(-1, 1, 5 * 64).reshape(1, 1, 5, 8, 8)  # (B, C, F, H, W)
+    fields = ("x_t", "x_0", "t", "log_snr")
+    named = {
+        "each": ForwardProcess(Rectified(), parts=Parts(2), fields=fields),
+        "given": ForwardProcess(Rectified(), parts=Parts(2, law=ContextParts(2)), fields=fields),
+    }
+    picture = plots.parts(named, clip)
+    picture.save(tmp_path / "parts.png")
+    rows = read(tmp_path / "parts.csv")
+    assert [row["law"] for row in rows] == ["each"] * 5 + ["given"] * 5
+    assert [float(row["t"]) for row in rows[5:7]] == [0, 0]
+    assert [row["t"] for row in rows[7:]] == [row["t"] for row in rows[2:5]]
+    said = [axes.get_xlabel() for axes in picture.figure.axes]
+    assert said[:5] == [""] * 5  # x_0
+    assert said[5] == f"t = {float(rows[0]['t']):.3g}"
+    assert said[10:12] == ["clean", "clean"]
+    patches = ForwardProcess(Rectified(), parts=Parts([-2, -1], 4), fields=fields)
+    assert len(plots.parts({"patches": patches}, IMAGE.expand(3, 1, 16, 16)).figure.axes) == 6
+    with pytest.raises(ValueError, match=r"plot parts wants process\.parts.*but none has None"):
+        plots.parts({"none": ForwardProcess(Rectified(), fields=fields)}, clip)
+
+
 @pytest.mark.slow
 def test_the_command_line_draws(tmp_path, capsys):
     def plot(*arguments):
@@ -217,6 +242,14 @@ def test_the_command_line_draws(tmp_path, capsys):
     assert {row["recipe"] for row in read(tmp_path / "b.csv")} == {"ddpm", "edm"}
     plot("strip", "linear", "sizes=[4,8]", f"out={tmp_path / 'c.png'}")
     assert {row["size"] for row in read(tmp_path / "c.csv")} == {"4", "8"}
+    plot(
+        "parts",
+        "shared",
+        "context,process.parts.law.count=3",
+        "experiment=diffusion_forcing",
+        f"out={tmp_path / 'e.png'}",
+    )
+    assert {row["law"] for row in read(tmp_path / "e.csv")} == {"shared", "context, count = 3"}
     assert str(tmp_path / "c.png") in capsys.readouterr().out
     assert main(["plot", "schedules", f"out={tmp_path / 'd.png'}"]) == 1
     assert "wants at least one name" in capsys.readouterr().err

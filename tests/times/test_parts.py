@@ -206,6 +206,10 @@ def test_each_part_is_mixed_at_its_own_time(law, schedule):
         batch.x_t.double(), oracle(schedule, batch.x_0, batch.epsilon, batch.t), rtol=0, atol=1e-6
     )
     assert batch.alpha.shape == batch.sigma.shape == batch.t.shape == (6, 8)
+    process = ForwardProcess(schedule, parts=Parts(1, law=LAWS[law]))
+    assert torch.equal(process.mix(CLIPS, batch.t, batch.epsilon), batch.x_t)
+    with pytest.raises(ValueError, match=r"t must be a tensor of shape \(6, 8\), one time for each part"):
+        process.mix(CLIPS, batch.t[:, :4], batch.epsilon)
 
 
 @pytest.mark.parametrize(
