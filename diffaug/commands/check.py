@@ -22,6 +22,7 @@ from diffaug.data.sources import as_list
 from diffaug.datasets.broken import write
 from diffaug.datasets.folder import ImageFolder
 from diffaug.datasets.indexed import is_stream
+from diffaug.encoding.unwrap import check_own
 from diffaug.loader.batch import Place
 from diffaug.loader.dataset import Images
 from diffaug.randomness.keys import STAGES
@@ -85,6 +86,7 @@ def check(data: DiffusionBase, *, workers: int | None = None) -> Checked:
     Raises:
         ValueError: the list could not be written; that is tried before anything is read.
     """
+    check_own(data, "check")
     workers = _cores() if workers is None else integer("workers", workers, 0)
     data.prepare_data()
     parts = [

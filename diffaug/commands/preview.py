@@ -30,6 +30,7 @@ from torch import Tensor
 from diffaug.commands.preview_buckets import draw as draw_buckets
 from diffaug.commands.preview_buckets import measure, table
 from diffaug.data.module import DiffusionBase
+from diffaug.encoding.unwrap import check_own
 from diffaug.loader.dataset import Images
 from diffaug.plots import Picture
 from diffaug.plots import preview as draw
@@ -73,6 +74,7 @@ def preview(data: DiffusionBase) -> Preview:
         ValueError: they are no images of shape (B, 1 or 3, H, W), nor latents of shape (B, C, H, W); or a stream, which
             cannot be looked at beforehand.
     """
+    check_own(data, "preview")
     data.setup("fit")
     process, live = data.process, data.encodes and not isinstance(data._noiser.encoder, Stored)
     images = data.clean_images("train", _ENCODED if live else _IMAGES)

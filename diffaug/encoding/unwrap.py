@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from diffaug.checks import refuse
 from diffaug.data.module import DiffusionBase
 from diffaug.data.packages import OURS, package_of
 from diffaug.data.recipe import describe
@@ -85,3 +86,12 @@ def unwrap(data: WrappedBase, trainer: Any) -> DiffusionBase:
     given = {"encoder": data._noiser.encoder, "device_transform": data.device_transform, "seed": data.seed}
     given |= {"image_key": data.aligned.target, "images": data.aligned.roles, "process": data.process}
     return import_module(OURS[package_of(data) or ""]).DiffusionDataModule(**sources, **given, **options)
+
+
+def check_own(data: object, command: str) -> None:
+    """Refuse a DataModule whose datasets are not known, as one that is wrapped, for a command that looks at them."""
+    if not isinstance(data, DiffusionBase):
+        wanted = (
+            f"a DiffusionDataModule of datasets for {command}; of one that is wrapped make a store first, by encode"
+        )
+        raise refuse("data", type(data).__name__, wanted)

@@ -10,7 +10,9 @@ from shared import Listener, pictures, trainer
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
+from diffaug.commands.check import check
 from diffaug.commands.encode import encode
+from diffaug.commands.preview import preview
 from diffaug.pytorch_lightning import Encoding, store
 from diffaug.store import Store
 
@@ -119,3 +121,7 @@ def test_what_cannot_be_taken_out_is_refused(inner, message, tmp_path):
 def test_what_is_no_data_module_of_ours_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"data must be a DiffusionDataModule, which wraps another one by its wrap"):
         encode(Inner(None), str(tmp_path / "made"), trainer(), Encoding)
+    wrapped: Any = DiffusionDataModule.wrap(Inner(None), PROCESS)
+    for command in (check, preview):
+        with pytest.raises(ValueError, match=rf"datasets for {command.__name__}; of one that is wrapped make a store"):
+            command(wrapped)

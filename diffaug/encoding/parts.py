@@ -1,0 +1,125 @@
+"""Which parts a store has: of each dataset one, with what its rows are."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffaug.checks import choice, integer
+from diffaug.data.module import DiffusionBase
+from diffaug.data.sources import are_datasets, as_list, look_at
+from diffaug.encoding.fingerprint import draws_at_random, list_files
+from diffaug.encoding.module import VARIANTS, Source, check_storable, read_row
+from diffaug.images.items import split
+from diffaug.loader.batch import Batch, collate
+from diffaug.randomness.user_code import untouched_random_state
+from diffaug.store.latents import Latents
+from diffaug.store.layout import TEXT, Field, Part
+from diffaug.store.shards import choose_shard_rows
+
+_STAGES = ("train", "val", "test")
+_DRAWS = 1000  # of an image, at most
+_OWN = ("image", "mean", "std", "pixels")
+
+
+def choose_parts(
+    data: DiffusionBase,
+    latents: Latents | None,
+    device: torch.device,
+    *,
+    keep: Sequence[str] | None,
+    variants: Sequence[str] | int,
+    differ: Sequence[str],
+) -> dict[str, list[Source]]:
+    """Look at the datasets of a DataModule, and say of each, by stage, which part of a store it becomes.
+
+    Arguments:
+        data: the DataModule.
+        latents: made of its images, if any are.
+        device: where they are made.
+        keep, variants, differ: as `diffaug.commands.encode.encode` takes them.
+
+    Raises:
+        ValueError: something cannot be stored, or an option names what is not there.
+    """
+    found: dict[str, list[Source]] = {}
+    draws = isinstance(variants, int)
+    if isinstance(variants, int):
+        variants = tuple(map(str, range(integer("variants", variants, 1, _DRAWS))))
+    for variant in () if draws else variants or ("",):
+        choice("each of variants", variant, VARIANTS)
+    for stage in _STAGES:
+        for number in range(len(as_list(data._sources[stage]))):
+            images = data.build(stage, number, look=False)
+            check_storable(images)
+            with untouched_random_state():
+                _, extra = split(images.dataset[0], data.aligned.target, f"{images.name}[0]")
+            for name in keep or ():
+                choice("each of keep", name, tuple(extra))
+            images.wanted = tuple(name for name in extra if keep is None or name in keep)
+            of_stage = tuple(variants) if stage == "train" else ("0" if draws else "identity",)
+            if not draws and of_stage != ("identity",):
+                images.moved_by = images.moved_by or "variants"
+            look_at(images, data.image_shape)
+            if draws and stage == "train" and not draws_at_random(images):
+                raise ValueError(
+                    f"variants={len(variants)} stores so many draws of each training image, but reading {images.name} "
+                    "draws no random numbers, so they would be alike: give data.transform one that draws, such as "
+                    "torchvision's RandomCrop."
+                )
+            several = are_datasets(data._sources[stage])
+            first = collate([read_row(images, 0, of_stage[0], "0")])
+            fields = _fields(first, images.name)
+            if latents is not None:
+                fields = {**_encoded(data, latents, first.image.to(device)), **fields}
+                del fields["image"]
+            folder = f"{stage}-{number}" if several else stage
+            row_bytes = sum(max(field.bytes, 1) for field in fields.values())  # of the first
+            for name in differ:
+                choice("each of differ", name, tuple(first.extra))
+            shapes = getattr(images.dataset, "bucket_shapes", None)
+            for name in fields:
+                if name in _OWN and shapes is not None:
+                    fields[name] = Field(fields[name].dtype, (fields[name].shape[0], -1, -1))
+                elif name in differ:
+                    fields[name] = Field(fields[name].dtype, (-1, *fields[name].shape[1:]))
+            rows = len(images) * len(of_stage)
+            part = Part(folder, rows, choose_shard_rows(rows, row_bytes), fields, of_stage, shapes and tuple(shapes))
+            found.setdefault(stage, []).append(Source(images, part, list_files(images.dataset)))
+    if not found:
+        raise ValueError("This DataModule has no data for train, val or test: there is nothing to store.")
+    return found
+
+
+def _fields(batch: Batch, name: str) -> dict[str, Field]:
+    """Return what rows a batch of one item makes, by name."""
+    fields = {"image": _field(batch.image)}
+    for key, value in batch.extra.items():
+        texts = isinstance(value, list) and all(isinstance(text, str) for text in value)
+        if not (isinstance(value, Tensor) or texts) or key in _OWN or not re.fullmatch(r"\w[\w-]*", key):
+            raise ValueError(
+                f"{key!r} of {name} cannot be stored: beside the image, a store holds numbers, tensors of one shape "
+                f"and texts, named by letters, digits and _ and not {', '.join(_OWN)}. Say what to keep: keep=label"
+            )
+        fields[key] = Field(TEXT) if texts else _field(value)
+    return fields
+
+
+def _encoded(data: DiffusionBase, latents: Latents, image: Tensor) -> dict[str, Field]:
+    """Return what rows the encoder makes, and refuse one that draws."""
+    once, again = (data._noiser.encode(image, (key,)).mean for key in range(2))
+    if not torch.allclose(once, again, rtol=1e-3, atol=1e-5 * float(once.abs().max())):
+        raise ValueError(
+            "data.encoder draws random numbers: a store would keep one draw for ever. Give one that returns the "
+            "distribution, with its mean and std (a diffusers VAE as it is): then every visit has a draw of its own."
+        )
+    made = latents.encode(image)
+    fields = {name: _field(rows) for name, rows in {**made, **latents.rows(made)}.items()}
+    latents.take_sums()
+    return fields
+
+
+def _field(rows: Any) -> Field:
+    return Field(str(rows.dtype).removeprefix("torch."), tuple(rows.shape[1:]))
