@@ -201,9 +201,13 @@ def interpret(function: Callable[..., Any], fake: Any, real: Any) -> list[Tensor
     given = {id(f): r for f, r in zip(_pytree.tree_leaves(fake), _pytree.tree_leaves(real), strict=True)}
     outputs: list[Any] = []
 
+    def real_of(argument: Tensor) -> Tensor:
+        known = id(argument) in given or argument._base is None  # else it is a view of what was given
+        return given[id(argument)] if known else given[id(argument._base)].view(argument.shape)
+
     def run(source: str, args: list[Any]) -> None:
         with unset_fake_temporarily():
-            outputs.append(_interpreted(source)([given[id(a)] if isinstance(a, Tensor) else a for a in args]))
+            outputs.append(_interpreted(source)([real_of(a) if isinstance(a, Tensor) else a for a in args]))
 
     with torch._dynamo.config.patch(specialize_float=True), _stop_at(run):
         function(*fake)

@@ -221,6 +221,7 @@ def test_what_is_refused_says_why() -> None:
 
 
 def _rank(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)  # a fork has none of the threads of the process before
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     times = drawn_once(Importance(3))
@@ -235,7 +236,7 @@ def test_two_ranks_hold_the_table_of_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (port, str(tmp_path)), nprocs=2)
+    torch.multiprocessing.start_processes(_rank, (port, str(tmp_path)), nprocs=2, start_method="fork")
     one = drawn_once(Importance(3))
     for t, loss in batches(5, 12, 32):
         one.update(t, loss)
