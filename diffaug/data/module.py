@@ -267,7 +267,10 @@ class DiffusionBase(NoisingBase):
         chosen = {"shuffle": self.shuffle, "sampler": self.sampler, "shard_window": self.shard_window, "fixed": overfit}
         batch = self.batch_size * ranks["ranks"]
         order = choose_order(images.dataset, images.name, batch, seed=self.seed or 0, **chosen)
-        sampler = (FixedSampler if overfit else EpochSampler)(order, **ranks)
+        group = self.process.pair.times.together if self.process.pair else 1
+        if self.batch_size % group:
+            raise refuse("data.batch_size", self.batch_size, f"a multiple of pair.times.group, {group}")
+        sampler = (FixedSampler if overfit else EpochSampler)(order, **ranks, group=group)
         if self.drop_last and sampler.num_samples < self.batch_size:
             raise ValueError(
                 f"data.drop_last=true leaves no batch to train on: each of {sampler.num_replicas} processes has "

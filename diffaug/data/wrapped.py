@@ -59,6 +59,11 @@ class WrappedBase(NoisingBase):
         check_package(self, inner)
         if isinstance(inner, NoisingBase):
             raise refuse("data.inner", inner, "a DataModule of clean images; this one makes noise itself")
+        if process.pair is not None and process.pair.times.together > 1:
+            raise ValueError(
+                f"pair.times={process.pair.times!r} wants groups of samples in one process, which a wrapped loader "
+                "does not keep together: give its dataset to DiffusionDataModule(train=...) instead."
+            )
         self.inner = inner
         attached = inner.trainer
         super().__init__(process, **options)
@@ -179,7 +184,9 @@ class WrappedBase(NoisingBase):
         known = next((places for places in batch.places if places), None)
         first = known.first if known else self._first_place(number, stage)
         device = self.trainer.strategy.root_device if self.trainer else device_of(batch.content)
-        with keyed_random_state(device, self.seed or 0, Purpose.DEVICE_TRANSFORM, STAGES[stage], dataset, *first, 2):
+        with keyed_random_state(
+            device, self.seed or 0, Purpose.DEVICE_TRANSFORM, STAGES[stage], dataset, *first[:6], 2
+        ):
             content = self.inner.on_after_batch_transfer(batch.content, dataset)
         loaders = iter(enumerate(batch.places, dataset))
 

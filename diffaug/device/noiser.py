@@ -20,7 +20,7 @@ from diffaug.loader.batch import Places
 from diffaug.loader.dataset import note
 from diffaug.process import ForwardProcess
 from diffaug.process.batch import Fields
-from diffaug.process.drawing import EVALUATION_TIMES
+from diffaug.process.drawing import AT_THE_END, EVALUATION_TIMES
 from diffaug.randomness.keys import STAGES, VIEW_BITS, Keys, Purpose
 from diffaug.randomness.user_code import keyed_random_state
 from diffaug.store.moments import Moments, Stored
@@ -124,7 +124,7 @@ class Noiser:
                 name: value.to(dtype) if _floats(value) and name not in whole else value
                 for name, value in extra.items()
             }
-        index, view, position, epoch, number, order = places.rows.unbind(1)
+        index, view, position, epoch, number, order, handed = places.rows.unbind(1)
         if train and self.views > 1:
             copies = torch.arange(self.views, device=index.device)
             view = (view[:, None] * self.views + copies).flatten()
@@ -133,7 +133,8 @@ class Noiser:
                 image = image.repeat_interleave(self.views, 0)
             else:
                 moments = moments.repeat(self.views)
-            index, epoch, number, order = (x.repeat_interleave(self.views, 0) for x in (index, epoch, number, order))
+            alike = (index, epoch, number, order, handed)
+            index, epoch, number, order, handed = (x.repeat_interleave(self.views, 0) for x in alike)
             extra = {name: _repeated(value, self.views) for name, value in extra.items()}
         domain: dict[str, Any] = {"stage": stage, "dataset": dataset}
         if first.order >= 0:
@@ -158,9 +159,10 @@ class Noiser:
         if train and self.dropout.rate:
             extra = {**extra, self.dropout.key: self.dropout(extra[self.dropout.key], packed)}
         times = times or (self.process.times if train else EVALUATION_TIMES)
-        return self.process.draw(
-            image, packed, times=times, position=position, extra=extra, dtype=dtype, eager=self.eager
-        )
+        if not train:
+            handed = torch.full_like(index, AT_THE_END)
+        stand = {"position": position, "handed": None if train and first.handed < 0 else handed}
+        return self.process.draw(image, packed, times=times, **stand, extra=extra, dtype=dtype, eager=self.eager)
 
     def _transform(self, image: Tensor, extra: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Apply the device transform to a batch of images, and to those that keep in step with them."""

@@ -27,6 +27,8 @@ class Place(NamedTuple):
         epoch: the epoch; 0 in evaluation. Where samples come in laps (`diffaug.order.laps`), the lap.
         dataset: the number of the set within a mixture.
         order: the epoch of the order; -1 is ``epoch``.
+        handed: how many samples the run has handed out before this one, an epoch counted as long as its order, also
+            where the Trainer cuts it short; -1 where that is not known (a stream), and in evaluation.
     """
 
     index: int  # pyright: ignore[reportIncompatibleMethodOverride] - tuple.index is not needed
@@ -35,6 +37,7 @@ class Place(NamedTuple):
     epoch: int
     dataset: int = 0
     order: int = -1
+    handed: int = -1
 
 
 _COLUMNS = len(Place._fields)
@@ -49,7 +52,7 @@ class Places(NamedTuple):
     `diffaug.process.ForwardProcess.forward`.
 
     Attributes:
-        rows: int64, shape (B, 6): the columns of `Place`.
+        rows: int64, shape (B, 7): the columns of `Place`.
         first: the first of them: what keys the draws of a whole batch.
     """
 

@@ -50,15 +50,17 @@ class EpochSampler(DistributedSampler[Any]):
     Arguments:
         order: of the epochs.
         rank, ranks: this process's number, and how many there are.
+        group: how many samples, one after another in the order, are not dealt to different ranks.
 
-    Where the ranks do not divide the order, it goes on from its beginning, as new views. Where an epoch goes through
-    the dataset again (a shorter one beside a longer one), each lap has an order of its own, and new views.
+    Where the ranks, a group to each, do not divide the order, it goes on from its beginning, as new views. Where an
+    epoch goes through the dataset again (a shorter one beside a longer one), each lap has an order of its own, and new
+    views.
     """
 
-    def __init__(self, order: Order, *, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(self, order: Order, *, rank: int = 0, ranks: int = 1, group: int = 1) -> None:
         super().__init__(Size(order.size), num_replicas=ranks, rank=rank, shuffle=False)
-        self.order, self.start, self.lap = order, 0, 0
-        self.total_size = -(-order.length // ranks) * ranks
+        self.order, self.start, self.lap, self.group = order, 0, 0, group
+        self.total_size = -(-order.length // (ranks * group)) * ranks * group
         self.num_samples = self.total_size // ranks
 
     def __iter__(self) -> Iterator[Place]:
@@ -66,9 +68,10 @@ class EpochSampler(DistributedSampler[Any]):
         visits = self.order.of_epoch(self.epoch, self.lap, self.total_size)
         before = self.lap * self.total_size
         of_order = self.epoch if self.order.batch else -1  # where there are batches, there are laps
-        for low in range(start, self.total_size, _CHUNK * self.num_replicas):
-            high = min(low + _CHUNK * self.num_replicas, self.total_size)
-            places = np.arange(low + self.rank, high, self.num_replicas)
+        chunk = _CHUNK * self.num_replicas * self.group
+        for low in range(start, self.total_size, chunk):
+            dealt = np.arange(low, min(low + chunk, self.total_size)).reshape(-1, self.num_replicas, self.group)
+            places = dealt[:, self.rank].ravel()
             here = visits(places)
             yield from map(
                 Place,
@@ -78,6 +81,7 @@ class EpochSampler(DistributedSampler[Any]):
                 _each(here.epoch),
                 _each(here.dataset),
                 repeat(of_order),
+                (self.epoch * self.order.length + places).tolist(),
             )
 
 

@@ -10,7 +10,7 @@ from diffaug.checks import instance, number, refuse
 from diffaug.noise import Noise
 from diffaug.randomness.keys import ELEMENTS_MAX
 from diffaug.schedules import Schedule
-from diffaug.targets import FIELDS, PAIR_FIELDS, TARGETS, Pair, Weight
+from diffaug.targets import FIELDS, PAIR_FIELDS, TARGETS, THIRD_FIELDS, Pair, Weight
 from diffaug.times import Parts, Times
 
 
@@ -65,8 +65,9 @@ def check_components(process: Components) -> None:
         instance(f"process.{name}", getattr(process, name), kind, f"a {kind.__name__} object")
     pair, noise = process.pair, process.noise
     if pair is not None:
-        instance("process.pair", pair, Pair, "a Pair object or None")
+        instance("pair", pair, Pair, "a Pair object or None")
         pair.times.check(process.schedule, process.times)
+        _check_third(process.fields, pair)
     process.times.check(process.schedule)
     _check_times_of_parts(process)
     asked = [name for name in process.fields if name in TARGETS]
@@ -79,7 +80,7 @@ def check_components(process: Components) -> None:
     if set(process.fields) & set(PAIR_FIELDS) and pair is None:
         raise ValueError(
             f"process.fields asks for {sorted(set(process.fields) & set(PAIR_FIELDS))}, an earlier state of each "
-            "image, but process.pair does not say which: set it to a diffaug.targets.Pair."
+            "image, but pair does not say which: set it, such as pair=uniform_earlier, to a diffaug.targets.Pair."
         )
     if noise.standard_normal:
         return
@@ -91,7 +92,7 @@ def check_components(process: Components) -> None:
     if pair is not None and pair.noise == "chain":
         raise ValueError(
             f"a pair under the chain's law needs standard normal noise, but noise is {noise!r}. Use noise=gaussian, or "
-            "process.pair.noise=same."
+            "pair.noise=same."
         )
 
 
@@ -106,12 +107,28 @@ def _check_times_of_parts(process: Components) -> None:
             f"asks for it, but that is {list(process.fields)}: add it."
         )
     if process.pair is not None:
-        raise ValueError("process.pair is of two times a sample, process.parts of one for each part: set one of them.")
+        raise ValueError("pair is of two times a sample, process.parts of one for each part: set one of them.")
     if process.times.learns:
         raise ValueError(
             f"process.parts gives each part a time of its own, but {process.times!r} learns from one loss a sample: "
             "use other times, such as times=uniform."
         )
+
+
+def _check_third(fields: tuple[str, ...], pair: Pair) -> None:
+    asked = [name for name in fields if name in THIRD_FIELDS]
+    if asked and not pair.times.third:
+        raise ValueError(
+            f"process.fields asks for {asked}, a time between s and t, but pair.times={pair.times!r} draws these two "
+            "only. Leave them out, or use a law of three times, such as pair=imm."
+        )
+    if pair.times.third and not asked:
+        raise ValueError(
+            f"pair.times={pair.times!r} draws a third time, r, but none of process.fields tells it: add r, and x_r for "
+            "the state there, or use a law of two times, such as pair=uniform_earlier."
+        )
+    if "x_r" in fields and pair.noise == "chain":
+        raise ValueError("x_r shares the noise of x_t and x_s, but pair.noise=chain gives x_s its own: use same.")
 
 
 def check_images(where: str, images: object, *, bytes_too: bool = True) -> None:

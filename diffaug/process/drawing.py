@@ -16,9 +16,11 @@ from diffaug.process.closed_form import ClosedForm
 from diffaug.process.coefficients import coefficients
 from diffaug.randomness.keys import Keys, Purpose
 from diffaug.randomness.transfer import move
-from diffaug.targets import Pair, Weight, interval, mix_table
+from diffaug.targets import STATES, Pair, PairPlaces, Weight, mix_table
 from diffaug.times import ByIndex, Parts, Times, Uniform
 
+AT_THE_END = 2**53
+"""How many samples a run has handed out, in evaluation: there every curriculum is as at its end."""
 EVALUATION_TIMES = Uniform(coverage=ByIndex())
 """The times of validation, test and predict: even over unit time, and each image's own, whatever training draws."""
 _UNIFORM = Uniform()
@@ -83,17 +85,19 @@ class Drawing(ClosedForm):
             times = _UNIFORM if with_times else EVALUATION_TIMES
             self._has_compiled = had_compiled  # nothing that is tried here has been handed out
             with torch.inference_mode(False), torch.no_grad():
-                self._draw(some, Keys.pack(index), times, None, dtype or self.dtype or torch.float32)
+                self._draw(
+                    some, Keys.pack(index), times, PairPlaces(index, index), dtype or self.dtype or torch.float32
+                )
             if self._cannot_compile:
                 return False
         return True
 
     def _draw(
-        self, x_0: Tensor, key: Keys, times: Times, position: Tensor | None, dtype: torch.dtype, eager: bool = False
+        self, x_0: Tensor, key: Keys, times: Times, places: PairPlaces, dtype: torch.dtype, eager: bool = False
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Draw the times, where the keys are, and every image-shaped field and the second time, by name."""
         try:
-            return self._mix(x_0, key, times, position, dtype, eager)
+            return self._mix(x_0, key, times, places, dtype, eager)
         except compiler.CompileError as error:
             if self._has_compiled:
                 # This process, one rank of several perhaps, must not go on alone with other bits.
@@ -108,10 +112,10 @@ class Drawing(ClosedForm):
                 "process.compile=false to begin there.",
                 stacklevel=4,
             )
-            return self._mix(x_0, key, times, position, dtype, eager)
+            return self._mix(x_0, key, times, places, dtype, eager)
 
     def _mix(
-        self, x_0: Tensor, key: Keys, times: Times, position: Tensor | None, dtype: torch.dtype, eager: bool
+        self, x_0: Tensor, key: Keys, times: Times, places: PairPlaces, dtype: torch.dtype, eager: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         names, compiled = self._images, not eager and self.compiles(x_0.device, x_0.shape[1:].numel())
         schedule, (scale, centre) = self.schedule.at_shape(x_0.shape), self._scale_and_centre(x_0)
@@ -123,17 +127,16 @@ class Drawing(ClosedForm):
             return t, dict(zip(names, fields, strict=True))
         planes: tuple[int, ...] = ()
         if self.parts is None:
-            t = times.draw(key, schedule, position, x_0.device)
+            t = times.draw(key, schedule, places.position, x_0.device)
         else:
-            t = self.parts.draw(key, schedule, times, position, x_0.shape, x_0.device)
+            t = self.parts.draw(key, schedule, times, places.position, x_0.shape, x_0.device)
             planes = self.parts.planes(x_0.shape)
         made: dict[str, Tensor] = {}
         earlier: dict[str, Tensor] = {}
         if self.pair is not None and self._pairs:
-            t, s = self.pair.times.draw(key.to(t.device), schedule, times, t)
-            made, earlier = {"s": s, "same": s == t}, {"x_s": s}
-            if "interval" in self.fields:
-                made["interval"] = interval(schedule, t, s)
+            t, s = self.pair.times.draw(key.to(t.device), schedule, times, t, places.to(t.device))
+            made = self.pair.numbers(self.fields, schedule, t, s, self.sigma_data)
+            earlier = {state: made[time] for state, time in STATES.items() if state in self._images}
         if not names:
             return t, made
         mix = coefficients(self, schedule, names, t, earlier, scale, planes)

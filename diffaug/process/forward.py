@@ -27,7 +27,7 @@ from diffaug.process.arguments import (
 )
 from diffaug.process.batch import Fields, NoisyBatch, batch_type
 from diffaug.process.coefficients import purposes
-from diffaug.process.drawing import EVALUATION_TIMES, Drawing
+from diffaug.process.drawing import AT_THE_END, EVALUATION_TIMES, Drawing
 from diffaug.randomness.keys import Keys
 from diffaug.randomness.transfer import move
 from diffaug.schedules import Schedule
@@ -36,10 +36,11 @@ from diffaug.targets import (
     IMAGE_FIELDS,
     NUMBER_FIELDS,
     PAIR_FIELDS,
-    PAIR_STATES,
     SIGMA_DATA,
+    STATES,
     TARGETS,
     Pair,
+    PairPlaces,
     Unweighted,
     Weight,
     number_field,
@@ -57,7 +58,7 @@ class ForwardProcess(Drawing):
         fields: what a batch holds, in this order: names of `diffaug.targets.FIELDS`, or of what the dataset yields.
         weight: the loss weight, for the field ``weight``.
         target: on whose loss the weight acts: what the network predicts.
-        pair: how an earlier state is drawn, for the fields ``x_s``, ``s``, ``interval`` and ``same``.
+        pair: how an earlier state is drawn, for the fields ``x_s``, ``s``, ``interval``, ``same``, ... (`PAIR_FIELDS`).
         parts: the frames, tokens or patches of a sample that have a t of their own, shape (B, *counts), as then has
             every number of a batch; see `diffaug.times.parts`. None is one t for all of it.
         sigma_data: the standard deviation of the images in [-1, 1], for F, x_in and the EDM weight.
@@ -103,7 +104,7 @@ class ForwardProcess(Drawing):
         self.compile_mode = choice("process.compile", compile, (True, False, "auto"))
         self.dtype = check_dtype(dtype)
         check_components(self)
-        self._images = tuple(name for kind in (IMAGE_FIELDS, PAIR_STATES) for name in self.fields if name in kind)
+        self._images = tuple(name for kind in (IMAGE_FIELDS, STATES) for name in self.fields if name in kind)
         self._numbers = tuple(name for name in self.fields if name in NUMBER_FIELDS)
         # A law that makes a t of its own does so whatever the fields.
         self._pairs = pair is not None and (pair.times.moves_t or not set(PAIR_FIELDS).isdisjoint(self.fields))
@@ -126,6 +127,7 @@ class ForwardProcess(Drawing):
         view: int | Tensor = 0,
         dataset: int = 0,
         position: Tensor | None = None,
+        handed: Tensor | None = None,
         times: Times | None = None,
         extra: Mapping[str, Any] | None = None,
         dtype: torch.dtype | None = None,
@@ -150,7 +152,8 @@ class ForwardProcess(Drawing):
             epoch: in [0, 2^20).
             view: which of an image's noised copies within the epoch, in [0, 2^20).
             dataset: the dataset's number within its stage.
-            position: each image's place in the epoch's global order, for a coverage that needs it.
+            position: each image's place in the epoch's global order, for a coverage, or a pair's times, that need it.
+            handed: how many samples the run has handed out before each, for a curriculum of a pair's times.
             times: instead of the process's own.
             extra: further fields by name, handed through.
             dtype: instead of the process's own.
@@ -172,6 +175,7 @@ class ForwardProcess(Drawing):
             Keys.pack(index, seed=seed, stage=stage, epoch=epoch, view=view, dataset=dataset),
             times=times or (self.times if stage == "train" else EVALUATION_TIMES),
             position=position,
+            handed=handed if stage == "train" else torch.full_like(index, AT_THE_END),
             extra=extra,
             dtype=dtype,
         )
@@ -183,13 +187,14 @@ class ForwardProcess(Drawing):
         *,
         times: Times | None = None,
         position: Tensor | None = None,
+        handed: Tensor | None = None,
         extra: Mapping[str, Any] | None = None,
         dtype: torch.dtype | None = None,
         eager: bool = False,
     ) -> Fields:
         """Draw t and epsilon for each image by its key and mix them: `forward`, for who has packed the keys.
 
-        x_0, position, extra and dtype are as `forward` takes them, and so is what comes back.
+        x_0, position, handed, extra and dtype are as `forward` takes them, and so is what comes back.
 
         Arguments:
             key: of the B images, of `diffaug.randomness.keys`; on the host, or where x_0 is.
@@ -200,11 +205,11 @@ class ForwardProcess(Drawing):
         check_call(self.fields, x_0, extra)
         check_like("key", key.rows, (6, len(x_0)), "one key for each image")
         times, key = times or self.times, Keys(where_float64_is(key.rows))
-        position = None if position is None else where_float64_is(position)
+        places = PairPlaces(*(None if one is None else where_float64_is(one) for one in (position, handed)))
         # Out of inference mode and gradients: what comes out are data, and one compiled form serves every stage.
         with torch.inference_mode(False), torch.no_grad():
             schedule = self.schedule.at_shape(x_0.shape)
-            t, made = self._draw(x_0, key, times, position, dtype or self.dtype or torch.float32, eager)
+            t, made = self._draw(x_0, key, times, places, dtype or self.dtype or torch.float32, eager)
             made |= {name: number_field(schedule, name, t) for name in self._numbers}
             if "weight" in self.fields:
                 made["weight"] = self.weight.of(schedule, self.target, t, self.sigma_data)

@@ -1,7 +1,8 @@
 """Targets, fields and loss weights: what a network is given and asked for, and what each error counts.
 
 ``level`` (alpha, sigma and their rates), ``fields`` (everything a batch can hold), ``conversions`` (from one target to
-another), ``weight`` and ``weight_kinds`` (of the loss), ``pairs`` and ``pair_times`` (two states of one image).
+another), ``weight`` and ``weight_kinds`` (of the loss), ``pairs``, ``pair_times`` and ``pair_levels`` (two or three
+states of one image).
 """
 
 from diffaug.targets.conversions import as_input as as_input
@@ -14,17 +15,20 @@ from diffaug.targets.fields import IMAGE_FIELDS as IMAGE_FIELDS
 from diffaug.targets.fields import INPUTS as INPUTS
 from diffaug.targets.fields import NUMBER_FIELDS as NUMBER_FIELDS
 from diffaug.targets.fields import PAIR_FIELDS as PAIR_FIELDS
-from diffaug.targets.fields import PAIR_STATES as PAIR_STATES
+from diffaug.targets.fields import STATES as STATES
 from diffaug.targets.fields import TARGETS as TARGETS
+from diffaug.targets.fields import THIRD_FIELDS as THIRD_FIELDS
 from diffaug.targets.fields import mix_table as mix_table
 from diffaug.targets.fields import mixes as mixes
 from diffaug.targets.fields import number_field as number_field
 from diffaug.targets.level import SIGMA_DATA as SIGMA_DATA
 from diffaug.targets.level import Level as Level
+from diffaug.targets.pair_levels import ConstantDecrement as ConstantDecrement
+from diffaug.targets.pair_levels import Neighbours as Neighbours
+from diffaug.targets.pair_levels import SigmaRatio as SigmaRatio
 from diffaug.targets.pair_times import DyadicStep as DyadicStep
-from diffaug.targets.pair_times import Neighbours as Neighbours
+from diffaug.targets.pair_times import PairPlaces as PairPlaces
 from diffaug.targets.pair_times import PairTimes as PairTimes
-from diffaug.targets.pair_times import SigmaRatio as SigmaRatio
 from diffaug.targets.pair_times import StepEarlier as StepEarlier
 from diffaug.targets.pair_times import TwoDraws as TwoDraws
 from diffaug.targets.pair_times import UniformEarlier as UniformEarlier

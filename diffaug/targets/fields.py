@@ -118,12 +118,14 @@ PART_FIELDS = ("part_mask",)
 """1 where a part of a sample is to be learned, 0 on context and padding, float32, of t's shape: see
 `diffaug.times.parts`. 1 where samples have no parts."""
 
-PAIR_STATES = ("x_s",)
-"""The image-shaped ones of `PAIR_FIELDS`: states at other times than t."""
+STATES = {"x_s": "s", "x_r": "r"}
+"""The states of a pair beside x_t, each with the field of its time."""
 
-PAIR_FIELDS = (*PAIR_STATES, "s", "interval", "same")
-"""An earlier state of each image and its time; t - s in unit time, float32; whether s is t, bool; the last three of
-shape (B,). See `diffaug.targets.pairs`."""
+THIRD_FIELDS = ("x_r", "r")
+PAIR_FIELDS = ("x_s", "s", "interval", "same", "pair_weight", *THIRD_FIELDS)
+"""An earlier state of each image and its time; t - s in unit time, float32; whether s is t, bool; the weight of the
+pair's loss, float32; and of laws with a third time, s <= r < t, the state and the time. All but the states are of shape
+(B,). See `diffaug.targets.pairs`."""
 
 DRAW_FIELDS = ("index", "view", "dataset")
 """What identifies a draw, int64, shape (B,): the sample, its noised copy, and the number of its dataset (of its set in

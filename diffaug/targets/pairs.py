@@ -1,6 +1,6 @@
 """Pairs of states: an earlier x_s of each image beside x_t, for consistency training and distillation.
 
-How the two times are drawn is a law of `diffaug.targets.pair_times`. How the two states share their noise is another
+How the times are drawn is a law of `diffaug.targets.pair_times`. How the two states share their noise is another
 matter. Two joint laws have the marginals x_s = alpha_s x_0 + sigma_s epsilon_s and x_t = alpha_t x_0 + sigma_t epsilon:
 
 same    epsilon_s = epsilon: both lie on the straight line of one noise (Song et al. 2023, "Consistency Models",
@@ -11,6 +11,7 @@ chain   epsilon_s = r epsilon + sqrt(1 - r^2) xi with r = e^{(log_snr_t - log_sn
 epsilon is what it would be without the pair; so are t and x_t, unless the law of the times makes a t of its own.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from diffaug.checks import check_fields, instance, one_of
 from diffaug.schedules import Schedule
 from diffaug.targets.level import Level
-from diffaug.targets.pair_times import PairTimes, UniformEarlier
+from diffaug.targets.pair_times import PairTimes, UniformEarlier, interval
 
 NOISES = ("same", "chain")
 
@@ -29,7 +30,7 @@ class Pair:
     """The law by which an earlier time s and state x_s are drawn beside t and x_t.
 
     Arguments:
-        times: how the two times are drawn; see `diffaug.targets.pair_times`.
+        times: how the times are drawn; see `diffaug.targets.pair_times`.
         noise: how the two states share their noise, "same" or "chain"; see the top.
 
     A discrete s of -1 is the clean image, x_s = x_0, as in `ForwardProcess.step`. A continuous s goes down to unit
@@ -40,8 +41,29 @@ class Pair:
     noise: str = one_of("same", NOISES)
 
     def __post_init__(self) -> None:
-        instance("process.pair.times", self.times, PairTimes, "a law of diffaug.targets.pair_times")
-        check_fields(self, "process.pair")
+        instance("pair.times", self.times, PairTimes, "a law of diffaug.targets.pair_times or pair_levels")
+        check_fields(self, "pair")
+
+    def numbers(
+        self, fields: Collection[str], schedule: Schedule, t: Tensor, s: Tensor, sigma_data: float
+    ) -> dict[str, Tensor]:
+        """Return the times and numbers of pairs by their fields' names, each of t's shape; see `PAIR_FIELDS`.
+
+        Arguments:
+            fields: what a batch holds.
+            schedule: of which t and s are native times.
+            t: the later times, of any shape.
+            s: the earlier ones, likewise.
+            sigma_data: the standard deviation of the images, for the weight.
+        """
+        made = {"s": s, "same": s == t}
+        if "interval" in fields:
+            made["interval"] = interval(schedule, t, s)
+        if "pair_weight" in fields:
+            made["pair_weight"] = self.times.weight(schedule, t, s, sigma_data)
+        if self.times.third:
+            made["r"] = self.times.between(schedule, t, s)
+        return made
 
     def mix(self, schedule: Schedule, t: Tensor, s: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
         """Return x_s as p x_0 + q epsilon + r xi: (p, q) float32 of shape (*, 1, 2), and r float32 of t's shape.

@@ -43,7 +43,7 @@ def test_collate():
     dataset = Images(Items(lambda i: (torch.full((1, 2, 2), i / 12), i, f"name {i}")), wanted=("item_2", "label"))
     batch = collate(dataset.__getitems__([Place(3, 1, 7, 5), Place(0, 2, 8, 5)]))
     assert torch.equal(batch.image, torch.tensor([3 / 12, 0])[:, None, None, None].expand(2, 1, 2, 2))
-    assert torch.equal(batch.places[0].rows, torch.tensor([[3, 1, 7, 5, 0, -1], [0, 2, 8, 5, 0, -1]]))
+    assert torch.equal(batch.places[0].rows, torch.tensor([[3, 1, 7, 5, 0, -1, -1], [0, 2, 8, 5, 0, -1, -1]]))
     assert batch.extra["item_2"] == ["name 3", "name 0"]
     assert batch.extra["label"].tolist() == [3, 0]
     assert batch.places[0].first == Place(3, 1, 7, 5)

@@ -14,9 +14,12 @@ from diffaug.schedules import EDM, LinearBeta, Rectified, Schedule
 from diffaug.targets import (
     FIELDS,
     TARGETS,
+    THIRD_FIELDS,
+    ConstantDecrement,
     DyadicStep,
     Neighbours,
     Pair,
+    PairPlaces,
     PairTimes,
     SigmaRatio,
     StepEarlier,
@@ -40,12 +43,18 @@ LAWS = {
     "dyadic": DyadicStep(),
     "dyadic, fine": DyadicStep(20, 0.1),
     "two densities": TwoDraws(0.5, LogitNormal(-1.0)),
+    "decrement": ConstantDecrement(),
+    "decrement, coarse": ConstantDecrement(1, group=2),
+    "ratio, rising": SigmaRatio(last_stage=8, samples=1000),
+    "neighbours, doubling": Neighbours(11, 1281, 1000),
+    "neighbours, square root": Neighbours(2, 151, 1000, "square_root"),
 }
 
 
 def drawn(law: PairTimes, schedule: Schedule, times: Times, seed: int = 5) -> tuple[np.ndarray, np.ndarray]:
-    keys = Keys.pack(torch.arange(COUNT), seed=seed)
-    t, s = law.draw(keys, schedule, times, times.draw(keys, schedule))
+    index = torch.arange(COUNT)
+    keys = Keys.pack(index, seed=seed)
+    t, s = law.draw(keys, schedule, times, times.draw(keys, schedule), PairPlaces(index, index))
     return t.double().numpy(), s.double().numpy()
 
 
@@ -114,7 +123,9 @@ def test_sigma_ratio_is_ect_s(q: float, stage: int) -> None:
 
 
 def test_sigma_ratio_is_of_sigma_on_any_schedule() -> None:
-    t, s = SigmaRatio(stage=6).draw(Keys.pack(torch.arange(3)), Rectified(), Uniform(), torch.tensor([0.1, 0.5, 0.9]))
+    t, s = SigmaRatio(stage=6).draw(
+        Keys.pack(torch.arange(3)), Rectified(), Uniform(), torch.tensor([0.1, 0.5, 0.9]), PairPlaces()
+    )
     sigma = (t / (1 - t)).double()
     ratio = 1 - (1 + 8 * torch.sigmoid(-sigma)) / 64
     torch.testing.assert_close((s / (1 - s)).double(), sigma * ratio, rtol=1e-5, atol=0)
@@ -125,7 +136,7 @@ def test_sigma_ratio_is_of_sigma_on_any_schedule() -> None:
 def test_dyadic_steps_are_shortcut_models_s(equal: float) -> None:
     random = np.random.default_rng(9)
     t, s = drawn(DyadicStep(7, equal), Rectified(), Uniform())
-    check_share(s == t, equal)
+    assert abs((s == t).sum() - equal * COUNT) < 2
     plain, k = random.random(COUNT) < equal, random.integers(0, 7, COUNT)
     count = 2 ** np.where(plain, 7, k)
     theirs = random.integers(0, count) / count  # 0 is noise
@@ -179,20 +190,29 @@ def test_no_law_makes_what_is_not_finite(name: str, law: PairTimes, noise: str) 
         assert schedule.discrete
         return
     pair, index = Pair(law, noise), torch.arange(2000)
+    if law.third and noise == "chain":
+        return
     fields = [name for name in FIELDS if name not in TARGETS or name in ("epsilon", "v", "x_0")]
+    fields = [name for name in fields if law.third or name not in THIRD_FIELDS]
     process = ForwardProcess(schedule, fields=fields, pair=pair, compile=False)
     for stage in ("train", "val"):
-        batch: Any = process(torch.ones(2000, 1, 2, 2), index, seed=1, stage=stage)
+        where = {"seed": 1, "stage": stage}
+        batch: Any = process(torch.ones(2000, 1, 2, 2), index, position=index, handed=index, **where)
         for field in fields:
             assert getattr(batch, field).isfinite().all(), field
         check_times(schedule, batch.t, batch.s, batch.interval, batch.same)
-        part: Any = process(torch.ones(2000, 1, 2, 2)[70:90], index[70:90], seed=1, stage=stage)
+        if law.third:
+            assert ((batch.s <= batch.r) & (batch.r < batch.t)).all()
+        some = index[70:90]
+        part: Any = process(torch.ones(2000, 1, 2, 2)[70:90], some, position=some, handed=some, **where)
         assert all(torch.equal(a[70:90], b) for a, b in zip(batch, part, strict=True))
     key = Keys.pack(torch.arange(200))
     low, high = schedule.range
     for end in (low, min(high, 1e30)):
         t = torch.full((200,), end, dtype=torch.int64 if schedule.discrete else torch.float32)
-        t, s = law.draw(key, schedule, Uniform(), t)
+        number = torch.arange(200)
+        t, s = law.draw(key, schedule, Uniform(), t, PairPlaces(number, number))
+        assert law.weight(schedule, t, s, 0.5).isfinite().all()
         mix, fresh = pair.mix(schedule, t, s)
         assert mix.isfinite().all()
         assert fresh.isfinite().all()
@@ -238,26 +258,29 @@ def test_the_times_do_not_depend_on_the_fields() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Pair(WRONG), r"pair\.times must be a law of diffaug\.targets\.pair_times, but got 'wrong'"),
-        (lambda: Pair(noise="other"), r"process\.pair\.noise must be one of 'same', 'chain', but got 'other'"),
-        (lambda: StepEarlier(0), r"process\.pair\.times\.steps must be a whole number >= 1, but got 0"),
-        (lambda: SigmaRatio(1.0), r"process\.pair\.times\.q must be a number > 1, but got 1\.0"),
+        (
+            lambda: Pair(WRONG),
+            r"pair\.times must be a law of diffaug\.targets\.pair_times or pair_levels, but got 'wrong'",
+        ),
+        (lambda: Pair(noise="other"), r"pair\.noise must be one of 'same', 'chain', but got 'other'"),
+        (lambda: StepEarlier(0), r"pair\.times\.steps must be a whole number >= 1, but got 0"),
+        (lambda: SigmaRatio(1.0), r"pair\.times\.q must be a number > 1, but got 1\.0"),
         (
             lambda: ForwardProcess(LinearBeta(), pair=Pair(SigmaRatio())),
             r"SigmaRatio\(.* is a law of continuous time, but LinearBeta\(.* is discrete.*schedule=edm",
         ),
-        (lambda: Neighbours(1), r"process\.pair\.times\.points must be a whole number in \[2, 65536\], but got 1"),
+        (lambda: Neighbours(1), r"pair\.times\.points must be a whole number in \[2, 65536\], but got 1"),
         (
             lambda: ForwardProcess(LinearBeta(), pair=Pair(Neighbours())),
-            r"Neighbours\(points=18\) is a law of continuous time, but LinearBeta\(.* is discrete",
+            r"Neighbours\(points=18, .* is a law of continuous time, but LinearBeta\(.* is discrete",
         ),
-        (lambda: DyadicStep(21), r"process\.pair\.times\.levels must be a whole number in \[1, 20\], but got 21"),
+        (lambda: DyadicStep(21), r"pair\.times\.levels must be a whole number in \[1, 20\], but got 21"),
         (
             lambda: ForwardProcess(LinearBeta(), pair=Pair(DyadicStep())),
             r"DyadicStep\(levels=7, equal=0\.75\) is a law of continuous time, but LinearBeta\(.* is discrete",
         ),
-        (lambda: TwoDraws(1.5), r"process\.pair\.times\.equal must be a number in \[0, 1\], but got 1\.5"),
-        (lambda: TwoDraws(second=WRONG), r"process\.pair\.times\.second must be a Times object or null"),
+        (lambda: TwoDraws(1.5), r"pair\.times\.equal must be a number in \[0, 1\], but got 1\.5"),
+        (lambda: TwoDraws(second=WRONG), r"pair\.times\.second must be a Times object or null"),
         (lambda: TwoDraws(second=Uniform(coverage=Antithetic())), r"second must be a density that covers independ"),
         (
             lambda: ForwardProcess(LinearBeta(), Importance(), pair=Pair(TwoDraws())),
