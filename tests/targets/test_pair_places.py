@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffaug.data.loader import EpochSampler
-from diffaug.data.order import Shuffled
 from test_pair_times import COUNT, check_against, drawn
 
 from diffaug import DiffusionDataModule, ForwardProcess
+from diffaug.loader.training import EpochSampler
+from diffaug.order.epoch import Shuffled
 from diffaug.randomness.keys import Keys
 from diffaug.schedules import EDM, LinearBeta, Rectified, Trigonometric, Truncated
 from diffaug.targets import ConstantDecrement, DyadicStep, Neighbours, Pair, PairPlaces, SigmaRatio, TwoDraws
