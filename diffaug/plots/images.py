@@ -188,6 +188,8 @@ def progress(taken: Sequence[tuple[int, Tensor]], *, rows: int = 8) -> Picture:
 def batch(process: ForwardProcess, batch: Fields | NoisyBatch, *, count: int = 8) -> Picture:
     """Draw what a batch holds: x_t as the network gets it, and x_0, recovered from x_t and the batch's target.
 
+    Between them the earlier states of a pair, x_r and x_s, as far as the batch has them and their times.
+
     Arguments:
         batch: as the process makes it, with the fields x_t, t and at least one of `diffaug.targets.TARGETS`.
         count: how many images.
@@ -202,13 +204,20 @@ def batch(process: ForwardProcess, batch: Fields | NoisyBatch, *, count: int = 8
     schedule = process.schedule.at_shape(x_t.shape)
     alpha, sigma = schedule.alpha_sigma(t, torch.float64)
     log_snr = schedule.log_snr(t, torch.float64)
-    noised = x_t.float() / _display_scale(alpha, sigma).view(-1, 1, 1, 1)
-    clean = convert(schedule, source, "x_0", target.float(), x_t.float(), t, process.sigma_data)
+    shown = {"$x_t$": x_t.float() / _display_scale(alpha, sigma).view(-1, 1, 1, 1)}
     titles = [f"t = {time:.3g}\n{_snr(level)}" for time, level in zip(t.tolist(), log_snr.tolist(), strict=True)]
-    rows = list(zip(t.tolist(), alpha.tolist(), sigma.tolist(), log_snr.tolist(), strict=True))
-    return Picture(
-        _grid([list(noised), list(clean)], titles, ["$x_t$", "$x_0$"]), ("t", "alpha", "sigma", "log_snr"), rows
-    )
+    numbers = {"t": t, "alpha": alpha, "sigma": sigma, "log_snr": log_snr}
+    for name in ("r", "s"):
+        if {name, f"x_{name}"} <= set(fields):
+            time, state = (getattr(batch, field)[:count].detach().cpu() for field in (name, f"x_{name}"))
+            clean = time < 0
+            ends = schedule.alpha_sigma(torch.where(clean, 0, time) if schedule.discrete else time, torch.float64)
+            scale = torch.where(clean, 1.0, _display_scale(*ends)).view(-1, 1, 1, 1)
+            shown[f"$x_{name}$"], numbers[name] = state.float() / scale, time
+            titles = [f"{title}\n{name} = {t:.3g}" for title, t in zip(titles, time.tolist(), strict=True)]
+    shown["$x_0$"] = convert(schedule, source, "x_0", target.float(), x_t.float(), t, process.sigma_data)
+    rows = list(zip(*(x.tolist() for x in numbers.values()), strict=True))
+    return Picture(_grid([list(x) for x in shown.values()], titles, list(shown)), tuple(numbers), rows)
 
 
 def preview(process: ForwardProcess, images: Tensor, t: Tensor, pixels: Tensor, *, columns: int = 9) -> Picture:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import special, stats
-from shared import SCHEDULES, schedule_of
+from shared import SCHEDULES, names, part, schedule_of
 
-from diffaug import ForwardProcess
+from diffaug import ForwardProcess, targets
 from diffaug.randomness.keys import Keys
 from diffaug.schedules import EDM, LinearBeta, Rectified, Schedule
 from diffaug.targets import (
@@ -172,6 +172,18 @@ def allowed(law: PairTimes, schedule: Schedule) -> bool:
     except ValueError:
         return False
     return True
+
+
+def test_each_law_has_one_config_and_each_config_a_law() -> None:
+    """With the class's own defaults, which are thus the laws that all of these tests go through."""
+    made = {name: part("pair", name) for name in names("pair") if name != "none"}
+    laws = [value for value in vars(targets).values() if isinstance(value, type) and issubclass(value, PairTimes)]
+    assert sorted(type(pair.times).__name__ for pair in made.values()) == sorted(
+        law.__name__ for law in laws if law is not PairTimes
+    )
+    for pair in made.values():
+        default = type(pair.times)()
+        assert pair == Pair(default)
 
 
 QUICK = ("linear", "zero_terminal_snr", "edm", "rectified")
