@@ -214,7 +214,7 @@ def batch(process: ForwardProcess, batch: Fields | NoisyBatch, *, count: int = 8
             ends = schedule.alpha_sigma(torch.where(clean, 0, time) if schedule.discrete else time, torch.float64)
             scale = torch.where(clean, 1.0, _display_scale(*ends)).view(-1, 1, 1, 1)
             shown[f"$x_{name}$"], numbers[name] = state.float() / scale, time
-            titles = [f"{title}\n{name} = {t:.3g}" for title, t in zip(titles, time.tolist(), strict=True)]
+            titles = [f"{title}\n{name} = {at:.3g}" for title, at in zip(titles, time.tolist(), strict=True)]
     shown["$x_0$"] = convert(schedule, source, "x_0", target.float(), x_t.float(), t, process.sigma_data)
     rows = list(zip(*(x.tolist() for x in numbers.values()), strict=True))
     return Picture(_grid([list(x) for x in shown.values()], titles, list(shown)), tuple(numbers), rows)

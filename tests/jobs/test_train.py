@@ -44,6 +44,13 @@ QUICK = (
 )
 
 
+@pytest.mark.parametrize("name", ["meanflow", "shortcut"])
+def test_a_recipe_of_pairs_runs(name, tmp_path):
+    words = ("callbacks=none", "trainer.max_steps=20", "data.batch_size=16", "trainer.limit_val_batches=1")
+    train(tmp_path, f"experiment={name}", "hydra.run.dir=run", "trainer.log_every_n_steps=20", *words)
+    assert steps(tmp_path / "run") == [19]
+
+
 def test_a_run_leaves_its_files(tmp_path):
     done = train(tmp_path, "hydra.run.dir=run", *QUICK)
     run = tmp_path / "run"

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from diffaug import (
     LinearBeta,
     LogNormal,
     NoisyBatch,
+    Pair,
     Parts,
     Rectified,
     ZeroTerminalSNR,
@@ -25,7 +27,7 @@ from diffaug.__main__ import main
 from diffaug.commands.plot import write_label
 from diffaug.plots.images import whole_bins
 from diffaug.process.density import density
-from diffaug.targets import EDMWeight, MinSNR
+from diffaug.targets import ConstantDecrement, EDMWeight, MinSNR
 
 pytest.importorskip("matplotlib")
 IMAGE = torch.linspace(-1, 1, 256).reshape(1, 16, 16)
@@ -167,6 +169,24 @@ def test_a_batch_shows_the_clean_images_it_was_made_of():
     torch.testing.assert_close(torch.stack(shown[2:]), (images[:, 0] + 1) / 2, rtol=0, atol=1e-4)
     with pytest.raises(ValueError, match=r"wants its fields x_t, t and a target, but it has \['x_t', 't'\]"):
         plots.batch(process, ForwardProcess(LinearBeta(), fields=("x_t", "t"))(images, torch.arange(2)))
+
+
+def test_a_batch_shows_the_states_of_a_pair_at_their_times():
+    pair = Pair(ConstantDecrement(4, group=2))
+    fields = ("x_t", "flow", "t", "x_s", "s", "x_r", "r")
+    process, index = ForwardProcess(Rectified(), fields=fields, pair=pair), torch.arange(2)
+    batch: Any = process(torch.stack([IMAGE, -IMAGE]), index, position=index)
+    picture = plots.batch(process, batch)
+    assert picture.columns == ("t", "alpha", "sigma", "log_snr", "r", "s")
+    labels = [axes.get_ylabel() for axes in picture.figure.axes[::2]]
+    assert labels == ["$x_t$", "$x_r$", "$x_s$", "$x_0$"]
+    shown = [torch.tensor(axes.images[0].get_array()) for axes in picture.figure.axes]
+    for state, column in ((batch.x_r, 2), (batch.x_s, 4)):
+        expected = (state[:, 0].clamp(-1, 1) + 1) / 2
+        torch.testing.assert_close(torch.stack(shown[column : column + 2]), expected, rtol=0, atol=1e-4)
+    assert picture.figure.axes[0].get_title().split("\n")[2:] == [f"r = {batch.r[0]:.3g}", f"s = {batch.s[0]:.3g}"]
+    clean = ForwardProcess(LinearBeta(1), fields=("x_t", "v", "t", "x_s", "s"), target="v", pair=Pair())  # s is -1
+    plots.batch(clean, clean(torch.stack([IMAGE, -IMAGE]), index))
 
 
 def test_a_signal_to_noise_ratio_is_written_without_a_power_of_ten():
