@@ -52,7 +52,7 @@ class ClosedForm(nn.Module):
         check_images("x_0", x_0)
         check_like("epsilon", epsilon, x_0.shape, "as x_0 is")
         schedule, (scale, centre) = self.schedule.at_shape(x_0.shape), self._scale_and_centre(x_0)
-        if self.parts is not None and isinstance(t, Tensor) and t.ndim > 1:
+        if self.parts is not None and getattr(t, "ndim", 0) > 1:
             check_like("t", t, (len(x_0), *self.parts.counts(x_0.shape)), "one time for each part")
             mix = mixes(schedule, ("x_t",), t, scale).view(len(x_0), *self.parts.planes(x_0.shape), 1, 2)
             mix = mix.movedim((-2, -1), (1, 2))
