@@ -199,7 +199,7 @@ def test_every_option_of_the_datamodule_is_there_with_its_default():
 
 
 def test_no_error_names_a_key_that_is_not_there():
-    """Else it could be set only with a plus sign. Parts' keys come with them; inner is an argument of wrap."""
+    """Else it could be set only with a plus sign. Parts' keys come with them; inner is of wrap."""
     known = set(keys(loaded("train"))) | set(keys(loaded("data/base/module"), "data"))
     for path in CONFIGS.glob("*/*.yaml"):
         config, group = loaded(f"{path.parent.name}/{path.stem}") or {}, path.parent.name

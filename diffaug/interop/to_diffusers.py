@@ -19,7 +19,7 @@ from diffaug.schedules import (
     SigmoidBeta,
     ZeroTerminalSNR,
 )
-from diffaug.schedules.base import STRAIGHT, VARIANCE_PRESERVING, betas_of
+from diffaug.schedules.base import STRAIGHT, VARIANCE_EXPLODING, VARIANCE_PRESERVING, betas_of
 from diffaug.targets import check_target
 
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x_0": "sample", "flow": "flow_prediction", "F": "epsilon"}
@@ -64,6 +64,10 @@ def to_diffusers(
         name, chosen = _flow(schedule, target, scheduler, timesteps)
     elif schedule.scaling is VARIANCE_PRESERVING:
         name, chosen = _betas(schedule, target, scheduler, timesteps)
+    elif schedule.scaling is not VARIANCE_EXPLODING:
+        raise ValueError(
+            f"diffusers has no scheduler of {schedule!r}, which is {schedule.scaling}: sample by Denoiser."
+        )
     else:
         name, chosen = _edm(schedule, target, scheduler, sigma_data)
     made = _class(name)

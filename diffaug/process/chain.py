@@ -20,7 +20,7 @@ from diffaug.process.arguments import check_states
 from diffaug.randomness.keys import Keys, Purpose
 from diffaug.randomness.transfer import move
 from diffaug.schedules import Schedule
-from diffaug.schedules.base import STRAIGHT, VARIANCE_EXPLODING
+from diffaug.schedules.base import STRAIGHT, VARIANCE_EXPLODING, VARIANCE_PRESERVING
 from diffaug.schedules.numbers import per_sample
 
 
@@ -113,7 +113,8 @@ def prior_kl(schedule: Schedule, mean_square: float) -> float:
         return math.exp(log_snr) * mean_square / 2
     alpha, sigma = (c.item() for c in schedule.alpha_sigma(end[None], torch.float64))
     # v - 1 without the cancellation: -alpha^2, or, where straight, (1 - alpha)^2 - 1.
-    less = alpha * (alpha - 2) if schedule.scaling is STRAIGHT else -(alpha**2)
+    exact = {VARIANCE_PRESERVING: -(alpha**2), STRAIGHT: alpha * (alpha - 2)}
+    less = exact.get(schedule.scaling, (sigma - 1) * (sigma + 1))
     return (alpha**2 * mean_square + less - math.log1p(less)) / 2 if sigma > 0 else math.inf
 
 

@@ -13,15 +13,15 @@ from torch import Tensor
 from diffaug.process.arguments import Components
 from diffaug.randomness.keys import Purpose
 from diffaug.schedules import Schedule
-from diffaug.targets import INPUTS, STATES, mixes
+from diffaug.targets import INPUTS, PAIR_STATES, mixes
 
 
 def purposes(process: Components) -> tuple[Purpose, ...]:
     """Return by which purposes a recipe's noises are drawn: epsilon's, and xi's where a field has a part of it."""
     names = set(process.fields)
-    if process.pair is not None and process.pair.noise == "chain" and names & {*STATES}:
+    if process.pair is not None and process.pair.noise == "chain" and names & {*PAIR_STATES}:
         return Purpose.EPSILON, Purpose.PAIR
-    if process.noise.perturbation and names & {*INPUTS, *STATES}:
+    if process.noise.perturbation and names & {*INPUTS, *PAIR_STATES}:
         return Purpose.EPSILON, Purpose.PERTURBATION
     return (Purpose.EPSILON,)
 

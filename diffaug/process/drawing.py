@@ -16,13 +16,13 @@ from diffaug.process.closed_form import ClosedForm
 from diffaug.process.coefficients import coefficients
 from diffaug.randomness.keys import Keys, Purpose
 from diffaug.randomness.transfer import move
-from diffaug.targets import STATES, Pair, PairPlaces, Weight, mix_table
+from diffaug.targets import PAIR_STATES, Pair, PairPlaces, Weight, mix_table
 from diffaug.times import ByIndex, Parts, Times, Uniform
 
-AT_THE_END = 2**53
-"""How many samples a run has handed out, in evaluation: there every curriculum is as at its end."""
 EVALUATION_TIMES = Uniform(coverage=ByIndex())
 """The times of validation, test and predict: even over unit time, and each image's own, whatever training draws."""
+AT_THE_END = 2**53
+"""How many samples a run has handed out, in evaluation: there every curriculum is as at its end."""
 _UNIFORM = Uniform()
 
 
@@ -85,9 +85,8 @@ class Drawing(ClosedForm):
             times = _UNIFORM if with_times else EVALUATION_TIMES
             self._has_compiled = had_compiled  # nothing that is tried here has been handed out
             with torch.inference_mode(False), torch.no_grad():
-                self._draw(
-                    some, Keys.pack(index), times, PairPlaces(index, index), dtype or self.dtype or torch.float32
-                )
+                places = PairPlaces(index, index)
+                self._draw(some, Keys.pack(index), times, places, dtype or self.dtype or torch.float32)
             if self._cannot_compile:
                 return False
         return True
@@ -136,7 +135,7 @@ class Drawing(ClosedForm):
         if self.pair is not None and self._pairs:
             t, s = self.pair.times.draw(key.to(t.device), schedule, times, t, places.to(t.device))
             made = self.pair.numbers(self.fields, schedule, t, s, self.sigma_data)
-            earlier = {state: made[time] for state, time in STATES.items() if state in self._images}
+            earlier = {state: made[time] for state, time in PAIR_STATES.items() if time in made}
         if not names:
             return t, made
         mix = coefficients(self, schedule, names, t, earlier, scale, planes)

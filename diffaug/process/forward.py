@@ -36,8 +36,8 @@ from diffaug.targets import (
     IMAGE_FIELDS,
     NUMBER_FIELDS,
     PAIR_FIELDS,
+    PAIR_STATES,
     SIGMA_DATA,
-    STATES,
     TARGETS,
     Pair,
     PairPlaces,
@@ -104,7 +104,7 @@ class ForwardProcess(Drawing):
         self.compile_mode = choice("process.compile", compile, (True, False, "auto"))
         self.dtype = check_dtype(dtype)
         check_components(self)
-        self._images = tuple(name for kind in (IMAGE_FIELDS, STATES) for name in self.fields if name in kind)
+        self._images = tuple(name for kind in (IMAGE_FIELDS, PAIR_STATES) for name in self.fields if name in kind)
         self._numbers = tuple(name for name in self.fields if name in NUMBER_FIELDS)
         # A law that makes a t of its own does so whatever the fields.
         self._pairs = pair is not None and (pair.times.moves_t or not set(PAIR_FIELDS).isdisjoint(self.fields))

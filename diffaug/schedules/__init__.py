@@ -16,6 +16,11 @@ from diffaug.schedules.discrete import LinearBeta as LinearBeta
 from diffaug.schedules.discrete import ScaledLinearBeta as ScaledLinearBeta
 from diffaug.schedules.discrete import SigmoidAlphaBar as SigmoidAlphaBar
 from diffaug.schedules.discrete import SigmoidBeta as SigmoidBeta
+from diffaug.schedules.paths import LinearAlpha as LinearAlpha
+from diffaug.schedules.paths import OptimalTransport as OptimalTransport
+from diffaug.schedules.paths import Polynomial as Polynomial
+from diffaug.schedules.paths import ShiftedByTokens as ShiftedByTokens
+from diffaug.schedules.paths import SubVPSDE as SubVPSDE
 from diffaug.schedules.subsets import Respaced as Respaced
 from diffaug.schedules.subsets import Truncated as Truncated
 from diffaug.schedules.tabulated import Tabulated as Tabulated

@@ -2,13 +2,15 @@
 
 A noised image is ``x_t = alpha(t) x_0 + sigma(t) epsilon`` with ``epsilon ~ N(0, I)``. A schedule is one function, the
 log signal-to-noise ratio ``log_snr(t) = ln(alpha(t)^2 / sigma(t)^2)`` (Kingma et al. 2021, "Variational Diffusion
-Models"), and one of three scalings that turn it into alpha and sigma; everything else is derived here.
+Models"), and a scaling that turns it into alpha and sigma; everything else is derived here.
 
 | scaling             | alpha(log_snr)   | sigma(log_snr)    | identity              |
 |---------------------|------------------|-------------------|-----------------------|
 | variance preserving | sqrt(sigmoid(l)) | sqrt(sigmoid(-l)) | alpha^2 + sigma^2 = 1 |
 | variance exploding  | 1                | exp(-l / 2)       | alpha = 1             |
 | straight            | sigmoid(l / 2)   | sigmoid(-l / 2)   | alpha + sigma = 1     |
+
+(Two more scalings, each of one schedule, are in `diffaug.schedules.paths`.)
 
 The one constraint: log_snr never rises with t. Noise grows with t, always.
 

@@ -99,7 +99,7 @@ class ZeroTerminalSNR(Wrapper):
         return torch.log(signal) - torch.log(noise[0] + first.square() * q * (2 - q))
 
 
-_AUTO = "auto"
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -108,16 +108,16 @@ class _Sized(Wrapper):
 
     def _check_image(self, image: Any) -> None:
         a_number = isinstance(image, (int, float)) and not isinstance(image, bool) and 1 <= image < math.inf
-        if image != _AUTO and not a_number:
-            raise refuse("schedule.image", image, f"a finite number >= 1, or {_AUTO}, the size of each batch")
+        if image != AUTO and not a_number:
+            raise refuse("schedule.image", image, f"a finite number >= 1, or {AUTO}, the size of each batch")
 
     def at_shape(self, shape: Sequence[int]) -> Schedule:
         schedule: Any = super().at_shape(shape)
-        if schedule.image != _AUTO:
+        if schedule.image != AUTO:
             return schedule
         if len(shape) < 4:
             raise ValueError(
-                f"schedule.image={_AUTO} takes the height and width of a batch, (B, C, H, W), but got one of shape "
+                f"schedule.image={AUTO} takes the height and width of a batch, (B, C, H, W), but got one of shape "
                 f"{tuple(shape)}: set schedule.image to a number."
             )
         side = math.sqrt(shape[-2] * shape[-1])
@@ -159,7 +159,7 @@ class Shifted(_Sized):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.factor is None and self.image is None:
-            wanted = f"a number in [1e-06, 1e+06] where schedule.image is not given either ({_AUTO}: each batch's own)"
+            wanted = f"a number in [1e-06, 1e+06] where schedule.image is not given either ({AUTO}: each batch's own)"
             raise refuse("schedule.factor", None, wanted)
         if self.image is not None:
             self._check_image(self.image)

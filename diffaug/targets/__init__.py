@@ -15,7 +15,7 @@ from diffaug.targets.fields import IMAGE_FIELDS as IMAGE_FIELDS
 from diffaug.targets.fields import INPUTS as INPUTS
 from diffaug.targets.fields import NUMBER_FIELDS as NUMBER_FIELDS
 from diffaug.targets.fields import PAIR_FIELDS as PAIR_FIELDS
-from diffaug.targets.fields import STATES as STATES
+from diffaug.targets.fields import PAIR_STATES as PAIR_STATES
 from diffaug.targets.fields import TARGETS as TARGETS
 from diffaug.targets.fields import THIRD_FIELDS as THIRD_FIELDS
 from diffaug.targets.fields import mix_table as mix_table

@@ -118,7 +118,7 @@ PART_FIELDS = ("part_mask",)
 """1 where a part of a sample is to be learned, 0 on context and padding, float32, of t's shape: see
 `diffaug.times.parts`. 1 where samples have no parts."""
 
-STATES = {"x_s": "s", "x_r": "r"}
+PAIR_STATES = {"x_s": "s", "x_r": "r"}
 """The states of a pair beside x_t, each with the field of its time."""
 
 THIRD_FIELDS = ("x_r", "r")

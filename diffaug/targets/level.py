@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffaug.schedules import Schedule
-from diffaug.schedules.base import STRAIGHT, VARIANCE_PRESERVING
+from diffaug.schedules.base import STRAIGHT, VARIANCE_EXPLODING, VARIANCE_PRESERVING
 from diffaug.schedules.numbers import keep, where_float64_is
 
 Mix = tuple[Tensor, Tensor]
@@ -121,4 +121,10 @@ def _continuous_rates(schedule: Schedule, t: Tensor) -> Mix:
         return alpha * sigma.square() * slope / 2, -sigma * alpha.square() * slope / 2
     if schedule.scaling is STRAIGHT:
         return alpha * sigma * slope / 2, -alpha * sigma * slope / 2
-    return torch.zeros_like(sigma), -sigma * slope / 2
+    if schedule.scaling is VARIANCE_EXPLODING:
+        return torch.zeros_like(sigma), -sigma * slope / 2
+    with torch.inference_mode(False), torch.enable_grad():
+        level = log_snr.clone().requires_grad_()
+        coefficients = schedule.scaling.of_log_snr(level)
+        alpha, sigma = (torch.autograd.grad(one.sum(), level, retain_graph=True)[0] * slope for one in coefficients)
+    return alpha, sigma

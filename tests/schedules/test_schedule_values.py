@@ -16,6 +16,7 @@ import torch
 from mpmath import mp, mpf
 from shared import SCHEDULES, schedule_of, times
 
+from diffaug import ForwardProcess
 from diffaug.schedules import (
     EDM,
     VPSDE,
@@ -26,13 +27,17 @@ from diffaug.schedules import (
     Laplace,
     LinearBeta,
     LinearLogSNR,
+    OptimalTransport,
+    Polynomial,
     Rectified,
     Respaced,
     ScaledLinearBeta,
     Schedule,
     Shifted,
+    ShiftedByTokens,
     SigmoidAlphaBar,
     SigmoidBeta,
+    SubVPSDE,
     Tabulated,
     Trigonometric,
     Truncated,
@@ -259,6 +264,11 @@ EXACT = {
     "sd3": lambda u: (1 - 3 * u / (1 + 2 * u), 3 * u / (1 + 2 * u)),
     "trigonometric": lambda u: rotated(mp.pi / 2 * u) if u < 1 else (mpf(0), mpf(1)),
     "simple_diffusion": lambda t: rotated(mp.pi / 2 * t),
+    "polynomial": lambda u: ((1 - u) ** 2, 1 - (1 - u) ** 2),
+    "linear_alpha": lambda u: (1 - u, mp.sqrt(1 - (1 - u) ** 2)),
+    "sub_vp_sde": lambda u: (mp.sqrt(vp_sde(u)), 1 - vp_sde(u)),
+    "optimal_transport": lambda u: (1 - u, 1 - (1 - mpf(1e-5)) * (1 - u)),
+    "shifted_by_tokens": lambda u: (1 - u, u),  # without a batch
 }
 
 
@@ -308,7 +318,7 @@ def test_against_the_formula_at_50_digits(name):
 def test_all_that_diffaug_brings_is_checked():
     brought = """cosine discretised edm interpolated_shift inverse laplace linear linear_log_snr rectified respaced
         scaled_linear sd3 shifted sigmoid_alpha_bar sigmoid_beta simple_diffusion tabulated trigonometric truncated ve
-        vp_sde zero_terminal_snr"""
+        vp_sde zero_terminal_snr polynomial linear_alpha sub_vp_sde optimal_transport shifted_by_tokens"""
     assert set(brought.split()) <= set(KNOWN)
 
 
@@ -365,6 +375,13 @@ OTHER_CONTINUOUS = {
     Shifted(EDM(), factor=2.0): lambda t: (mpf(1), 2 * t),
     Truncated(EDM(), 0.01, 10.0): lambda t: (mpf(1), t),
     InterpolatedShift(Rectified(), 128, 32, 256): interpolated_flow,
+    Polynomial(0.5): lambda u: (mp.sqrt(1 - u), 1 - mp.sqrt(1 - u)),
+    OptimalTransport(0.1): lambda u: (1 - u, mpf(0.1) + (1 - mpf(0.1)) * u),
+    SubVPSDE(0.2, 60.2): lambda u: (mp.exp(-mpf(0.1) * u - 15 * u**2), 1 - mp.exp(-mpf(0.2) * u - 30 * u**2)),
+    ShiftedByTokens(Rectified(), tokens=4096): lambda u: (
+        (1 - u) / (1 - u + u * mp.exp(mpf(1.15))),
+        u * mp.exp(mpf(1.15)) / (1 - u + u * mp.exp(mpf(1.15))),
+    ),
 }
 
 
@@ -376,6 +393,29 @@ def test_other_continuous_settings_at_50_digits(schedule):
 
 
 # 3. Directions and grids.
+
+
+def test_a_shift_by_tokens_is_flux_s():
+    """mu of diffusers' calculate_shift, linear through (256, 0.5) and (4096, 1.15); a batch's own by its patches."""
+    t = torch.linspace(0.01, 0.99, 99)
+    for tokens, shape in (
+        (256, (2, 16, 32, 32)),
+        (4096, (2, 16, 128, 128)),
+        (1024, (2, 4, 64, 64)),
+        (8192, (1, 4, 2, 128, 128)),
+    ):
+        mu = 0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256)
+        schedule = ShiftedByTokens(Rectified()).at_shape(shape)
+        assert schedule is ShiftedByTokens(Rectified()).at_shape(shape)
+        factor = math.exp(mu)
+        torch.testing.assert_close(schedule.alpha_sigma(t)[1], factor * t / (1 + (factor - 1) * t))
+    process = ForwardProcess(ShiftedByTokens(Rectified()), fields=("sigma", "t"))
+    sigma, t = process(torch.zeros(4, 4, 64, 64), torch.arange(4))
+    torch.testing.assert_close(sigma, ShiftedByTokens(Rectified(), tokens=1024).alpha_sigma(t)[1])
+    with pytest.raises(ValueError, match=r"schedule\.tokens=auto counts the patches of a batch, .* shape \(4, 7\)"):
+        process(torch.zeros(4, 7), torch.arange(4))
+    with pytest.raises(ValueError, match=r"schedule\.tokens must be a number >= 1, but got 0"):
+        ShiftedByTokens(Rectified(), tokens=0)
 
 
 def test_a_larger_image_gets_more_noise():

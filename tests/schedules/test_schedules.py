@@ -59,6 +59,8 @@ def test_scaling(schedule):
         "variance preserving": alpha**2 + sigma**2,
         "variance exploding": alpha,
         "straight": alpha + sigma,
+        "sub-variance preserving": alpha**2 + sigma,
+        "straight from a least noise": alpha * (1 - getattr(schedule, "sigma_min", 0)) + sigma,
     }[schedule.scaling.name]
     torch.testing.assert_close(identity, torch.ones_like(identity), rtol=1e-14, atol=0)
 
@@ -175,7 +177,7 @@ def settable(schedule: Schedule) -> list[str]:
 def wrong_values(schedule: Schedule, name: str) -> list:
     value = getattr(schedule, name)
     if isinstance(value, str):
-        return ["abc", 3, None]
+        return ["abc", 0 if value == "auto" else 3, None]
     if isinstance(value, tuple):
         return ["abc.txt", math.nan, [math.nan], ["abc"], [], [0.5, math.inf], [0.5, 1.5], [-0.5], [True]]
     wrong = ["abc", math.nan, math.inf, [], {}]
