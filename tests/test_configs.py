@@ -119,6 +119,12 @@ def test_documented_commands_compose():
         (["process.compile=perhaps"], InstantiationException, r"process\.compile must be one of"),
         (["model.target=eps"], InstantiationException, r"target must be one of 'epsilon'"),
         (["process.fields=[x_t,t]"], InstantiationException, r"model needs \['epsilon'\] in process\.fields"),
+        (["parts=patches"], InstantiationException, r"process\.parts gives each part .* UNet2DModel takes one time"),
+        (
+            ["experiment=diffusion_forcing", "law@process.parts.law=context"],
+            InstantiationException,
+            r"model needs part_mask in process\.fields, which is \['x_t', 'v', 't'\]",
+        ),
     ],
 )
 def test_mistakes_are_said(overrides, error, message):

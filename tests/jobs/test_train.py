@@ -137,5 +137,3 @@ def test_clips_train_with_a_time_for_each_frame(tmp_path):
     with (tmp_path / "run/loss_by_level.csv").open() as file:
         counts = [int(row["count"]) for row in csv.DictReader(file)]
     assert sum(counts) == 20 * 16 * 3 + 2 * 16 * 3  # frames that are learned, one of four being given
-    refused = train(tmp_path, "parts=frames", expect=1)
-    assert re.search(r"process\.parts gives each part .* UNet2DModel takes one time", refused.stderr)
