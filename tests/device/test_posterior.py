@@ -82,8 +82,10 @@ def test_z_is_mean_plus_std_times_a_keyed_normal(form, same_random_state):
     assert not torch.equal(*(by_visit([batch])[3, 0] for batch in out["train"]))
 
 
-@pytest.mark.parametrize("shape", [(4, 8, 8), (3, 5, 7)])
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("shape", "compiled"),
+    [((4, 8, 8), False), ((3, 5, 7), False), pytest.param((4, 8, 8), True, marks=pytest.mark.slow)],
+)
 def test_through_the_pass_it_is_that_to_the_bit(shape, compiled):
     with torch.random.fork_rng([]):
         torch.manual_seed(0)

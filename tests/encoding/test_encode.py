@@ -96,8 +96,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(photos, tmp_path):
     out, variables = tmp_path / "made", {**environment(tmp_path), "KILL": "4", "SIGNAL": "2"}
     words = ["encode", "data=image_folder", f"data.root={photos}", "data.image_size=16", f"out={out}"]
     command = [sys.executable, str(ROOT / "tests/jobs/small_shards.py"), *words, "trainer=ddp", "trainer.devices=2"]
-    more = {"capture_output": True, "text": True, "cwd": ROOT, "env": variables, "start_new_session": True}
-    done = subprocess.run([*command, "trainer.accelerator=cpu", "data.num_workers=1"], timeout=120, check=False, **more)
+    done = server.run([*command, "trainer.accelerator=cpu", "data.num_workers=1"], ROOT, variables)
     assert done.returncode == 128 + signal.SIGINT, done.stderr
     text = "diffaug encode: interrupted. What was finished stays, and the same command goes on.\n"
     assert done.stderr.count(text) == 1

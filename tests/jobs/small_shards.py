@@ -12,6 +12,8 @@ from diffaug.__main__ import main
 from diffaug.store import shards
 
 shards._LEAST_BYTES = 6000
+if os.environ.get("SIGNAL") == "2" and "LOCAL_RANK" not in os.environ:
+    os.setpgid(0, 0)
 kill, flush = int(os.environ["KILL"]), os.fsync
 
 
