@@ -30,6 +30,17 @@ def test_forward_runs(tmp_path):
 
 
 @pytest.mark.slow
+def test_pairs_run(tmp_path):
+    out = tmp_path / "tables.md"
+    command = [sys.executable, str(ROOT / "benchmarks" / "pairs.py"), "--turns", "1", "--markdown", str(out)]
+    subprocess.run(command, check=True, capture_output=True, timeout=900, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
+    times = {name: float(ms) for name, ms, _ in rows if name}
+    assert len(times) == 9
+    assert all(ms > 0 for ms in times.values())
+
+
+@pytest.mark.slow
 def test_gains_run(tmp_path):
     tables, picture = tmp_path / "tables.md", tmp_path / "gains.png"
     run("gains", "--seeds", 2, "--steps", 40, "--repeats", 4, "--markdown", tables, "--picture", picture)

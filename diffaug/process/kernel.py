@@ -9,6 +9,7 @@ One definition serves all devices. `torch.compile` turns it into a single loop (
 call of Philox serves four elements. Without a compiler it runs eagerly, in pieces that stay in the cache.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -70,16 +71,9 @@ def _whole(
 ) -> list[Tensor]:
     """Draw and mix all fields of all samples at once: what is compiled. The keys come as their rows, one argument.
 
-    x and mix are as `_lay_out` gives them.
+    x and mix are as `_lay_out` gives them, but not in rows.
     """
     keys, size = Keys(rows), x.shape[1]
-    if x.ndim == 4:
-        block = torch.arange(x.shape[2] * x.shape[3], device=x.device).view(x.shape[2:])
-        parts = [
-            _blend(x[:, lane], noises, mix[:, :, :, lane, :, None], centre, dtype)
-            for lane, noises in enumerate(_draw(keys, purposes, block))
-        ]
-        return [torch.stack(field, 1) for field in zip(*parts, strict=True)]
     if size % 4 and x.device.type == "cuda":
         return _whole_in_two(x, keys, mix, centre, dtype, purposes)
     if size % 4:
@@ -89,6 +83,18 @@ def _whole(
         for lane, noises in enumerate(_draw(keys, purposes, torch.arange(size // 4, device=x.device)))
     ]
     return [torch.cat(field, 1) for field in zip(*parts, strict=True)]
+
+
+def _whole_in_rows(
+    x: Tensor, rows: Tensor, mix: Tensor, centre: float, dtype: torch.dtype, purposes: tuple[Purpose, ...]
+) -> list[Tensor]:
+    """Do the same for images and coefficients in rows; those of the keys are as `_for_rows` gives them."""
+    block = torch.arange(x.shape[2] * x.shape[3], device=x.device).view(x.shape[2:])
+    parts = [
+        _blend(x[:, lane], noises, mix[:, :, :, lane, :, None], centre, dtype)
+        for lane, noises in enumerate(_draw(Keys(rows), purposes, block))
+    ]
+    return [torch.stack(field, 1) for field in zip(*parts, strict=True)]
 
 
 def _whole_in_two(
@@ -154,9 +160,21 @@ def _lay_out(x: Tensor, mix: Tensor, in_rows: bool) -> tuple[Tensor, Tensor]:
         x of shape (B, N), and mix of shape (B, F, K) or (B, F, K, N); or, in rows, x of shape (B, 4, R, M), a run of R
         rows of M elements for each lane of Philox, and mix of shape (B, F, K, 4, R).
     """
-    first, planes, sizes = mix.shape[:3], mix.shape[3:], x.shape[1:]
-    if all(plane == 1 for plane in planes):
+    first = mix.shape[:3]
+    inner, entries, served = _find_rows(x.shape[1:], mix.shape[3:], in_rows)
+    if not entries:
         return x.reshape(len(x), -1), mix.reshape(first)
+    mix = mix.reshape(*first, *entries).expand(*first, *served)
+    if inner == 1:
+        return x.reshape(len(x), -1), mix.reshape(*first, -1)
+    return x.reshape(len(x), 4, -1, inner), mix.reshape(*first, 4, -1)
+
+
+@functools.lru_cache(maxsize=256)
+def _find_rows(sizes: torch.Size, planes: torch.Size, in_rows: bool) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Return how many elements a row has, how the entries of planes lie, and how they do once each serves its share."""
+    if all(plane == 1 for plane in planes):
+        return sizes.numel(), (), ()
     elements, last = sizes.numel(), max(dim for dim, plane in enumerate(planes) if plane > 1)
     inner = sizes[last:].numel() // planes[last]  # so many elements side by side have one coefficient
     if elements % 4 == 0:
@@ -167,10 +185,7 @@ def _lay_out(x: Tensor, mix: Tensor, in_rows: bool) -> tuple[Tensor, Tensor]:
     entries = [n for plane in planes[: last + 1] for n in (plane, 1)]
     served = [n for size, plane in zip(sizes[:last], planes[:last], strict=True) for n in (plane, size // plane)]
     served += [planes[last], elements // inner // sizes[:last].numel() // planes[last]]
-    mix = mix.reshape(*first, *entries).expand(*first, *served)
-    if inner == 1:
-        return x.reshape(len(x), elements), mix.reshape(*first, elements)
-    return x.reshape(len(x), 4, -1, inner), mix.reshape(*first, 4, -1)
+    return inner, tuple(entries), tuple(served)
 
 
 def _for_rows(keys: Keys, run: int) -> Tensor:
@@ -221,9 +236,11 @@ def draw_and_mix(
         CompileError: it does not compile.
     """
     laid_out, mix = _lay_out(x, mix, in_rows=compiled)
-    if compiled:
-        rows = keys.rows if laid_out.ndim == 2 else _for_rows(keys, laid_out.shape[2])
-        fields = compiler.call_compiled(_whole, laid_out, rows, mix, centre, dtype, purposes)
+    if compiled and laid_out.ndim == 4:
+        rows = _for_rows(keys, laid_out.shape[2])
+        fields = compiler.call_compiled(_whole_in_rows, laid_out, rows, mix, centre, dtype, purposes)
+    elif compiled:
+        fields = compiler.call_compiled(_whole, laid_out, keys.rows, mix, centre, dtype, purposes)
     elif x.device.type == "cpu":
         fields = _pieces(laid_out, keys, mix, centre, dtype, purposes)
     else:
