@@ -174,12 +174,19 @@ def test_draws_depend_on_the_sample_alone(law, compile):
 EVERY = (*(name for name in IMAGE_FIELDS if name != "score"), *NUMBER_FIELDS, "weight")
 
 
+BYTES, FLOATS = CLIPS, CLIPS.float() / 125 - 1
+FEW = ("x_t", "v", "t")
+
+
 @pytest.mark.parametrize(
-    ("compile", "fields"), [(False, EVERY), pytest.param(True, ("x_t", "v", "t"), marks=pytest.mark.slow)]
+    ("schedule", "images", "fields", "compile"),
+    [
+        *((schedule, x, EVERY, False) for schedule in (LinearBeta(), Rectified(), EDM()) for x in (BYTES, FLOATS)),
+        pytest.param(LinearBeta(), BYTES, FEW, True, marks=pytest.mark.slow),
+        pytest.param(Rectified(), FLOATS, FEW, True, marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("schedule", [LinearBeta(), Rectified(), EDM()], ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("images", [CLIPS, CLIPS.float() / 125 - 1], ids=["uint8", "float"])
-def test_parts_at_one_time_are_the_bits_of_none(compile, fields, schedule, images):
+def test_parts_at_one_time_are_the_bits_of_none(schedule, images, fields, compile):
     options = {"fields": fields, "weight": MinSNR(), "target": "v", "compile": compile}
     one = ForwardProcess(schedule, **options)(images, INDEX, seed=7)
     same = clips(SharedParts(1.0), schedule, images, **options)
