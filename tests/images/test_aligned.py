@@ -87,7 +87,7 @@ GEOMETRY = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(), v2.Ra
 
 
 @pytest.mark.parametrize(
-    ("count", "workers"), [(500, 0), pytest.param(1000, 2, marks=pytest.mark.slow)], ids=["here", "in workers"]
+    ("count", "workers"), [(500, 0), pytest.param(10_000, 2, marks=pytest.mark.slow)], ids=["here", "in workers"]
 )
 def test_a_transform_keeps_them_in_step(count: int, workers: int):
     data = module(size=count, transform=GEOMETRY, num_workers=workers, batch_size=50)
@@ -97,9 +97,10 @@ def test_a_transform_keeps_them_in_step(count: int, workers: int):
     assert len(found) == 4 * 4 * 4  # both flips, and every corner of the crop
 
 
-def test_a_device_transform_keeps_them_in_step():
+@pytest.mark.parametrize("count", [120, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_a_device_transform_keeps_them_in_step(count: int):
     found: set[bytes] = set()
-    for batch in batches(module(size=120, device_transform=GEOMETRY, batch_size=1)):
+    for batch in batches(module(size=count, device_transform=GEOMETRY, batch_size=1)):
         found |= check(batch, 255)
     assert len(found) > 40
 
@@ -108,6 +109,7 @@ def test_a_device_transform_keeps_them_in_step():
     ("where", "count"),
     [
         ("device_transform", 500),
+        pytest.param("device_transform", 10_000, marks=pytest.mark.slow),
         pytest.param("transform", 500, marks=pytest.mark.slow),  # an image at a time it takes milliseconds
     ],
 )
