@@ -160,7 +160,9 @@ class NoisingBase(ABC):
             example: one image as the process gets it, (1, *); None where that is not known yet.
         """
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device="cpu") if example is None else example
+        parts = self.process.parts
+        shape = (1, 3, 32, 32) if parts is None else parts.example()
+        image = torch.zeros(shape, dtype=torch.uint8, device="cpu") if example is None else example
         wanted = self.process.compiles(device, image.numel())
         works = wanted and self.process.can_compile(image.to(device), self._dtype(), self._batch_sizes(stage))
         if self.trainer:

@@ -230,6 +230,15 @@ class Parts:
         planes = self.planes(shape)
         return tuple(planes[axis % len(shape) - 1] for axis in _as_list(self.axis))
 
+    def example(self) -> tuple[int, ...]:
+        """Return the shape of an image that has such parts, (1, *)."""
+        axes = _as_list(self.axis)
+        most = 1 + max(0, *axes) + max(0, *(-axis for axis in axes))
+        shape = [1, *[32] * (max(most, 3) - 1)]
+        for axis, block in zip(axes, _as_list(self.block), strict=True):
+            shape[axis] = block * max(32, self.law.context + 1)
+        return tuple(shape)
+
     @property
     def masks(self) -> bool:
         """Whether some parts may be not to be learned."""

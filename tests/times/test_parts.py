@@ -350,6 +350,26 @@ def test_a_datamodule_hands_out_parts_owned_and_wrapped():
     assert modules[0].recipe()["parts"] == repr(parts)
 
 
+def test_what_is_compiled_before_a_clip_is_seen_has_such_parts(monkeypatch):
+    """A wrapped DataModule's images are not known in setup: what is tried there must have the parts."""
+    tried = []
+    for parts in (
+        Parts(1, 5, ContextParts(40)),
+        Parts(2),
+        Parts([-2, -1], 4),
+        Parts([1, -2, -1], [1, 4, 4]),
+        Parts([2, 3, 4], 2),
+    ):
+        process = ForwardProcess(LinearBeta(), parts=parts, compile=False)
+        with monkeypatch.context() as patch:
+            patch.setattr(ForwardProcess, "compiles", lambda *_: True)
+            patch.setattr(ForwardProcess, "can_compile", lambda process, image, *_: tried.append(image) or True)
+            DiffusionDataModule.wrap(Inner(), process, image_key="clip").setup("fit")
+        t = process(tried[-1], torch.zeros(1, dtype=torch.int64)).t
+        assert t.shape[1:] == parts.counts(tried[-1].shape)
+    assert len(tried) == 5
+
+
 def inner_rows(inner):
     return inner.train_dataloader().dataset
 
