@@ -402,7 +402,7 @@ REFUSED = [
     (lambda: ForwardProcess(LinearBeta(), parts=3), r"process\.parts must be a Parts object or None"),
     (
         lambda: ForwardProcess(LinearBeta(), parts=Parts(1), pair=Pair()),
-        r"process\.pair is of two times a sample, process\.parts of one for each part: set one of them",
+        r"pair is of two times a sample, process\.parts of one for each part: set one of them",
     ),
     (lambda: ForwardProcess(LinearBeta(), Importance(), parts=Parts(1)), r"process\.parts gives each part a .*learns"),
 ]
