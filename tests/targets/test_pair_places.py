@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from test_pair_times import COUNT, check_against, drawn
 
@@ -202,6 +203,37 @@ def test_weights_are_their_sources():
     theirs = 0.5 * torch.sigmoid(5 - 2 * torch.log((1 - u) / u)) * 2 / (u * (1 - u)) * (1 - u) / ((1 - u) ** 2 + u**2)
     torch.testing.assert_close(ConstantDecrement().weight(Rectified(), u, u / 2, 0.5), theirs)
     assert (TwoDraws().weight(EDM(), t, s, 0.5) == 1).all()
+
+
+@pytest.mark.slow
+def test_a_third_time_goes_through_the_compiled_pass():
+    fields = ("x_t", "epsilon", "x_r", "x_s", "t", "r", "s")
+    options: dict[str, Any] = {"fields": fields, "pair": Pair(ConstantDecrement())}
+    x_0, index = torch.randn(8, 1, 4, 4), torch.arange(8)
+    eager = ForwardProcess(Rectified(), compile=False, **options)(x_0, index, position=index)
+    process = ForwardProcess(Rectified(), compile=True, **options)
+    assert process.can_compile(x_0)
+    for one, other in zip(eager, process(x_0, index, position=index), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def test_a_wrapped_loader_keeps_no_groups():
+    inner: Any = pl.LightningDataModule()
+    with pytest.raises(
+        ValueError, match=r"ConstantDecrement\(.* wants groups of samples in one process, .*give its data"
+    ):
+        DiffusionDataModule.wrap(inner, process_of(ConstantDecrement()))
+
+
+def test_a_stream_has_no_curriculum():
+    class Stream(torch.utils.data.IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter([torch.zeros(1, 4, 4, dtype=torch.uint8)] * 4)
+
+    data: Any = DiffusionDataModule(train=Stream(), process=process_of(Neighbours(11, 1281, 60)), batch_size=2)
+    data.setup("fit")
+    with pytest.raises(ValueError, match=r"handed=None: .*a stream's samples it cannot count"):
+        data.noise(next(iter(data.train_dataloader())))
 
 
 def call(law: Any, **places: Any) -> None:
