@@ -120,7 +120,7 @@ def test_what_asks_a_schedule_for_more_than_its_coefficients(name):
         assert process is not None
         check(process)
     check(ForwardProcess(schedule, Uniform(coverage=part("coverage", "stratified"))))
-    check(ForwardProcess(schedule, pair=Pair(TwoDraws(), "chain"), fields=("x_t", "t", *PAIR_FIELDS)))
+    check(ForwardProcess(schedule, pair=Pair(TwoDraws(), "chain"), fields=("x_t", "t", *TWO)))
 
 
 def test_the_pass_itself():
