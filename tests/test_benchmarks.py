@@ -32,8 +32,7 @@ def test_forward_runs(tmp_path):
 @pytest.mark.slow
 def test_pairs_run(tmp_path):
     out = tmp_path / "tables.md"
-    command = [sys.executable, str(ROOT / "benchmarks" / "pairs.py"), "--turns", "1", "--markdown", str(out)]
-    subprocess.run(command, check=True, capture_output=True, timeout=900, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    run("pairs", "--turns", 1, "--markdown", out)
     rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
     times = {name: float(ms) for name, ms, _ in rows if name}
     assert len(times) == 9
