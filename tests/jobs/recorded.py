@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,37 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Mixture
+from diffaug import (
+    EDM,
+    DiffusionDataModule,
+    ForwardProcess,
+    LinearBeta,
+    LogNormal,
+    Mixture,
+    Pair,
+    Parts,
+    Rectified,
+    TwoLevelParts,
+)
 from diffaug.pytorch_lightning import store
+from diffaug.targets import ConstantDecrement, SigmaRatio
 
 FIELDS = ("x_t", "epsilon", "t", "index", "view", "dataset")
+RECIPES: dict[str, Callable[[], dict[str, Any]]] = {
+    "plain": lambda: {"schedule": LinearBeta()},
+    "parts": lambda: {"schedule": LinearBeta(), "parts": Parts(axis=(-2, -1), block=2, law=TwoLevelParts())},
+    "curriculum": lambda: {
+        "schedule": EDM(),
+        "times": LogNormal(),
+        "pair": Pair(SigmaRatio(last_stage=8, samples=140)),  # it rises within the run
+        "fields": (*FIELDS, "s", "x_s", "interval", "pair_weight"),
+    },
+    "groups": lambda: {
+        "schedule": Rectified(),
+        "pair": Pair(ConstantDecrement(group=2)),
+        "fields": (*FIELDS, "s", "x_s", "r", "x_r"),
+    },
+}
 
 
 def images(count: int, seed: int) -> TensorDataset:
@@ -91,7 +119,7 @@ class Recorder(pl.LightningModule):
         self.weight = torch.nn.Parameter(torch.ones(1))
 
     def _write(self, stage: str, batch: Any) -> None:
-        values = {name: getattr(batch, name).cpu() for name in FIELDS}
+        values = {name: getattr(batch, name).cpu() for name in batch._fields}
         values |= {"epoch": self.current_epoch, "step": self.global_step}
         with open(f"{self.out}/{stage}-{self.global_rank}", "ab") as file:
             pickle.dump(values, file)
@@ -129,9 +157,8 @@ def main(out: str, options: dict[str, Any]) -> None:
         "val": [images(count, 1) for count in options.get("val", [10, 10])],
         "encoder": Spread() if options.get("encoder") else None,
     }
-    process = ForwardProcess(
-        LinearBeta(), fields=FIELDS, compile=options.get("compile", False), value_range=None if root else (-1, 1)
-    )
+    recipe = {"fields": FIELDS, **RECIPES[options.get("recipe", "plain")]()}
+    process = ForwardProcess(**recipe, compile=options.get("compile", False), value_range=None if root else (-1, 1))
     batch_size = options.get("batch_size", 8)
     data = (partial(store, root=root) if root else partial(DiffusionDataModule, **made))(
         process=process,

@@ -182,7 +182,7 @@ def global_batches(out: Path) -> list[list[tuple[Any, ...]]]:
     for parts in zip(*batches(out), strict=True):
         assert len({part["x_t"].shape[2:] for part in parts}) == 1
         rows = (
-            [part[name][row].numpy().tobytes() for name in recorded.FIELDS]
+            [values[row].numpy().tobytes() for values in part.values() if isinstance(values, torch.Tensor)]
             for part in parts
             for row in range(len(part["t"]))
         )
@@ -191,19 +191,29 @@ def global_batches(out: Path) -> list[list[tuple[Any, ...]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "others"), [("buckets", 4), ("mixture", 2)])
-def test_buckets_and_mixtures_go_on_exactly_on_other_ranks(kind, others, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "others"),
+    [
+        ({"kind": "buckets"}, 4),
+        ({"kind": "mixture"}, 2),
+        ({"recipe": "parts", "train": 72}, 4),
+        ({"recipe": "curriculum", "train": 72}, 2),
+        ({"recipe": "groups", "train": 72}, 4),
+    ],
+    ids=str,
+)
+def test_a_killed_run_goes_on_on_other_ranks(options, others, tmp_path):
     """Two ranks are killed inside an epoch; one goes on, and several, with the rest of the sequence, bit for bit."""
-    recorded.main(str(tmp_path / "whole"), {"kind": kind, "max_epochs": 2})
+    recorded.main(str(tmp_path / "whole"), {**options, "max_epochs": 2})
     before = tmp_path / "before"
-    run(before, expect=None, kind=kind, kill_at=7, devices=2, batch_size=4)
+    run(before, expect=None, kill_at=7, devices=2, batch_size=4, **options)
     done = batches_done(before)
-    assert done == 6  # of 10 or 11 batches of an epoch
+    assert done == 6  # of 9 to 11 batches of an epoch
     whole = global_batches(tmp_path / "whole")
     assert global_batches(before)[:done] == whole[:done]
     for ranks in (1, others):
         after = tmp_path / str(ranks)
-        go_on(before, after, kind=kind, max_epochs=2, devices=ranks, batch_size=8 // ranks)
+        go_on(before, after, max_epochs=2, devices=ranks, batch_size=8 // ranks, **options)
         assert global_batches(after) == whole[done:]
 
 
