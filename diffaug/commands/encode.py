@@ -18,10 +18,10 @@ from diffaug.data.module import DiffusionBase
 from diffaug.data.recipe import differences
 from diffaug.data.wrapped import WrappedBase
 from diffaug.encoding.autoencoder import folder_of
+from diffaug.encoding.disk_space import check_space, plan
 from diffaug.encoding.fingerprint import fingerprint
 from diffaug.encoding.module import EncodingBase, Source
 from diffaug.encoding.parts import choose_parts
-from diffaug.encoding.space import check_space, plan
 from diffaug.encoding.unwrap import unwrap
 from diffaug.encoding.update import BESIDE, changed_files, check_kept, keep_rows, left_by_another, replace, write_files
 from diffaug.store.latents import DTYPES, Latents, summarise

@@ -22,7 +22,7 @@ def is_stream(dataset: object) -> bool:
 
 
 class Indexed(Dataset[Any]):
-    """A dataset that could be iterated, as one with a length and items by index.
+    """Access by index to a dataset that its library iterates.
 
     Arguments:
         dataset: litdata's or MosaicML's, of a class made from theirs, or any other for which `is_stream` is false.

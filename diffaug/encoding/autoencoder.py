@@ -1,4 +1,4 @@
-"""The autoencoder of a run on latents, for its export: found, and known to be the one that made them."""
+"""The autoencoder of a run on latents, found for its export, and checked to be the one that made them."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""What made a store, in plain types: files, some of the items themselves, options, the encoder's weights, versions."""
+"""The fingerprint of a store: files, some of the items, options, the encoder's weights, versions, in plain types."""
 
 import hashlib
 import json

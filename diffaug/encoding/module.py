@@ -59,7 +59,7 @@ class Source(NamedTuple):
 
 
 class Some(NamedTuple):
-    """Some of a batch's rows.
+    """Some rows of a batch: those of one shape, or those that an earlier store holds.
 
     Attributes:
         places: where in the batch they are.

@@ -1,4 +1,4 @@
-"""Which parts a store has: of each dataset one, with what its rows are."""
+"""The parts of a store, train and val: one for each dataset, with what its rows are."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Moments: what an encoder makes of a batch, and what a store of latents gives back."""
+"""Moments: the mean and the standard deviation of latents, as an encoder returns or a store holds them."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Targets, fields and loss weights: what a network is given and asked for, and what each error counts.
+"""Targets, fields and loss weights: what a network is given and asked for, and how much an error weighs.
 
 ``level`` (alpha, sigma and their rates), ``fields`` (everything a batch can hold), ``conversions`` (from one target to
 another), ``weight`` and ``weight_kinds`` (of the loss), ``pairs``, ``pair_times`` and ``pair_levels`` (two or three

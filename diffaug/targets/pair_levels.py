@@ -17,7 +17,7 @@ from diffaug.randomness.philox import points, uniforms
 from diffaug.schedules import Schedule
 from diffaug.targets.fields import LOG_SNR_TOLD
 from diffaug.targets.level import Level
-from diffaug.targets.pair_times import NOWHERE, PairPlaces, PairTimes, before, cell, require
+from diffaug.targets.pair_times import NOWHERE, PairPlaces, PairTimes, grid_cell, require_numbers, round_below
 from diffaug.times import Times
 
 GROWTHS = ("doubling", "square_root")
@@ -60,12 +60,12 @@ class SigmaRatio(PairTimes):
         log_snr = schedule.log_snr(t, torch.float64)
         longer = 1 + self.k * torch.sigmoid(-self.b * (-log_snr / 2).exp())
         ratio = (1 - longer / self.q ** self._stages(places)).clamp_min(0.0)
-        return t, before(schedule.t_of_log_snr(log_snr - 2 * ratio.log()), t, schedule)
+        return t, round_below(schedule.t_of_log_snr(log_snr - 2 * ratio.log()), t, schedule)
 
     def _stages(self, places: PairPlaces) -> Any:
         if self.last_stage is None or self.samples is None:
             return self.stage
-        handed = require(self, places.handed, "handed").clamp_max(self.samples)
+        handed = require_numbers(self, places.handed, "handed").clamp_max(self.samples)
         count = self.last_stage - self.stage + 1
         return (self.stage + handed * count // self.samples).clamp_max(self.last_stage).double()
 
@@ -112,13 +112,13 @@ class Neighbours(PairTimes):
     def draw(
         self, keys: Keys, schedule: Schedule, times: Times, t: Tensor, places: PairPlaces = NOWHERE
     ) -> tuple[Tensor, Tensor]:
-        return cell(schedule, t, self.cells(t, places))
+        return grid_cell(schedule, t, self.cells(t, places))
 
     def cells(self, t: Tensor, places: PairPlaces) -> Tensor:
         """Return N - 1 of each sample, int64, of t's shape."""
         if self.last_points is None or self.samples is None:
             return torch.full_like(t, self.points - 1, dtype=torch.int64)
-        handed, last = require(self, places.handed, "handed").clamp_max(self.samples), self.last_points - 1
+        handed, last = require_numbers(self, places.handed, "handed").clamp_max(self.samples), self.last_points - 1
         if self.growth == "doubling":
             first = self.points - 1
             length = max(1, math.floor(self.samples / (math.log2(last // first) + 1)))
@@ -165,14 +165,14 @@ class ConstantDecrement(PairTimes):
     def draw(
         self, keys: Keys, schedule: Schedule, times: Times, t: Tensor, places: PairPlaces = NOWHERE
     ) -> tuple[Tensor, Tensor]:
-        number = require(self, places.position, "position") // self.group
+        number = require_numbers(self, places.position, "position") // self.group
         # The keys that its samples' own times and second times would be of, had they any.
         rows = keys.shared(keys.order).rows.clone()
         rows[2], rows[3] = number & 0xFFFFFFFF, number >> 32 & 255
         shared = Keys(rows)
         t = times.draw(shared, schedule, number)
         unit = schedule.to_unit(t, torch.float64) * uniforms(points(shared, Purpose.SECOND_TIME))
-        return t, before(schedule.from_unit(unit), t, schedule)
+        return t, round_below(schedule.from_unit(unit), t, schedule)
 
     @property
     def together(self) -> int:
@@ -180,7 +180,7 @@ class ConstantDecrement(PairTimes):
 
     def between(self, schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
         eta = (schedule.log_snr(t, torch.float64) / -2).exp() - self.eta_max / 2**self.halvings
-        return torch.maximum(s, before(schedule.t_of_log_snr(-2 * eta.clamp_min(0.0).log()), t, schedule))
+        return torch.maximum(s, round_below(schedule.t_of_log_snr(-2 * eta.clamp_min(0.0).log()), t, schedule))
 
     def weight(self, schedule: Schedule, t: Tensor, s: Tensor, sigma_data: float) -> Tensor:
         level = Level(schedule, t, limit=True)

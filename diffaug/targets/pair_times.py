@@ -118,7 +118,7 @@ class UniformEarlier(PairTimes):
         if schedule.discrete:
             return t, indices(points(keys, Purpose.SECOND_TIME), t + 1) - 1
         unit = schedule.to_unit(t, torch.float64) * uniforms(points(keys, Purpose.SECOND_TIME))
-        return t, before(schedule.from_unit(unit), t, schedule)
+        return t, round_below(schedule.from_unit(unit), t, schedule)
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class StepEarlier(PairTimes):
         if schedule.discrete:
             return t, (t - max(1, round(schedule.timesteps / self.steps))).clamp_min(-1)
         unit = (schedule.to_unit(t, torch.float64) - 1 / self.steps).clamp_min(0.0)
-        return t, before(schedule.from_unit(unit), t, schedule)
+        return t, round_below(schedule.from_unit(unit), t, schedule)
 
 
 @dataclass(frozen=True)
@@ -222,10 +222,10 @@ class DyadicStep(PairTimes):
     ) -> tuple[Tensor, Tensor]:
         rows = keys.rows.clone()
         rows[1] ^= _ROLES
-        share = uniforms(Sobol().points(Keys(rows), require(self, places.position, "position")))
+        share = uniforms(Sobol().points(Keys(rows), require_numbers(self, places.position, "position")))
         same = share < self.equal
         level = ((share - self.equal) / max(1 - self.equal, 2.0**-53) * self.levels).long().clamp(0, self.levels - 1)
-        later, s = cell(schedule, t, torch.ones_like(level) << torch.where(same, self.levels, level))
+        later, s = grid_cell(schedule, t, torch.ones_like(level) << torch.where(same, self.levels, level))
         return later, torch.where(same, later, s)
 
 
@@ -241,12 +241,12 @@ def interval(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
     return torch.where(s == t, 0.0, span.clamp_min(torch.finfo(torch.float32).tiny))
 
 
-def cell(schedule: Schedule, t: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+def grid_cell(schedule: Schedule, t: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     """Return the upper and lower ends of the cell, of so many equal ones of unit time, in which t lies: float32."""
     count = count.double()
     cell = torch.minimum((schedule.to_unit(t, torch.float64) * count).floor(), count - 1)
     later = schedule.from_unit((cell + 1) / count).float()
-    return later, before(schedule.from_unit(cell / count), later, schedule)
+    return later, round_below(schedule.from_unit(cell / count), later, schedule)
 
 
 def _share(keys: Keys, share: float) -> Tensor:
@@ -254,7 +254,7 @@ def _share(keys: Keys, share: float) -> Tensor:
     return uniforms(points(keys, Purpose.SAME_TIME)) < share
 
 
-def require(law: PairTimes, numbers: Tensor | None, name: str) -> Tensor:
+def require_numbers(law: PairTimes, numbers: Tensor | None, name: str) -> Tensor:
     """Return the samples' numbers of this name, or say that they are needed."""
     if numbers is None:
         what = {
@@ -268,6 +268,6 @@ def require(law: PairTimes, numbers: Tensor | None, name: str) -> Tensor:
     return numbers
 
 
-def before(s: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+def round_below(s: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
     """Round float64 times to float32, below t if that is not the lowest time."""
     return torch.minimum(s.float(), torch.nextafter(t, torch.full_like(t, schedule.range[0])))

@@ -121,7 +121,7 @@ class Antithetic(Coverage):
 
 @dataclass(frozen=True)
 class Sobol(Coverage):
-    """Sobol's sequence, shifted digitally: one random number an epoch, all else is in order.
+    """Sobol's sequence, shifted digitally: one random number an epoch, everything else is fixed.
 
     Of any 2^k consecutive samples that begin at a multiple of 2^k, the points are exactly equally spaced; what holds of
     the strata of `Stratified` and of intervals holds here too. Sobol 1967, the dimension of the polynomial x + 1: in

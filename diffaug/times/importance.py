@@ -30,7 +30,7 @@ _SCALE = 2**50  # of probabilities as whole numbers: their sums are exact, in an
 
 
 class LossTable:
-    """The last losses at each timestep: what `Importance` learns, the same on every rank.
+    """The recent losses at each timestep, from which `Importance` draws, the same on every rank.
 
     Attributes:
         losses: the last ``history`` losses at each t, float32, shape (T + 1, history); row T is for what is not kept.

@@ -1,4 +1,4 @@
-"""The space that a store takes on the disk: said, and looked for, before it is written."""
+"""The space that a store takes on the disk: estimated, printed and checked before the store is written."""
 
 import shutil
 from pathlib import Path
