@@ -67,6 +67,11 @@ class PartLaw(ABC):
         """How many parts, from the first along the first axis, are given, and not to be learned."""
         return 0
 
+    @property
+    def sorts(self) -> bool:
+        """Whether the parts of a sample are put in an order of their times, padding among them."""
+        return False
+
     def finish(self, t: Tensor, schedule: Schedule) -> Tensor:
         """Return the times, given those of the points, int64 or float32, shape (B, *counts)."""
         return t
@@ -107,6 +112,10 @@ class MonotoneParts(PartLaw):
 
     def points(self, keys: Keys, own: Tensor | None, counts: tuple[int, ...]) -> Tensor:
         return IndependentParts().points(keys, own, counts)
+
+    @property
+    def sorts(self) -> bool:
+        return True
 
     def finish(self, t: Tensor, schedule: Schedule) -> Tensor:
         return t.sort(1).values
@@ -166,6 +175,10 @@ class ContextParts(PartLaw):
     def context(self) -> int:
         return self.count
 
+    @property
+    def sorts(self) -> bool:
+        return self.others.sorts
+
     def finish(self, t: Tensor, schedule: Schedule) -> Tensor:
         if self.level is None:
             given = -1 if schedule.discrete else 0
@@ -205,6 +218,11 @@ class Parts:
         instance("process.parts.law", self.law, PartLaw, "a PartLaw, such as SharedParts()")
         if self.padding is not None:
             instance("process.parts.padding", self.padding, str, "the name of a field of the dataset, or null")
+            if self.law.sorts:
+                raise ValueError(
+                    f"process.parts.law={self.law!r} sorts padding too, which would take the most noise from what is "
+                    "real: leave process.parts.padding out, or take another law, such as independent."
+                )
         object.__setattr__(self, "axis", tuple(axes))
         object.__setattr__(self, "block", tuple(blocks))
 

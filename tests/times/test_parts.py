@@ -382,6 +382,10 @@ REFUSED = [
     (lambda: Parts([1, 2], [1, 1, 1]), r"process\.parts\.block must be one number, or one for each of the 2 axes"),
     (lambda: Parts(1, law="shared"), r"process\.parts\.law must be a PartLaw, such as SharedParts\(\)"),
     (lambda: Parts(1, padding=3), r"process\.parts\.padding must be the name of a field"),
+    *(
+        (lambda law=law: Parts(1, law=law, padding="real"), r"process\.parts\.law=.* sorts padding too.*padding out, or")
+        for law in (MonotoneParts(), ContextParts(1, others=MonotoneParts()))
+    ),
     (lambda: SharedParts(1.5), r"process\.parts\.law\.probability must be a number in \[0, 1\], but got 1\.5"),
     (lambda: TwoLevelParts(-0.1), r"process\.parts\.law\.share must be"),
     (lambda: ContextParts(0), r"process\.parts\.law\.count must be a whole number >= 1"),
