@@ -29,6 +29,12 @@ class CausalFrames(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         frames = x.shape[:2]
+        if x.ndim != 5 or time.shape != frames:
+            raise ValueError(
+                "model=causal_frames takes clips (B, F, C, H, W) and a time for each frame, (B, F), but got images of "
+                f"shape {tuple(x.shape)} and times of shape {tuple(time.shape)}: set process.parts.axis=1 "
+                "process.parts.block=1 and data=moving_digits, or clips of your own."
+            )
         angles = time.flatten()[:, None] * torch.linspace(0, -math.log(1e3), self.width // 2, device=x.device).exp()
         told = torch.cat([angles.sin(), angles.cos()], 1).to(x.dtype)
         h = self.first(x.flatten(0, 1))

@@ -363,3 +363,6 @@ def test_a_causal_network_sees_no_later_frame():
     x[:, 4:], time[:, 4:] = 0, 0
     torch.testing.assert_close(network(x, time)[:, :4], out[:, :4])
     assert not torch.allclose(network(x, time)[:, 4:], out[:, 4:])
+    for images, times in ((x, time[:, :3]), (x, time[:, 0]), (x[:, 0], time[:, :2])):
+        with pytest.raises(ValueError, match=r"takes clips .* got images of shape .*: set process\.parts\.axis=1"):
+            network(images, times)
