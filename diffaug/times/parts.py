@@ -200,12 +200,15 @@ class Parts:
         law: what the times of the parts have to do with one another.
         padding: the field of the dataset that says which parts are real, shape (B, *counts), 1 or True where they are;
             None where all are. The field ``part_mask`` is 0 on the others, and so is ``weight``.
+        dims: how many dimensions the images have, the batch's among them, so that no channels are taken for frames or
+            tokens; None: any that the axes allow.
     """
 
     axis: int | Sequence[int] = 1
     block: int | Sequence[int] = 1
     law: PartLaw = field(default_factory=IndependentParts)
     padding: str | None = None
+    dims: int | None = None
 
     def __post_init__(self) -> None:
         axes = [integer("process.parts.axis", axis) for axis in _as_list(self.axis)]
@@ -223,14 +226,22 @@ class Parts:
                     f"process.parts.law={self.law!r} sorts padding too, which would take the most noise from what is "
                     "real: leave process.parts.padding out, or take another law, such as independent."
                 )
+        if self.dims is not None:
+            integer("process.parts.dims", self.dims, 2)
         object.__setattr__(self, "axis", tuple(axes))
         object.__setattr__(self, "block", tuple(blocks))
 
     def planes(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return how many parts there are along each axis but the batch's, for images of this shape, (B, *)."""
+        if len(shape) != (self.dims or len(shape)):
+            raise ValueError(
+                f"process.parts.dims={self.dims} wants images of so many dimensions, the batch's among them, but got "
+                f"shape {tuple(shape)}: set parts=frames for clips (B, F, C, H, W), tokens for (B, N, D), patches for "
+                "images (B, C, H, W), or process.parts.dims=null where process.parts.axis says what is meant."
+            )
         axes = [axis % len(shape) if -len(shape) <= axis < len(shape) else 0 for axis in _as_list(self.axis)]
         if 0 in axes or axes != sorted(set(axes)):
-            wanted = f"of images of shape {tuple(shape)} an axis from 1 to {len(shape) - 1}, or a list of them, rising"
+            wanted = f"an axis from 1 to {len(shape) - 1} of images of shape {tuple(shape)}, or a list of them, rising"
             raise refuse("process.parts.axis", self.axis, wanted)
         planes = [1] * len(shape)
         for axis, block in zip(axes, _as_list(self.block), strict=True):
@@ -241,6 +252,11 @@ class Parts:
             if planes[axis] > 2 ** (_PLACE_BITS // len(axes)):
                 wanted = f"such that there are at most {2 ** (_PLACE_BITS // len(axes))} parts along axis {axis}"
                 raise refuse("process.parts.block", block, wanted)
+        if math.prod(planes) == 1:
+            raise ValueError(
+                f"process.parts.axis={axes} with process.parts.block={_as_list(self.block)} makes one part of each "
+                f"sample, of images of shape {tuple(shape)}: set another axis or a smaller block, or leave parts out."
+            )
         return tuple(planes[1:])
 
     def counts(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -252,7 +268,7 @@ class Parts:
         """Return the shape of an image that has such parts, (1, *)."""
         axes = _as_list(self.axis)
         most = 1 + max(0, *axes) + max(0, *(-axis for axis in axes))
-        shape = [1, *[32] * (max(most, 3) - 1)]
+        shape = [1, *[32] * ((self.dims or max(most, 3)) - 1)]
         for axis, block in zip(axes, _as_list(self.block), strict=True):
             shape[axis] = block * max(32, self.law.context + 1)
         return tuple(shape)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from hydra.utils import instantiate
 from scipy import stats
 from shared import group, names, recipe, schedule_of
 from torch.utils.data import DataLoader
@@ -359,6 +360,7 @@ def test_what_is_compiled_before_a_clip_is_seen_has_such_parts(monkeypatch):
         Parts([-2, -1], 4),
         Parts([1, -2, -1], [1, 4, 4]),
         Parts([2, 3, 4], 2),
+        Parts(1, dims=5),
     ):
         process = ForwardProcess(LinearBeta(), parts=parts, compile=False)
         with monkeypatch.context() as patch:
@@ -367,7 +369,7 @@ def test_what_is_compiled_before_a_clip_is_seen_has_such_parts(monkeypatch):
             DiffusionDataModule.wrap(Inner(), process, image_key="clip").setup("fit")
         t = process(tried[-1], torch.zeros(1, dtype=torch.int64)).t
         assert t.shape[1:] == parts.counts(tried[-1].shape)
-    assert len(tried) == 5
+    assert len(tried) == 6
 
 
 def inner_rows(inner):
@@ -383,7 +385,7 @@ REFUSED = [
     (lambda: Parts(1, law="shared"), r"process\.parts\.law must be a PartLaw, such as SharedParts\(\)"),
     (lambda: Parts(1, padding=3), r"process\.parts\.padding must be the name of a field"),
     *(
-        (lambda law=law: Parts(1, law=law, padding="real"), r"process\.parts\.law=.* sorts padding too.*padding out, or")
+        (lambda law=law: Parts(1, law=law, padding="real"), r"process\.parts\.law=.* sorts padding too.*padding out")
         for law in (MonotoneParts(), ContextParts(1, others=MonotoneParts()))
     ),
     (lambda: SharedParts(1.5), r"process\.parts\.law\.probability must be a number in \[0, 1\], but got 1\.5"),
@@ -391,8 +393,23 @@ REFUSED = [
     (lambda: ContextParts(0), r"process\.parts\.law\.count must be a whole number >= 1"),
     (lambda: ContextParts(1, level=1.0), r"process\.parts\.law\.level must be a number in \[0, 1\)"),
     (lambda: ContextParts(1, others=ContextParts(1)), r"process\.parts\.law\.others must be a law without a context"),
+    (lambda: Parts(1, dims=1), r"process\.parts\.dims must be a whole number >= 2, but got 1"),
+    *(
+        (
+            lambda name=name: instantiate(group("parts")[name]).planes((4, 3, 8, 8)),
+            rf"dims={dims} wants .* shape \(4, 3, 8, 8\)",
+        )
+        for name, dims in (("frames", 5), ("tokens", 3))
+    ),
+    *(
+        (lambda parts=parts: parts.planes((6, 8, 1, 4, 4)), r"makes one part of each sample, of images of shape \(6, 8")
+        for parts in (Parts(2), Parts([-2, -1], 4))
+    ),
     (lambda: clips(ContextParts(8)), r"process\.parts\.law\.count=8 leaves nothing to learn of 8 parts"),
-    (lambda: ForwardProcess(LinearBeta(), parts=Parts(5))(CLIPS, INDEX), r"axis from 1 to 4.*got \(5,\)"),
+    (
+        lambda: ForwardProcess(LinearBeta(), parts=Parts(5))(CLIPS, INDEX),
+        r"must be an axis from 1 to 4 of images.*got \(5,\)",
+    ),
     (lambda: ForwardProcess(LinearBeta(), parts=Parts(-5))(CLIPS, INDEX), r"axis from 1 to 4"),
     (lambda: ForwardProcess(LinearBeta(), parts=Parts([-1, -2]))(CLIPS, INDEX), r"or a list of them, rising"),
     (
