@@ -117,9 +117,12 @@ def _plot_strip(overrides: list[str], *, out: str = "strip.png", sizes: str = ""
 
 def _plot_parts(overrides: list[str], *, out: str = "parts.png") -> None:
     common = [word for word in overrides if not _is_name(word)]
+    config = compose_config(common)
+    if config.process.get("parts") is None:
+        raise ValueError("plot parts needs parts=frames or patches (or experiment=diffusion_forcing).")
     fields = "process.fields=[x_t,x_0,t,log_snr]"
     named = _each("law@process.parts.law", [*overrides, fields], _process)
-    print(plots.parts(named, first_images(_data(compose_config(common)))).save(out))
+    print(plots.parts(named, first_images(_data(config))).save(out))
 
 
 def _plot_levels(names: list[str], *, out: str = "levels.png") -> None:

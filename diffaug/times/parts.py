@@ -159,7 +159,7 @@ class ContextParts(PartLaw):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        instance("process.parts.law.others", self.others, PartLaw, "a PartLaw, such as SharedParts()")
+        _check_law("process.parts.law.others", self.others)
         if self.others.context:
             raise refuse("process.parts.law.others", self.others, "a law without a context of its own")
 
@@ -218,7 +218,7 @@ class Parts:
             raise refuse("process.parts.axis", self.axis, "an axis of the images, but not 0, or a list of them")
         if len(blocks) != len(axes):
             raise refuse("process.parts.block", self.block, f"one number, or one for each of the {len(axes)} axes")
-        instance("process.parts.law", self.law, PartLaw, "a PartLaw, such as SharedParts()")
+        _check_law("process.parts.law", self.law)
         if self.padding is not None:
             instance("process.parts.padding", self.padding, str, "the name of a field of the dataset, or null")
             if self.law.sorts:
@@ -327,6 +327,10 @@ class Parts:
         split = [length for size, plane in zip(x.shape[1:], planes, strict=True) for length in (plane, size // plane)]
         blocks = x.reshape(len(x), *split)
         return blocks.mean([*range(2, blocks.ndim, 2)]).view(len(x), *self.counts(x.shape))
+
+
+def _check_law(where: str, law: object) -> None:
+    instance(where, law, PartLaw, f"a PartLaw, such as SharedParts(), on the command line law@{where}=shared")
 
 
 def _as_list(numbers: int | Sequence[int]) -> list[int]:

@@ -173,6 +173,11 @@ def test_what_is_no_command_is_said(capsys):
     assert "there is no 'plot scheduels', only report, plot schedules, plot recipes," in capsys.readouterr().err
 
 
+def test_a_plot_of_parts_wants_parts(capsys):
+    assert main(["plot", "parts", "independent"]) == 1
+    assert "plot parts needs parts=frames or patches (or experiment=diffusion_forcing)" in capsys.readouterr().err
+
+
 def test_where_no_picture_can_be_is_said_before_the_work(capsys):
     assert main(["preview", "data=no_such_data", "out=pictures"]) == 1
     assert "out must be a file that ends in .png, .svg, .pdf, but got 'pictures'" in capsys.readouterr().err
