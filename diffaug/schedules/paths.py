@@ -1,7 +1,6 @@
 """Further paths in continuous time, by the names of their papers: u in [0, 1], noise at 1."""
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -137,8 +136,8 @@ class ShiftedByTokens(Wrapper):
 
     Arguments:
         base: any schedule.
-        tokens: how many, at least 1, or "auto": of each batch that is noised, (B, C, *, H, W), * being frames where
-            there are any; where there is no batch, as in a plot of the schedule, the base is shown as it is.
+        tokens: how many, at least 1, or "auto": of each batch that is noised, (B, C, H, W), not of clips, whose axis of frames
+            it does not know; where there is no batch, as in a plot of the schedule, the base is shown as it is.
         patch: the side of the square of pixels, or of latents, that makes a token.
         few: where mu is mu_few, at most many.
         many: where mu is mu_many.
@@ -164,12 +163,12 @@ class ShiftedByTokens(Wrapper):
         schedule = super().at_shape(shape)
         if self.tokens != AUTO:
             return schedule
-        if len(shape) < 4:
+        if len(shape) != 4:
             raise ValueError(
                 f"schedule.tokens={AUTO} counts the patches of a batch, (B, C, H, W), but got one of shape "
-                f"{tuple(shape)}: set schedule.tokens to a number."
+                f"{tuple(shape)}: set schedule.tokens=N, a number."
             )
-        return _of_tokens(schedule, max(1.0, math.prod(shape[2:]) / self.patch**2))
+        return _of_tokens(schedule, max(1.0, shape[2] * shape[3] / self.patch**2))
 
     @property
     def _shift(self) -> float:

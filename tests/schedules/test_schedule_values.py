@@ -8,6 +8,7 @@ their digits: at so many digits none are needed.
 import functools
 import itertools
 import math
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -402,7 +403,7 @@ def test_a_shift_by_tokens_is_flux_s():
         (256, (2, 16, 32, 32)),
         (4096, (2, 16, 128, 128)),
         (1024, (2, 4, 64, 64)),
-        (8192, (1, 4, 2, 128, 128)),
+        (8192, (1, 4, 256, 128)),
     ):
         mu = 0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256)
         schedule = ShiftedByTokens(Rectified()).at_shape(shape)
@@ -412,8 +413,12 @@ def test_a_shift_by_tokens_is_flux_s():
     process = ForwardProcess(ShiftedByTokens(Rectified()), fields=("sigma", "t"))
     sigma, t = process(torch.zeros(4, 4, 64, 64), torch.arange(4))
     torch.testing.assert_close(sigma, ShiftedByTokens(Rectified(), tokens=1024).alpha_sigma(t)[1])
-    with pytest.raises(ValueError, match=r"schedule\.tokens=auto counts the patches of a batch, .* shape \(4, 7\)"):
-        process(torch.zeros(4, 7), torch.arange(4))
+    for shape in ((4, 7), (4, 8, 3, 16, 16)):  # of a clip, which of the axes holds frames?
+        said = rf"schedule\.tokens=auto counts .* shape {re.escape(str(shape))}: set schedule\.tokens=N"
+        with pytest.raises(ValueError, match=said):
+            process(torch.zeros(shape), torch.arange(4))
+    process = ForwardProcess(ShiftedByTokens(Rectified(), tokens=512), fields=("sigma", "t"))
+    assert process(torch.zeros(4, 8, 3, 16, 16), torch.arange(4)).sigma.isfinite().all()
     with pytest.raises(ValueError, match=r"schedule\.tokens must be a number >= 1, but got 0"):
         ShiftedByTokens(Rectified(), tokens=0)
 

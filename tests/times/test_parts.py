@@ -257,6 +257,7 @@ def test_where_parts_may_lie(parts, shape, counts, noise):
 def test_every_schedule_under_every_law_is_finite(schedule, law):
     """Also where a part is clean, at the least and the most noise, and at the ends of what is drawn."""
     fields = (*IMAGE_FIELDS, *NUMBER_FIELDS, "weight", "part_mask")
+    schedule = schedule.at_shape((1, 1, 2, 2))  # shifted_by_tokens counts those of an image, not of a clip
     for weight, target in ((FusedSNR(), "v"), (MinSNR(), "x_0")):
         process = ForwardProcess(
             schedule, parts=Parts(1, law=law), fields=fields, weight=weight, target=target, compile=False
