@@ -11,10 +11,10 @@ from diffaug.process import ForwardProcess
 from diffaug.process.chain import prior_kl
 from diffaug.process.density import trained_on
 from diffaug.schedules import Schedule
+from diffaug.schedules.wrappers import find_auto
 
 _POINTS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 _NEARLY_NOISE = 1e-4
-_AUTO = "  image='auto' is each batch's own size; what follows is for the base's (schedule.image=N for another)"
 _EDGES = (-math.inf, -8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0, math.inf)
 
 
@@ -90,10 +90,12 @@ def page(process: ForwardProcess) -> str:
     times = schedule.from_unit(unit)
     alpha, sigma = schedule.alpha_sigma(times, torch.float64)
     log_snr = schedule.log_snr(times, torch.float64)
+    auto = find_auto(schedule)
+    said = f"  {auto}=auto is each batch's own; what follows is as without a batch ({auto}=N for one)"
     square = "alpha_bar" if schedule.discrete else "alpha^2"
     lines = [
         repr(schedule),
-        *([_AUTO] if schedule.at_shape((1, 1, 1, 1)) is not schedule else []),
+        *([said] if auto else []),
         f"  {'discrete' if schedule.discrete else 'continuous'}, {schedule.scaling}; {f.times}",
         "",
         f"  {'t':>10}  {square:>12}  {'alpha':>10}  {'sigma':>10}  {'log-SNR':>9}",

@@ -20,6 +20,7 @@ from diffaug.schedules import (
     ZeroTerminalSNR,
 )
 from diffaug.schedules.base import STRAIGHT, VARIANCE_EXPLODING, VARIANCE_PRESERVING, betas_of
+from diffaug.schedules.wrappers import find_auto
 from diffaug.targets import check_target
 
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x_0": "sample", "flow": "flow_prediction", "F": "epsilon"}
@@ -58,7 +59,8 @@ def to_diffusers(
     if schedule.at_shape((1, 1, 1, 1)) is not schedule:
         raise ValueError(
             f"{schedule!r} is another schedule for every size of image, and diffusers' are of one: convert "
-            "schedule.at_shape((1, channels, height, width)), or set schedule.image to a number."
+            "schedule.at_shape((1, channels, height, width)), or set "
+            f"{find_auto(schedule) or 'what it takes of each'} to a number."
         )
     if schedule.scaling is STRAIGHT:
         name, chosen = _flow(schedule, target, scheduler, timesteps)

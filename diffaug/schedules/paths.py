@@ -136,8 +136,8 @@ class ShiftedByTokens(Wrapper):
 
     Arguments:
         base: any schedule.
-        tokens: how many, at least 1, or "auto": of each batch that is noised, (B, C, H, W), not of clips, whose axis of frames
-            it does not know; where there is no batch, as in a plot of the schedule, the base is shown as it is.
+        tokens: how many, at least 1, or "auto": of each batch that is noised, (B, C, H, W), but not of clips: it does
+            not know which axis holds frames; where there is no batch, as in a plot, the base is shown as it is.
         patch: the side of the square of pixels, or of latents, that makes a token.
         few: where mu is mu_few, at most many.
         many: where mu is mu_many.

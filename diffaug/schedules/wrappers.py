@@ -102,6 +102,18 @@ class ZeroTerminalSNR(Wrapper):
 AUTO = "auto"
 
 
+def find_auto(schedule: Schedule, where: str = "schedule") -> str | None:
+    """Return the key of what a schedule takes from each batch, such as schedule.image; None where it takes nothing.
+
+    Arguments:
+        where: the YAML key of the schedule.
+    """
+    if not isinstance(schedule, Wrapper):
+        return None
+    own = (f"{where}.{name}" for name in ("image", "tokens") if getattr(schedule, name, None) == AUTO)
+    return next(own, None) or find_auto(schedule.base, f"{where}.base")
+
+
 @dataclass(frozen=True)
 class _Sized(Wrapper):
     """A schedule for images of a size: a number of pixels, or that of each batch."""

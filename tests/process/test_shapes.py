@@ -17,11 +17,12 @@ from diffaug import (
     Pair,
     Rectified,
     Shifted,
+    ZeroTerminalSNR,
 )
 from diffaug.commands.report import page
 from diffaug.interop import to_diffusers
 from diffaug.pytorch_lightning import Denoiser, LossByLevel
-from diffaug.schedules import Schedule
+from diffaug.schedules import Schedule, ShiftedByTokens
 from diffaug.targets import PAIR_FIELDS, THIRD_FIELDS
 
 FIELDS = ("x_t", "epsilon", "t", "v", "log_snr", "alpha", "sigma", "weight", *PAIR_FIELDS)
@@ -105,8 +106,10 @@ def test_without_a_batch_the_base_is_shown():
 
 def test_a_report_says_what_it_is_of():
     auto = page(process(Shifted(LinearBeta(), image="auto")))
-    assert "image='auto' is each batch's own size; what follows is for the base's" in auto
-    assert "each batch's own size" not in page(process(Shifted(LinearBeta(), image=64)))
+    assert "schedule.image=auto is each batch's own; what follows is as without a batch (schedule.image=N for" in auto
+    tokens = page(process(ZeroTerminalSNR(ShiftedByTokens(LinearBeta()))))
+    assert "schedule.base.tokens=auto is each batch's own" in tokens
+    assert "each batch's own" not in page(process(Shifted(LinearBeta(), image=64)))
     assert auto.splitlines()[2:] == page(process(Shifted(LinearBeta(), image=64))).splitlines()[1:]
 
 
@@ -151,6 +154,8 @@ def test_what_auto_cannot_be():
         process(Shifted(LinearBeta(), image="auto"))(torch.zeros(2, 8), torch.arange(2))
     with pytest.raises(ValueError, match=r"is another schedule for every size of image, and diffusers' are of one"):
         to_diffusers(Shifted(Rectified(), image="auto"))
+    with pytest.raises(ValueError, match=r"or set schedule\.tokens to a number"):
+        to_diffusers(ShiftedByTokens(Rectified()))
 
 
 @pytest.mark.slow
