@@ -7,6 +7,7 @@ import yaml
 from shared import ROOT
 
 import diffaug
+import diffaug.schedules
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -43,6 +44,8 @@ PUBLIC = [name for name, value in vars(diffaug).items() if str(getattr(value, "_
 
 def test_every_kind_of_part_is_public():
     assert {"ForwardProcess", "Cosine", "LogitNormal", "Sobol", "Pyramid", "MinSNR", "convert"} <= set(PUBLIC)
+    schedules = {name for name in vars(diffaug.schedules) if name[0].isupper()}
+    assert schedules - {"BetaSchedule", "Scaling", "Wrapper"} <= set(PUBLIC)
 
 
 @pytest.mark.parametrize("name", PUBLIC)
