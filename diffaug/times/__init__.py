@@ -1,5 +1,5 @@
 """Times: the density of t (`diffaug.times.densities`), its coverage (`diffaug.times.coverage`), and times of parts
-(`diffaug.times.parts`)."""
+(`diffaug.times.parts`, by the laws of `diffaug.times.part_laws`)."""
 
 from diffaug.times.coverage import Antithetic as Antithetic
 from diffaug.times.coverage import ByIndex as ByIndex
@@ -22,13 +22,13 @@ from diffaug.times.level_densities import LogUniform as LogUniform
 from diffaug.times.level_densities import SplitLogNormal as SplitLogNormal
 from diffaug.times.level_densities import VDiffusion as VDiffusion
 from diffaug.times.mixed import MixedTimes as MixedTimes
-from diffaug.times.parts import ContextParts as ContextParts
-from diffaug.times.parts import IndependentParts as IndependentParts
-from diffaug.times.parts import MonotoneParts as MonotoneParts
-from diffaug.times.parts import PartLaw as PartLaw
+from diffaug.times.part_laws import ContextParts as ContextParts
+from diffaug.times.part_laws import IndependentParts as IndependentParts
+from diffaug.times.part_laws import MonotoneParts as MonotoneParts
+from diffaug.times.part_laws import PartLaw as PartLaw
+from diffaug.times.part_laws import SharedParts as SharedParts
+from diffaug.times.part_laws import TwoLevelParts as TwoLevelParts
 from diffaug.times.parts import Parts as Parts
-from diffaug.times.parts import SharedParts as SharedParts
-from diffaug.times.parts import TwoLevelParts as TwoLevelParts
 from diffaug.times.unit_densities import Beta as Beta
 from diffaug.times.unit_densities import Biased as Biased
 from diffaug.times.unit_densities import Cubic as Cubic

@@ -2,27 +2,11 @@
 
 A part is a block of elements along one axis of the images, or of several: frames of a clip, tokens, patches. t then has
 the shape (B, *counts), counts being how many parts there are along each axis, and so has every number of a batch. The
-density is that of the process's times; what the parts have to do with one another is a law:
-
-| law                | what                                                            | source                        |
-|--------------------|-----------------------------------------------------------------|-------------------------------|
-| `IndependentParts` | each part its own draw                                          | Chen et al. 2024              |
-| `SharedParts`      | one draw for all, for a share of samples; else each its own     |                               |
-| `MonotoneParts`    | each its own, then sorted: noise rises along the first axis     |                               |
-| `TwoLevelParts`    | a share of the parts at s, the rest at t, unsorted              | Self-Flow (2026)              |
-| `ContextParts`     | the first parts clean, or lightly noised; the rest by another law |                             |
-
-(Chen et al. 2024, "Diffusion Forcing: Next-token Prediction Meets Full-Sequence Diffusion", algorithm 1. Self-Flow's
-dual-timestep scheduling is from memory, not checked against the text.)
-
-Under the first, second and fourth each part's t has exactly the chosen density. A part is keyed by its sample and its
-place, so a clip that is cut to its first frames keeps their draws; sorting, of course, is of what there is. What all
-parts share, and the very first part's own draw, is the sample's draw of one time: what the coverage spreads. The other
-parts draw for themselves, whatever the coverage.
+density is that of the process's times; what the parts have to do with one another is a law, of
+`diffaug.times.part_laws`.
 """
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,162 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffaug.checks import bounded, check_fields, instance, integer, refuse
-from diffaug.randomness.keys import Keys, Purpose
-from diffaug.randomness.philox import points, uniforms
+from diffaug.checks import instance, integer, refuse
+from diffaug.randomness.keys import Keys
 from diffaug.schedules import Schedule
-from diffaug.schedules.numbers import keep
 from diffaug.times.coverage import Independent
 from diffaug.times.densities import Times
+from diffaug.times.part_laws import PLACE_BITS, IndependentParts, PartLaw, check_law
 
-_PLACE_BITS = 30
-"""Of a part's place, shared out evenly among the axes: a block of the generator for each part."""
 _ON_HOST = 256
 """Samples of as many parts or more have their times drawn where the images are: on the host it would take too long."""
-
-
-@dataclass(frozen=True)
-class PartLaw(ABC):
-    """What the times of a sample's parts have to do with one another."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "process.parts.law")
-
-    @abstractmethod
-    def points(self, keys: Keys, own: Tensor | None, counts: tuple[int, ...]) -> Tensor:
-        """Return each part's point in [0, 2^53), int64, shape (B, *counts).
-
-        Arguments:
-            keys: of the B samples.
-            own: the point that each sample has where it has one time, int64, shape (B,); None where that is of block 0
-                by its own key, as the first part's is.
-            counts: how many parts there are along each axis.
-        """
-
-    @property
-    def context(self) -> int:
-        """How many parts, from the first along the first axis, are given, and not to be learned."""
-        return 0
-
-    @property
-    def sorts(self) -> bool:
-        """Whether the parts of a sample are put in an order of their times, padding among them."""
-        return False
-
-    def finish(self, t: Tensor, schedule: Schedule) -> Tensor:
-        """Return the times, given those of the points, int64 or float32, shape (B, *counts)."""
-        return t
-
-
-@dataclass(frozen=True)
-class IndependentParts(PartLaw):
-    """Each part draws its own t."""
-
-    def points(self, keys: Keys, own: Tensor | None, counts: tuple[int, ...]) -> Tensor:
-        each = _draw_each(keys, Purpose.TIME, counts)
-        if own is not None:
-            each.flatten(1)[:, 0] = own
-        return each
-
-
-@dataclass(frozen=True)
-class SharedParts(PartLaw):
-    """One t for all parts, the one that the sample would have without parts, or else each its own.
-
-    Arguments:
-        probability: that a sample's parts share one, in [0, 1].
-    """
-
-    probability: float = bounded(0.5, at_least=0, at_most=1)
-
-    def points(self, keys: Keys, own: Tensor | None, counts: tuple[int, ...]) -> Tensor:
-        together = _over_parts(points(keys, Purpose.TIME) if own is None else own, counts)
-        if self.probability == 1:
-            return together
-        shares = uniforms(points(keys, Purpose.PARTS)) < self.probability
-        return torch.where(_over_parts(shares, counts), together, IndependentParts().points(keys, own, counts))
-
-
-@dataclass(frozen=True)
-class MonotoneParts(PartLaw):
-    """Each part draws its own t, and they are sorted along the first axis: later frames are never less noised."""
-
-    def points(self, keys: Keys, own: Tensor | None, counts: tuple[int, ...]) -> Tensor:
-        return IndependentParts().points(keys, own, counts)
-
-    @property
-    def sorts(self) -> bool:
-        return True
-
-    def finish(self, t: Tensor, schedule: Schedule) -> Tensor:
-        return t.sort(1).values
-
-
-@dataclass(frozen=True)
-class TwoLevelParts(PartLaw):
-    """Two draws of a sample, s and t: each part is at s with a chance of ``share``, else at t, by its own key.
-
-    Which of the two is less noise is left to chance. Where a code takes an exact share of a sample's tokens, here each
-    token's key says it, whatever their number.
-
-    Arguments:
-        share: of the parts at s, in [0, 1].
-    """
-
-    share: float = bounded(0.5, at_least=0, at_most=1)
-
-    def points(self, keys: Keys, own: Tensor | None, counts: tuple[int, ...]) -> Tensor:
-        first = points(keys, Purpose.TIME) if own is None else own
-        chosen = uniforms(_draw_each(keys, Purpose.CHOICE_OF_PARTS, counts)) < self.share
-        return torch.where(chosen, _over_parts(points(keys, Purpose.PARTS), counts), _over_parts(first, counts))
-
-
-@dataclass(frozen=True)
-class ContextParts(PartLaw):
-    """The first parts along the first axis are given: clean, or lightly noised; the rest go by another law.
-
-    A clean part is at t = -1 where time is discrete, at 0 where it is continuous: its x_t is its x_0, alpha is 1 and
-    sigma 0, and no draw ever falls there. The field ``part_mask`` is 0 on the context, and so is ``weight``.
-
-    Arguments:
-        count: how many are given, at least 1.
-        level: the unit time at which they are noised, in [0, 1); None leaves them clean.
-        others: the law of the rest.
-    """
-
-    count: int = bounded(1, at_least=1)
-    level: float | None = bounded(None, at_least=0, below=1)
-    others: PartLaw = field(default_factory=IndependentParts)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_law("process.parts.law.others", self.others)
-        if self.others.context:
-            raise refuse("process.parts.law.others", self.others, "a law without a context of its own")
-
-    def points(self, keys: Keys, own: Tensor | None, counts: tuple[int, ...]) -> Tensor:
-        if self.count >= counts[0]:
-            raise ValueError(
-                f"process.parts.law.count={self.count} leaves nothing to learn of {counts[0]} parts along the first "
-                "axis: set it lower."
-            )
-        return self.others.points(keys, own, counts)
-
-    @property
-    def context(self) -> int:
-        return self.count
-
-    @property
-    def sorts(self) -> bool:
-        return self.others.sorts
-
-    def finish(self, t: Tensor, schedule: Schedule) -> Tensor:
-        if self.level is None:
-            given = -1 if schedule.discrete else 0
-        else:
-            given = schedule.from_unit(torch.tensor(self.level, dtype=torch.float64, device="cpu")).item()
-        rest = self.others.finish(t[:, self.count :], schedule)
-        return torch.cat([torch.full_like(t[:, : self.count], given), rest], 1)
 
 
 @dataclass(frozen=True)
@@ -218,7 +55,7 @@ class Parts:
             raise refuse("process.parts.axis", self.axis, "an axis of the images, but not 0, or a list of them")
         if len(blocks) != len(axes):
             raise refuse("process.parts.block", self.block, f"one number, or one for each of the {len(axes)} axes")
-        _check_law("process.parts.law", self.law)
+        check_law("process.parts.law", self.law)
         if self.padding is not None:
             instance("process.parts.padding", self.padding, str, "the name of a field of the dataset, or null")
             if self.law.sorts:
@@ -249,10 +86,10 @@ class Parts:
             if rest or not planes[axis]:
                 wanted = f"a divisor of {shape[axis]}, the size of axis {axis} of images of shape {tuple(shape)}"
                 raise refuse("process.parts.block", block, wanted)
-            if planes[axis] > 2 ** (_PLACE_BITS // len(axes)):
-                wanted = f"such that there are at most {2 ** (_PLACE_BITS // len(axes))} parts along axis {axis}"
+            if planes[axis] > 2 ** (PLACE_BITS // len(axes)):
+                wanted = f"such that there are at most {2 ** (PLACE_BITS // len(axes))} parts along axis {axis}"
                 raise refuse("process.parts.block", block, wanted)
-        if math.prod(planes) == 1:
+        if math.prod(planes) == 1 and self.dims is None:  # else it may be a clip of one frame
             raise ValueError(
                 f"process.parts.axis={axes} with process.parts.block={_as_list(self.block)} makes one part of each "
                 f"sample, of images of shape {tuple(shape)}: set another axis or a smaller block, or leave parts out."
@@ -329,27 +166,5 @@ class Parts:
         return blocks.mean([*range(2, blocks.ndim, 2)]).view(len(x), *self.counts(x.shape))
 
 
-def _check_law(where: str, law: object) -> None:
-    instance(where, law, PartLaw, f"a PartLaw, such as SharedParts(), on the command line law@{where}=shared")
-
-
 def _as_list(numbers: int | Sequence[int]) -> list[int]:
     return list(numbers) if isinstance(numbers, Sequence) else [numbers]
-
-
-def _draw_each(keys: Keys, purpose: int, counts: tuple[int, ...]) -> Tensor:
-    """Draw one point for each part by its place: int64, shape (B, *counts), uniform over [0, 2^53)."""
-    return points(keys, purpose, _number_places(counts, keys.rows.device)).view(-1, *counts)
-
-
-@keep
-def _number_places(counts: tuple[int, ...], device: torch.device) -> Tensor:
-    place = torch.zeros((), dtype=torch.int64)
-    for count in counts:
-        place = (place[..., None] << _PLACE_BITS // len(counts)) + torch.arange(count)
-    return place.flatten().to(device)
-
-
-def _over_parts(number: Tensor, counts: tuple[int, ...]) -> Tensor:
-    """Return one number a sample, shape (B,), for each of its parts: shape (B, *counts)."""
-    return number.view(-1, *(1,) * len(counts)).expand(-1, *counts)
