@@ -36,6 +36,7 @@ from diffaug.plots import Picture
 from diffaug.plots import preview as draw
 from diffaug.plots.buckets import Bucket
 from diffaug.process import ForwardProcess
+from diffaug.process.density import even_times
 from diffaug.randomness.keys import Keys
 from diffaug.schedules.base import VARIANCE_EXPLODING
 from diffaug.store.moments import Moments, Stored
@@ -87,7 +88,7 @@ def preview(data: DiffusionBase) -> Preview:
         shape = "a stream" if images is None else f"of shape {tuple(images.shape)}"
         raise ValueError(f"preview wants {wanted} from data.train, but they are {shape}.")
     x_0 = process.scale(images)
-    t = _times(process)
+    t = even_times(process, _TIMES)
     read, noised = _speed(data)
     found = warnings(process, images, t)
     channels = ", ".join(
@@ -109,6 +110,8 @@ def preview(data: DiffusionBase) -> Preview:
         f"{'noised           as they are' if latents else 'scaled           to [-1, 1]'}; mean ± standard deviation of "
         f"each channel: {channels}",
         f"schedule         {process.schedule!r}",
+        *([f"pair             {process.pair!r}"] if process.pair is not None else []),
+        *([f"parts            {process.parts!r}"] if process.parts is not None else []),
         f"x_T to its prior {process.prior_kl_bits_per_dim(images):.3g} bits per dimension",
         f"at the last t    the images' coarsest feature shows with a signal-to-noise ratio of {end.item():.2g}",
         f"as good as noise {blind:.0%} of the draws: there that ratio is below {STRONG:g}",
@@ -133,13 +136,6 @@ def _latents(data: DiffusionBase, images: Tensor) -> Tensor:
     several = [encode(some) for some in images.split(8)]
     std = None if several[0].std is None else torch.cat([one.std for one in several if one.std is not None])
     return posterior(Moments(torch.cat([one.mean for one in several]), std), keys)
-
-
-def _times(process: ForwardProcess) -> Tensor:
-    """Draw times as training does, without the images."""
-    q = (torch.arange(_TIMES, dtype=torch.float64) + 0.5) / _TIMES
-    t = process.times.quantile(q, process.schedule)
-    return t if process.schedule.discrete else t.float().clamp(*process.schedule.range)
 
 
 def _speed(data: DiffusionBase) -> tuple[float, float]:

@@ -12,9 +12,11 @@ from diffaug.process.chain import prior_kl
 from diffaug.process.density import trained_on
 from diffaug.schedules import Schedule
 from diffaug.schedules.wrappers import find_auto
+from diffaug.targets import FusedSNR
 
 _POINTS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 _NEARLY_NOISE = 1e-4
+_ALONE = "          as if each frame were alone: what the frames before say is left out"
 _EDGES = (-math.inf, -8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0, math.inf)
 
 
@@ -51,6 +53,17 @@ def facts(schedule: Schedule) -> Facts:
     kl = tuple(prior_kl(schedule, square) / math.log(2) for square in (0.25, 1.0))
     share = float((snr < math.log(_NEARLY_NOISE)).double().mean())
     return Facts(times, (ends[0], ends[1]), (kl[0], kl[1]), unit, share)
+
+
+def _beside(process: ForwardProcess) -> list[str]:
+    """Say what else a recipe draws its times by, and what of that the table shows."""
+    lines = []
+    if process.pair is not None:
+        moved = "; the table is of the t that it makes, a curriculum being at its end"
+        lines.append(f"  pair    {process.pair!r}{moved if process.pair.times.moves_t else ''}")
+    if process.parts is not None:
+        lines.append(f"  parts   {process.parts!r}; the table is of the parts that draw a t")
+    return lines
 
 
 def _grid(schedule: Schedule) -> Tensor:
@@ -114,8 +127,10 @@ def page(process: ForwardProcess) -> str:
         "",
         "What the recipe trains on",
         f"  times   {process.times!r}",
+        *_beside(process),
         f"  noise   {process.noise!r}",
         f"  weight  {process.weight!r} on the loss of {process.target}",
+        *([_ALONE] if isinstance(process.weight, FusedSNR) else []),
         "",
         f"  {'log-SNR':>12}  {'draws':>7}  {'of the weight':>13}",
     ]

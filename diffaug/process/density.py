@@ -3,20 +3,41 @@
 import torch
 from torch import Tensor
 
+from diffaug.process.drawing import AT_THE_END
 from diffaug.process.forward import ForwardProcess
-from diffaug.targets import convert
+from diffaug.randomness.keys import Keys
+from diffaug.targets import PairPlaces, PairTimes, convert
 
 
-def trained_on(process: ForwardProcess, edges: Tensor, resolution: int = 2**14) -> tuple[Tensor, Tensor]:
+def even_times(process: ForwardProcess, count: int) -> Tensor:
+    """Return times as training draws them, without images: of the schedule's dtype, shape (count,).
+
+    They are at even quantiles of the process's times. Where its pair makes a t of its own, each is then moved by a
+    keyed draw of that, a curriculum being at its end.
+    """
+    schedule, number = process.schedule, torch.arange(count)
+    t = process.times.quantile((number.double() + 0.5) / count, schedule)
+    t = t if schedule.discrete else t.float().clamp(*schedule.range)
+    law = _mover(process)
+    if law is None:
+        return t
+    places = PairPlaces(number * law.together, torch.full_like(number, AT_THE_END))  # each of a group of its own
+    return law.draw(Keys.pack(number), schedule, process.times, t, places)[0]
+
+
+def _mover(process: ForwardProcess) -> PairTimes | None:
+    """Return the law of a pair's times, if it makes a t of its own."""
+    return None if process.pair is None or not process.pair.times.moves_t else process.pair.times
+
+
+def trained_on(process: ForwardProcess, edges: Tensor, resolution: int = 2**16) -> tuple[Tensor, Tensor]:
     """Return the shares of draws, and of draws times loss weight, in each bin of log-SNR: float64, shape (K,) each.
 
     Arguments:
         edges: of the bins, rising, shape (K + 1,).
-        resolution: at how many quantiles of the times it is taken.
+        resolution: of how many of `even_times` they are.
     """
-    q = (torch.arange(resolution, dtype=torch.float64) + 0.5) / resolution
-    t = process.times.quantile(q, process.schedule)
-    t = t if process.schedule.discrete else t.float()
+    t = even_times(process, resolution)
     weight = process.weight.of(process.schedule, process.target, t, process.sigma_data).double()
     weight = weight * process.times.importance_weight(t, process.schedule)
     place = torch.searchsorted(edges, process.schedule.log_snr(t, torch.float64), right=True)
@@ -39,7 +60,8 @@ def density(process: ForwardProcess, edges: Tensor, loss: str = "F", resolution:
     Arguments:
         edges: log-SNRs that rise, finite, shape (K + 1,).
         loss: the target on whose loss the weight is stated, a name of `diffaug.targets.TARGETS`.
-        resolution: at how many quantiles of the times it is taken, denser toward both ends.
+        resolution: at how many quantiles of the times it is taken, denser toward both ends; of a pair that makes a t
+            of its own, of 64 times as many draws.
 
     Returns:
         The shares of all draws, and of all draws times weight: float64, shape (K,) each.
@@ -57,16 +79,7 @@ def span(process: ForwardProcess) -> tuple[float, float]:
 def _cells(process: ForwardProcess, loss: str, resolution: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the borders of the levels' cells, rising, shape (N + 1,), and the shares in each, shape (N,)."""
     schedule = process.schedule
-    ends = torch.linspace(-34.0, 34.0, resolution + 1, dtype=torch.float64).sigmoid()
-    middles = torch.linspace(-34.0, 34.0, 2 * resolution + 1, dtype=torch.float64).sigmoid()[1::2]
-    if schedule.discrete:  # the ends of a cell of the inverse CDF must not fall between two of these
-        ends = torch.cat([ends, torch.linspace(0, 1, 16 * resolution + 1, dtype=torch.float64)]).sort().values
-        ends = ends[_rises(ends)]
-        middles = (ends[1:] + ends[:-1]) / 2
-    t = process.times.quantile(middles, schedule)
-    new = _rises(t)
-    t, place = t[new], new.cumsum(0) - 1
-    draws = torch.zeros(len(t), dtype=torch.float64).index_add_(0, place, ends.diff())
+    t, draws = _shares(process, resolution)
     levels = schedule.log_snr(t, torch.float64)
     kept = levels.isfinite()
     t, levels, draws = t[kept], levels[kept], draws[kept]
@@ -80,6 +93,25 @@ def _cells(process: ForwardProcess, loss: str, resolution: int) -> tuple[Tensor,
     half = levels.diff() / 2 if len(levels) > 1 else levels.new_full((1,), 0.05)
     cells = torch.cat([levels[:1] - half[:1], (levels[1:] + levels[:-1]) / 2, levels[-1:] + half[-1:]])
     return cells, draws, load / load.sum()
+
+
+def _shares(process: ForwardProcess, resolution: int) -> tuple[Tensor, Tensor]:
+    """Return times, rising, shape (N,), and the share of the draws that each stands for, float64."""
+    schedule = process.schedule
+    if _mover(process) is not None:  # no inverse CDF is known, so that of many draws
+        t = even_times(process, 64 * resolution).sort().values
+        ends = torch.linspace(0, 1, len(t) + 1, dtype=torch.float64)
+    else:
+        ends = torch.linspace(-34.0, 34.0, resolution + 1, dtype=torch.float64).sigmoid()
+        middles = torch.linspace(-34.0, 34.0, 2 * resolution + 1, dtype=torch.float64).sigmoid()[1::2]
+        if schedule.discrete:  # the ends of a cell of the inverse CDF must not fall between two of these
+            ends = torch.cat([ends, torch.linspace(0, 1, 16 * resolution + 1, dtype=torch.float64)]).sort().values
+            ends = ends[_rises(ends)]
+            middles = (ends[1:] + ends[:-1]) / 2
+        t = process.times.quantile(middles, schedule)
+    new = _rises(t)
+    t, place = t[new], new.cumsum(0) - 1
+    return t, torch.zeros(len(t), dtype=torch.float64).index_add_(0, place, ends.diff())
 
 
 def _rises(numbers: Tensor) -> Tensor:

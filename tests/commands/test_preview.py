@@ -150,3 +150,12 @@ def test_the_command(tmp_path, capsys):
     assert (tmp_path / "p.csv").is_file()
     assert main(["preview", "data=image_folder", "data.root=nowhere", f"out={tmp_path / 'q.png'}"]) == 1
     assert "data.root='nowhere'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_preview_names_its_pair_and_its_parts(tmp_path, capsys):
+    out = f"out={tmp_path / 'preview.png'}"
+    assert main(["preview", "experiment=meanflow", "trainer=cpu", "data.num_workers=0", out]) == 0
+    assert "\npair             Pair(times=TwoDraws(" in capsys.readouterr().out
+    assert main(["preview", "parts=patches", "trainer=cpu", "data.num_workers=0", out]) == 0
+    assert "\nparts            Parts(" in capsys.readouterr().out

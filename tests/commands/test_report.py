@@ -1,16 +1,17 @@
 """The report: its figures against known ones, and that it prints for every schedule and recipe."""
 
 import math
+import re
 
 import pytest
 import torch
 
-from diffaug import ForwardProcess, LinearBeta, Rectified
+from diffaug import ForwardProcess, LinearBeta, LogitNormal, Pair, Rectified
 from diffaug.__main__ import main
 from diffaug.commands.report import facts
-from diffaug.process.density import trained_on
+from diffaug.process.density import density, even_times, trained_on
 from diffaug.schedules import Truncated
-from diffaug.targets import MinSNR, SNRWeight
+from diffaug.targets import ConstantDecrement, DyadicStep, MinSNR, SNRWeight, TwoDraws
 
 
 def test_facts_of_the_linear_schedule():
@@ -57,3 +58,39 @@ def test_the_table_has_every_schedule(capsys):
     assert len(lines) > 20
     assert "nan" not in "".join(lines)
     assert any(line.startswith("linear ") and "7.28e-06 (at most 2.91e-05)" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("process", "noisier"),
+    [
+        # t is the greater of two draws: P(t > 1/2) = 1 - P(a draw is below)^2.
+        (ForwardProcess(Rectified(), LogitNormal(-0.4), fields=("x_t", "s"), pair=Pair(TwoDraws())), 1 - 0.655422**2),
+        # t is the upper end of a cell of 2^-k: P(t > 1/2) of k = 0 is 1, of a finer one 1/2.
+        (
+            ForwardProcess(Rectified(), fields=("x_t", "s"), pair=Pair(DyadicStep(levels=4, equal=0.5))),
+            0.5 + 0.5 * (1 / 4) / 2,
+        ),
+        # A group's t has the density of the process's own.
+        (ForwardProcess(Rectified(), fields=("x_t", "r"), pair=Pair(ConstantDecrement())), 0.5),
+        (ForwardProcess(Rectified(), LogitNormal(-0.4), fields=("x_t", "s"), pair=Pair()), 1 - 0.655422),
+    ],
+)
+def test_what_is_trained_on_is_the_t_that_a_pair_makes(process, noisier):
+    low = torch.tensor([-math.inf, -1e-9], dtype=torch.float64)  # t = 1/2 itself is not counted
+    assert trained_on(process, low)[0].item() == pytest.approx(noisier, abs=0.006)
+    fine = torch.linspace(-40, -1e-9, 200, dtype=torch.float64)
+    finite = process.schedule.log_snr(even_times(process, 2**16), torch.float64).isfinite().double().mean().item()
+    if finite == 1:
+        assert density(process, fine)[0].sum().item() == pytest.approx(noisier, abs=0.006)
+
+
+def test_a_page_says_its_pair_its_parts_and_what_the_table_leaves_out(capsys):
+    assert main(["report", "experiment=meanflow"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"\n  pair    Pair\(times=TwoDraws\(.*; the table is of the t that it makes, a curriculum", out)
+    assert main(["report", "parts=frames", "weight=fused_snr"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"\n  parts   Parts\(.*; the table is of the parts that draw a t\n", out)
+    assert re.search(r"\n  weight  FusedSNR\(.*\n +as if each frame were alone: what the frames before say is", out)
+    assert main(["report"]) == 0
+    assert not re.search(r"  (pair|parts) |alone", capsys.readouterr().out)

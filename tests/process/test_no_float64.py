@@ -38,7 +38,9 @@ ALLOWED = {
         "Importance.importance_weight": "of what _shares gives",
         "_gather": "between ranks, and MPS has one",
     },
-    "process/density.py": dict.fromkeys(("trained_on", "_cells", "_in_bins"), "on the CPU, for plots"),
+    "process/density.py": dict.fromkeys(
+        ("even_times", "trained_on", "_cells", "_shares", "_in_bins"), "on the CPU, for plots"
+    ),
     "training/denoiser.py": {"DenoiserBase.sample": "a grid of times on the CPU"},
     "training/loss_by_level.py": {"sum_bins": "asks for the device"},
 }
