@@ -67,9 +67,10 @@ def check_components(process: Components) -> None:
     if pair is not None:
         instance("pair", pair, Pair, "a Pair object or None")
         pair.times.check(process.schedule, process.times)
-        _check_third(process.fields, pair)
     process.times.check(process.schedule)
     _check_times_of_parts(process)
+    if pair is not None:
+        _check_told(process.fields, pair)
     asked = [name for name in process.fields if name in TARGETS]
     if "weight" in process.fields and process.weight.stated_on and asked and process.target not in asked:
         raise ValueError(
@@ -115,7 +116,7 @@ def _check_times_of_parts(process: Components) -> None:
         )
 
 
-def _check_third(fields: tuple[str, ...], pair: Pair) -> None:
+def _check_told(fields: tuple[str, ...], pair: Pair) -> None:
     asked = [name for name in fields if name in THIRD_FIELDS]
     if asked and not pair.times.third:
         raise ValueError(
@@ -126,6 +127,11 @@ def _check_third(fields: tuple[str, ...], pair: Pair) -> None:
         raise ValueError(
             f"pair.times={pair.times!r} draws a third time, r, but none of process.fields tells it: add r, and x_r for "
             "the state there, or use a law of two times, such as pair=uniform_earlier."
+        )
+    if not set(fields) & set(PAIR_FIELDS):
+        raise ValueError(
+            f"pair={pair!r} is drawn, but none of process.fields tells it: add s, and x_s for the state there, or "
+            "another of " + ", ".join(name for name in PAIR_FIELDS if name not in THIRD_FIELDS) + "; or set pair=none."
         )
     if "x_r" in fields and pair.noise == "chain":
         raise ValueError("x_r shares the noise of x_t and x_s, but pair.noise=chain gives x_s its own: use same.")

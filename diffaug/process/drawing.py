@@ -51,7 +51,6 @@ class Drawing(ClosedForm):
     fields: tuple[str, ...]
     compile_mode: bool | str
     _images: tuple[str, ...]  # the image-shaped fields, the states of a pair last
-    _pairs: bool  # whether the times of a pair are drawn
     _purposes: tuple[Purpose, ...]
     _has_compiled = False
     _cannot_compile = False
@@ -118,7 +117,7 @@ class Drawing(ClosedForm):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         names, compiled = self._images, not eager and self.compiles(x_0.device, x_0.shape[1:].numel())
         schedule, (scale, centre) = self.schedule.at_shape(x_0.shape), self._scale_and_centre(x_0)
-        alone = self.parts is None and not self._pairs and self._purposes == kernel.ONLY_EPSILON
+        alone = self.parts is None and self.pair is None and self._purposes == kernel.ONLY_EPSILON
         if names and compiled and alone and schedule.discrete and times == _UNIFORM:
             table = mix_table(schedule, names, scale, x_0.device, self.sigma_data)
             t, fields = kernel.draw_times_and_mix(x_0, key.to(x_0.device), table, centre, dtype)
@@ -132,7 +131,7 @@ class Drawing(ClosedForm):
             planes = self.parts.planes(x_0.shape)
         made: dict[str, Tensor] = {}
         earlier: dict[str, Tensor] = {}
-        if self.pair is not None and self._pairs:
+        if self.pair is not None:
             t, s = self.pair.times.draw(key.to(t.device), schedule, times, t, places.to(t.device))
             made = self.pair.numbers(self.fields, schedule, t, s, self.sigma_data)
             earlier = {state: made[time] for state, time in PAIR_STATES.items() if time in made}

@@ -35,7 +35,6 @@ from diffaug.schedules.numbers import where_float64_is
 from diffaug.targets import (
     IMAGE_FIELDS,
     NUMBER_FIELDS,
-    PAIR_FIELDS,
     PAIR_STATES,
     SIGMA_DATA,
     TARGETS,
@@ -106,8 +105,6 @@ class ForwardProcess(Drawing):
         check_components(self)
         self._images = tuple(name for kind in (IMAGE_FIELDS, PAIR_STATES) for name in self.fields if name in kind)
         self._numbers = tuple(name for name in self.fields if name in NUMBER_FIELDS)
-        # A law that makes a t of its own does so whatever the fields.
-        self._pairs = pair is not None and (pair.times.moves_t or not set(PAIR_FIELDS).isdisjoint(self.fields))
         self._purposes = purposes(self)
 
     def extra_repr(self) -> str:

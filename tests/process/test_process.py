@@ -579,7 +579,10 @@ def test_parts_that_make_no_sense_together_are_refused():
         ({"schedule": Rectified(), "times": Importance()}, r"Rectified\(\) is continuous.*schedule=discretised"),
         ({"fields": ("x_t", "x_s", "t")}, r"pair does not say which"),
         ({"fields": ("x_t", "score"), "noise": StudentT()}, r"only for standard normal noise.*noise=gaussian"),
-        ({"noise": StudentT(), "pair": Pair(noise="chain")}, r"chain's law needs standard normal noise"),
+        (
+            {"noise": StudentT(), "fields": ("x_t", "s"), "pair": Pair(noise="chain")},
+            r"chain's law needs standard normal noise",
+        ),
         (
             {"fields": (*fields, "weight"), "weight": MinSNR()},
             r"weight is for process\.target=epsilon: set process\.target",

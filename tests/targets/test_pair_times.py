@@ -261,7 +261,7 @@ def test_the_times_do_not_depend_on_the_fields() -> None:
     x_0, index = torch.randn(50, 1, 4, 4), torch.arange(50)
     batches: list[Any] = [
         ForwardProcess(LinearBeta(), fields=fields, pair=Pair(TwoDraws()))(x_0, index)
-        for fields in (("x_t", "t"), ("x_t", "t", "s", "x_s"), ("x_t", "t", "same"))
+        for fields in (("x_t", "t", "interval"), ("x_t", "t", "s", "x_s"), ("x_t", "t", "same"))
     ]
     assert all(torch.equal(batch.t, batches[0].t) and torch.equal(batch.x_t, batches[0].x_t) for batch in batches)
     assert not torch.equal(batches[0].t, ForwardProcess(LinearBeta())(x_0, index).t)
@@ -301,6 +301,14 @@ def test_the_times_do_not_depend_on_the_fields() -> None:
         (
             lambda: ForwardProcess(LinearBeta(), pair=Pair(TwoDraws(second=LogNormal(40)))),
             r"every draw would fall on one end",
+        ),
+        (
+            lambda: ForwardProcess(LinearBeta(), pair=Pair(TwoDraws())),
+            r"pair=Pair\(times=TwoDraws\(.* is drawn, but none of process\.fields tells it: add s, and x_s for the",
+        ),
+        (
+            lambda: ForwardProcess(LinearBeta(), pair=Pair()),
+            r"is drawn, .*or another of x_s, s, interval, same",
         ),
     ],
 )
