@@ -1,10 +1,11 @@
 """Train a denoiser: compose the configs, make the objects, fit. ``python train.py --help`` lists what can be chosen."""
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from diffaug.config import check_words, checkpoint_path, report, seed_all
+from diffaug.config import check_keys, check_words, checkpoint_path, report, seed_all
 from diffaug.training.quiet import quieten
 from diffaug.training.sweeps import job
 
@@ -12,6 +13,7 @@ from diffaug.training.sweeps import job
 @hydra.main(config_path="configs", config_name="train", version_base="1.3")
 @job
 def main(config: DictConfig) -> None:
+    check_keys(config, HydraConfig.get())
     quieten(config.lightning.diffaug)
     ckpt_path = checkpoint_path(config.ckpt_path, config.folder)
     check_words(config.trainer)

@@ -8,6 +8,7 @@ registering at import does.)
 import json
 import logging
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,41 @@ def check_words(trainer: DictConfig) -> None:
     for key, value in arguments.items():
         if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):
             flag(f"trainer.{key}", value)
+
+
+_PLACES = {"law": "law@process.parts.law", "coverage": "coverage@times.coverage", "encoder": "encoder@data.encoder"}
+
+
+def check_keys(config: DictConfig, hydra: Any) -> None:
+    """Refuse a top-level key that a command line appends, +shedule=cosine, to a config that has no such key.
+
+    Hydra's own error of shedule=cosine proposes it; nothing would read it, and the run be another than was meant. A
+    key that another word refers to, as ${key}, is read.
+
+    Arguments:
+        config: as composed.
+        hydra: Hydra's own config, of the words; a user's own primary config may hold what it likes.
+
+    Raises:
+        ValueError: with the key that may have been meant.
+    """
+    if hydra.job.config_name != "train":
+        return
+    primary = OmegaConf.load(config_dir() / "train.yaml")
+    groups = [str(group) for default in primary.defaults if isinstance(default, DictConfig) for group in default]
+    known = {*map(str, primary), *groups} - {"defaults", "experiment", "parts"}  # of these two the keys lie elsewhere
+    inner = {str(key): f"{name}.{key}" for name in ("trainer", "data", "process") for key in config[name]}
+    places = {**inner, **_PLACES, "parts": "process.parts", **{name: name for name in known}}
+    words: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    for word in words:
+        path, equals, value = word.lstrip("+").partition("=")
+        key, *rest = path.rpartition("@")[2].split(".")
+        read = any(f"${{{key}" in other for other in words)
+        if word.startswith("+") and key in config and key not in known and not read:
+            near = get_close_matches(key, places, 1)
+            meant = f"did you mean {'.'.join([places[near[0]], *rest])}{equals}{value}?" if near else "its keys are "
+            meant += "" if near else ", ".join(sorted(known)) + "."
+            raise ValueError(f"{word}: {key} is no key of train.py, so that nothing would read it: {meant}")
 
 
 def seed_all(seed: int | None) -> None:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from shared import CONFIGS, names
 
 from diffaug import DiffusionDataModule, ForwardProcess
-from diffaug.config import check_words, checkpoint_path, config_dir, report, seed_all
+from diffaug.config import check_keys, check_words, checkpoint_path, config_dir, report, seed_all
 from diffaug.data.base import NoisingBase
 from diffaug.help import comments_of, write_comments
 from diffaug.loader.training import LOADER_OPTIONS
@@ -357,3 +357,36 @@ def test_the_vocabulary_lists_every_choice():
         path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name not in ("model", "hydra")
     ):
         assert listed[group] == {path.stem for path in (CONFIGS / group).glob("*.yaml")}, group
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("+shedule=cosine", r"\+shedule=cosine: shedule is no key of train\.py, .* did you mean schedule=cosine\?$"),
+        ("++shedule.timesteps=9", r"did you mean schedule\.timesteps=9\?$"),
+        ("+law=monotone", r"did you mean law@process\.parts\.law=monotone\?$"),
+        ("+parts.axis=2", r"did you mean process\.parts\.axis=2\?$"),
+        ("+batch_size=7", r"did you mean data\.batch_size=7\?$"),
+        ("+max_step=7", r"did you mean trainer\.max_steps=7\?$"),
+        ("+schedule@zzz=cosine", r"zzz is no key of train\.py, .*its keys are callbacks, .*weight\.$"),
+    ],
+)
+def test_a_key_that_nothing_would_read_is_refused(word, message):
+    hydra = OmegaConf.create({"job": {"config_name": "train"}, "overrides": {"task": ["seed=1", word]}})
+    config = composed("seed=1", word)
+    with pytest.raises(ValueError, match=message):
+        check_keys(config, hydra)
+    hydra.job.config_name = "mine"
+    check_keys(config, hydra)
+
+
+def test_a_key_that_is_there_or_that_is_read_is_not_refused():
+    words = ["parts=frames", "+process.parts.law.x=1", "+width=2", "data.batch_size=${width}", "+data.foo=1"]
+    words += ["++trainer.precision=32", "++seed=3", "+hydra.job.name=a"]
+    config = composed(*(word for word in words if "hydra" not in word))
+    check_keys(config, OmegaConf.create({"job": {"config_name": "train"}, "overrides": {"task": words}}))
+
+
+def test_train_looks_at_the_keys_before_anything_is_made():
+    calls = re.findall(r"^    (?:\w+ = )?(\w+)\(", (CONFIGS.parent / "train.py").read_text(), re.MULTILINE)
+    assert calls[0] == "check_keys"
