@@ -46,7 +46,7 @@ from diffaug.commands.report import page, table
 from diffaug.config import compose_config, schedule_names
 from diffaug.process import ForwardProcess
 from diffaug.schedules import Schedule
-from diffaug.training.errors import sentence
+from diffaug.training.errors import Told, sentence
 from diffaug.training.quiet import quieten
 
 _A_DAY = 24 * 60  # in minutes
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as error:
         print(f"python -m diffaug {name}: interrupted. {error}".rstrip(), file=sys.stderr)
-        return 128 + signal.SIGINT
+        return 128 + (error.number if isinstance(error, Told) else signal.SIGINT)
 
 
 def _report(overrides: list[str]) -> None:

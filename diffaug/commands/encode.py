@@ -6,6 +6,7 @@ that differ; the same one goes on with what is missing.
 
 import json
 import shutil
+import signal
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -27,6 +28,7 @@ from diffaug.encoding.update import BESIDE, changed_files, check_kept, keep_rows
 from diffaug.store.latents import DTYPES, Latents, summarise
 from diffaug.store.layout import FORMAT, INFO, read_info, write_info
 from diffaug.training.checkpoint_io import lock
+from diffaug.training.errors import Told
 
 
 def encode(
@@ -125,10 +127,16 @@ def encode(
         if missing:
             try:
                 trainer.predict(writer, return_predictions=False)
-            except SystemExit as error:  # as which Lightning hands on Ctrl-C
-                if trainer.is_global_zero and isinstance(error.__context__, KeyboardInterrupt):
-                    raise KeyboardInterrupt("What was finished stays, and the same command goes on.") from None
-                raise
+            except BaseException as error:  # Ctrl-C as Lightning's SystemExit; SIGTERM as any, having ended workers too
+                interrupted = isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
+                if not interrupted and not trainer.received_sigterm:
+                    raise
+                told = signal.SIGINT if interrupted else signal.SIGTERM
+                if not trainer.is_global_zero:
+                    raise SystemExit(128 + told) from error
+                left = sum(flat[number].part.rows_of(shard) for number, shard in writer.missing())
+                done = f"What was finished stays, {total - left} of {total} rows, and the same command goes on."
+                raise Told(told, done) from error
             finally:
                 writer.abandon()
         if trainer.is_global_zero:

@@ -7,6 +7,7 @@ bytes. Which shards are missing rank 0 says to all; which row comes next is diff
 
 import hashlib
 import json
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -243,7 +244,9 @@ class EncodingBase:
         options = {**self.options, "generator": torch.Generator(), "batch_size": None}
         return _Plain(Loader(_Rows(self.sources), sampler=batches, **options))
 
-    def predict_step(self, batch: tuple[int, int, int, list[Some]], batch_idx: int) -> tuple[()]:
+    def predict_step(self: Any, batch: tuple[int, int, int, list[Some]], batch_idx: int) -> tuple[()]:
+        if self.trainer.received_sigterm:  # a flag of Lightning's, which itself looks at it in training alone
+            raise SystemExit(128 + signal.SIGTERM)
         number, shard, count, several = batch
         parts: list[tuple[list[int], dict[str, Any]]] = []
         for places, read, known in several:

@@ -37,6 +37,19 @@ class UserError(CompactHydraException):
         return "{}\nThe stack is in {}".format(*self.args)
 
 
+class Told(KeyboardInterrupt):
+    """A command was told to end.
+
+    Arguments:
+        number: of the signal, SIGINT or SIGTERM.
+        sentence: what becomes of what it did.
+    """
+
+    def __init__(self, number: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.number = number
+
+
 def sentence(error: BaseException) -> str | None:
     """Say an error of the user's in a sentence; None for an error of code, whose stack says more.
 

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from diffaug.commands.preview import preview
 from diffaug.pytorch_lightning import image_folder, store
 from diffaug.store import shards
 from diffaug.store.reader import Store
+from diffaug.training.errors import Told
 
 FIELDS = ("x_t", "epsilon", "t", "x_0", "index", "label")
 PROCESS = ForwardProcess(LinearBeta(), fields=FIELDS, compile=False)
@@ -91,15 +93,16 @@ def test_any_ranks_and_any_kills_write_the_same_store(overrides, ranks, kills, t
 
 
 @pytest.mark.slow
-def test_ctrl_c_says_that_the_same_command_goes_on(photos, tmp_path):
-    """As from a terminal, to all processes: two ranks, each with a worker."""
-    out, variables = tmp_path / "made", {**environment(tmp_path), "KILL": "4", "SIGNAL": "2"}
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_says_that_the_same_command_goes_on(told, photos, tmp_path):
+    """As from a terminal, or a cluster, to all processes: two ranks, each with a worker."""
+    out, variables = tmp_path / "made", {**environment(tmp_path), "KILL": "4", "SIGNAL": str(int(told))}
     words = ["encode", "data=image_folder", f"data.root={photos}", "data.image_size=16", f"out={out}"]
     command = [sys.executable, str(ROOT / "tests/jobs/small_shards.py"), *words, "trainer=ddp", "trainer.devices=2"]
     done = server.run([*command, "trainer.accelerator=cpu", "data.num_workers=1"], ROOT, variables)
-    assert done.returncode == 128 + signal.SIGINT, done.stderr
-    text = "diffaug encode: interrupted. What was finished stays, and the same command goes on.\n"
-    assert done.stderr.count(text) == 1
+    assert done.returncode == 128 + told, done.stderr
+    text = r"diffaug encode: interrupted\. What was finished stays, \d+ of 40 rows, and the same command goes on\.\n"
+    assert len(re.findall(text, done.stderr)) == 1
     assert "Traceback" not in done.stderr
     there = contents(out)
     finished = {name for name in there if not name.endswith(".part")} - {"store.json"}  # a rank ends the others at once
@@ -514,6 +517,25 @@ def test_an_interrupted_store_goes_on(tmp_path, monkeypatch):
     write(data(-1), out)
     assert contents(out) == whole
     assert (out / "train" / "image-00000.npy").stat().st_mtime_ns == began
+
+
+class _Ended(_Stopped):
+    """Told by SIGTERM as an item is read."""
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        if i == self.stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return torch.full((3, 16, 16), i, dtype=torch.uint8)
+
+
+def test_sigterm_ends_with_what_is_finished(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffaug.encoding.fingerprint.LOOKED_AT", 1)
+    out = tmp_path / "made"
+    with pytest.raises(Told, match=r"^What was finished stays, (?!0 )\d+ of 50 rows, and the same command goes") as end:
+        write(DiffusionDataModule(_Ended(44), process=PROCESS, batch_size=2), out)
+    assert end.value.number == signal.SIGTERM
+    assert (out / "train" / "image-00000.npy").is_file()
+    assert not [name for name in contents(out) if name.endswith(".part")]
 
 
 def test_a_shard_that_is_cut_short_is_refused_and_mended(photos, tmp_path):
