@@ -110,6 +110,8 @@ def _plot_recipes(overrides: list[str], *, out: str = "recipes.png", loss: str =
 
 
 def _plot_strip(overrides: list[str], *, out: str = "strip.png", sizes: str = "") -> None:
+    if not all(size.isdecimal() and int(size) for size in _listed(sizes)):
+        raise ValueError(f"sizes must be whole numbers >= 1, such as sizes=16,64, but got {sizes!r}.")
     schedules = _each("schedule", overrides, _schedule)
     image = first_image(_data(compose_config([word for word in overrides if not _is_name(word)])))
     print(plots.strip(schedules, image, sizes=[int(size) for size in _listed(sizes)]).save(out))
@@ -167,7 +169,7 @@ def _preview(overrides: list[str], *, out: str = "preview.png") -> None:
 
 def _check(overrides: list[str], *, workers: str = "") -> int:
     if workers and not workers.isdecimal():
-        raise ValueError(f"workers must be a whole number, but got {workers!r}.")
+        raise ValueError(f"workers must be a whole number >= 0, but got {workers!r}.")
     config = compose_config(overrides)
     if "on_error" in config.data:
         config.data.on_error = "raise"  # all files are wanted: the list is made here

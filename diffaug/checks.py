@@ -10,6 +10,7 @@ import inspect
 import math
 from collections.abc import Collection
 from dataclasses import Field, field, fields
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 _Object = TypeVar("_Object")
@@ -144,6 +145,13 @@ def flag(where: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise refuse(where, value, "true or false")
     return value
+
+
+def guess(names: Collection[str], known: Collection[str]) -> str:
+    """Return the end of a sentence on names that are not known: ": did you mean x_s?", or "." where none is near."""
+    of = {name.lower(): name for name in known}
+    near = [of[found] for name in names for found in get_close_matches(name.lower(), of, 1)]
+    return f": did you mean {', '.join(near)}?" if near else "."
 
 
 def instance(where: str, value: object, kind: type[_Object], wanted: str) -> _Object:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, Subset, TensorDataset
 
+from diffaug.checks import guess
 from diffaug.datasets.mixture import Mixture
 from diffaug.images.aligned import TOGETHER, Aligned
 from diffaug.images.items import as_tensor, check_range, name_parts, split
@@ -20,6 +21,7 @@ from diffaug.loader.batch import Place, Sample
 from diffaug.randomness.keys import COUNTED_BITS
 from diffaug.randomness.user_code import call_keyed, detect_draws, mix_key
 from diffaug.store.reader import Store
+from diffaug.targets import FIELDS
 
 
 class Keyed(Dataset[Any]):
@@ -168,7 +170,10 @@ class Images(Keyed):
         missing = [name for name in self.wanted if name not in extra]
         if missing:
             has = f"beside the image {', '.join(extra)}" if extra else "nothing beside the image"
-            raise ValueError(f"process.fields asks for {missing}, but {where} holds {has}.")
+            raise ValueError(
+                f"process.fields asks for {missing}, but {where} holds {has}, and diffaug names no such field"
+                + guess(missing, [*FIELDS, *extra])
+            )
         return tensor, place, {name: extra[name] for name in self.wanted}
 
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffaug.checks import instance, number, refuse
+from diffaug.checks import guess, instance, number, refuse
 from diffaug.noise import Noise
 from diffaug.randomness.keys import ELEMENTS_MAX
 from diffaug.schedules import Schedule
@@ -65,7 +65,7 @@ def check_components(process: Components) -> None:
         instance(f"process.{name}", getattr(process, name), kind, f"a {kind.__name__} object")
     pair, noise = process.pair, process.noise
     if pair is not None:
-        instance("pair", pair, Pair, "a Pair object or None")
+        instance("pair", pair, Pair, "a Pair object or None, which pair=meanflow, say, sets on the command line")
         pair.times.check(process.schedule, process.times)
     process.times.check(process.schedule)
     _check_times_of_parts(process)
@@ -200,5 +200,6 @@ def check_call(fields: tuple[str, ...], x_0: Tensor, extra: Mapping[str, Any]) -
     if missing:
         raise ValueError(
             f"process.fields asks for {missing}, but there are only {', '.join(FIELDS)}"
-            + (f" and, from the dataset, {', '.join(extra)}." if extra else "; the dataset yields nothing else.")
+            + (f" and, from the dataset, {', '.join(extra)}" if extra else "; the dataset yields nothing else")
+            + guess(missing, [*FIELDS, *extra])
         )

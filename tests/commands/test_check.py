@@ -223,4 +223,4 @@ def test_the_command(photos, capsys):
     assert "21 images read in" in capsys.readouterr().out
     assert len(ImageFolder(str(photos), 8, on_error="skip")) == 18
     assert main([*command, "workers=two"]) == 1
-    assert "workers must be a whole number, but got 'two'" in capsys.readouterr().err
+    assert "workers must be a whole number >= 0, but got 'two'" in capsys.readouterr().err

@@ -76,6 +76,11 @@ def test_a_field_the_dataset_lacks():
         ValueError, match=r"process\.fields asks for \['mask'\], but data\.train\[0\] holds beside .* label"
     ):
         Images(Items(lambda i: (IMAGE, i)), wanted=("mask",))[Place(0, 0, 0, 0)]
+    for mistyped, meant in (("S", "s"), ("lable", "label"), ("X_T", "x_t")):
+        with pytest.raises(ValueError, match=rf"label, and diffaug names no such field: did you mean {meant}\?$"):
+            Images(Items(lambda i: (IMAGE, i)), wanted=(mistyped,))[Place(0, 0, 0, 0)]
+    with pytest.raises(ValueError, match=r"and diffaug names no such field\.$"):
+        Images(Items(lambda i: (IMAGE, i)), wanted=("qqqq",))[Place(0, 0, 0, 0)]
 
 
 @pytest.mark.skipif(not hasattr(Exception, "add_note"), reason="Python 3.10 has no notes on exceptions")

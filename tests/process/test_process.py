@@ -588,7 +588,10 @@ def test_parts_that_make_no_sense_together_are_refused():
             r"weight is for process\.target=epsilon: set process\.target",
         ),
         ({"schedule": ZeroTerminalSNR(LinearBeta()), "weight": Debiased()}, r"infinite at t = 999.*SNR is 0.*min_snr"),
-        ({"pair": "same"}, r"^pair must be a Pair object"),
+        (
+            {"pair": "same"},
+            r"^pair must be a Pair object or None, which pair=meanflow, say, sets on the command line, but",
+        ),
     ]:
         with pytest.raises(ValueError, match=f"(?s){message}"):
             ForwardProcess(**{"schedule": LinearBeta(), **options})

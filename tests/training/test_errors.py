@@ -162,6 +162,19 @@ def test_commands_say_what_was_wrong(arguments, message, broken, capsys, monkeyp
     assert isinstance(caught(main, [word.replace("BROKEN", str(broken)) for word in arguments]), Exception)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plot", "strip", "cosine", "sizes=a"], r"sizes must be whole numbers >= 1, such as sizes=16,64, but got 'a'"),
+        (["plot", "strip", "cosine", "sizes=16,0"], r"sizes must be whole numbers >= 1, .* but got '16,0'"),
+        (["check", "workers=-1"], r"check: workers must be a whole number >= 0, but got '-1'"),
+    ],
+)
+def test_a_command_s_own_numbers_are_looked_at_first(arguments, message, capsys):
+    assert main(arguments) == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
 def test_alone_it_prints_its_help(capsys):
     for words in ([], ["plot", "--help"]):
         assert main(words) == 0
