@@ -1,6 +1,7 @@
 """What several tests share: the YAML files through Hydra, a module that keeps its batches, small pictures."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,19 @@ def times_inside(schedule: Schedule, count: int = 41) -> torch.Tensor:
     """From end to end where discrete; the interior of continuous time."""
     ends = 0.0 if schedule.discrete else 1e-4
     return schedule.from_unit(torch.linspace(ends, 1 - ends, count, dtype=torch.float64))
+
+
+class Items(Dataset[Any]):
+    """Whatever a function makes of an index."""
+
+    def __init__(self, make: Callable[[int], Any], size: int = 12) -> None:
+        self.make, self.size = make, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Any:
+        return self.make(index)
 
 
 class Shapes(Dataset[Any]):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import bounded, number, refuse
-from diffaug.schedules.base import STRAIGHT, Scaling, Schedule, table
+from diffaug.schedules.base import STRAIGHT, Scaling, Schedule
 from diffaug.schedules.continuous import VPSDE
 from diffaug.schedules.numbers import keep
-from diffaug.schedules.wrappers import AUTO, Wrapper
+from diffaug.schedules.wrappers import AUTO, ShiftedByOne
 
 SUB_VP = Scaling(
     "sub-variance preserving",
@@ -128,7 +128,7 @@ class OptimalTransport(Schedule):
 
 
 @dataclass(frozen=True)
-class ShiftedByTokens(Wrapper):
+class ShiftedByTokens(ShiftedByOne):
     """The base with sigma / alpha e^mu times as large at every t, mu linear in how many tokens an image has.
 
     Dynamic shifting as in FLUX.1 (Black Forest Labs 2024; ``calculate_shift`` of diffusers' FluxPipeline, whose numbers
@@ -171,20 +171,11 @@ class ShiftedByTokens(Wrapper):
         return _of_tokens(schedule, max(1.0, shape[2] * shape[3] / self.patch**2))
 
     @property
-    def _shift(self) -> float:
+    def shift(self) -> float:
         if isinstance(self.tokens, str):
             return 0.0
         share = (self.tokens - self.few) / max(self.many - self.few, 1)
         return -2 * (self.mu_few + share * (self.mu_many - self.mu_few))
-
-    def compute_log_snr(self, t: Tensor) -> Tensor:
-        return self.base.compute_log_snr(t) + self._shift
-
-    def compute_log_snr_table(self) -> Tensor:
-        return table(self.base, "log_snr") + self._shift
-
-    def compute_t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        return self.base.compute_t_of_log_snr(log_snr - self._shift)
 
 
 @keep

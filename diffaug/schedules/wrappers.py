@@ -99,6 +99,25 @@ class ZeroTerminalSNR(Wrapper):
         return torch.log(signal) - torch.log(noise[0] + first.square() * q * (2 - q))
 
 
+@dataclass(frozen=True)
+class ShiftedByOne(Wrapper):
+    """The base with its log-SNR shifted by one number, the same at every t."""
+
+    @property
+    def shift(self) -> float:
+        """What is added to the log-SNR."""
+        raise NotImplementedError
+
+    def compute_log_snr(self, t: Tensor) -> Tensor:
+        return self.base.compute_log_snr(t) + self.shift
+
+    def compute_log_snr_table(self) -> Tensor:
+        return table(self.base, "log_snr") + self.shift
+
+    def compute_t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        return self.base.compute_t_of_log_snr(log_snr - self.shift)
+
+
 AUTO = "auto"
 
 
@@ -142,7 +161,7 @@ def _at_side(schedule: Any, side: float) -> Any:
 
 
 @dataclass(frozen=True)
-class Shifted(_Sized):
+class Shifted(ShiftedByOne, _Sized):
     """The base with its log-SNR shifted by -2 ln ``factor``: sigma / alpha is ``factor`` times as large at every t.
 
     A larger image needs more noise, because its neighbouring pixels say the same thing. Give ``factor``, or ``image``
@@ -177,19 +196,10 @@ class Shifted(_Sized):
             self._check_image(self.image)
 
     @property
-    def _shift(self) -> float:
+    def shift(self) -> float:
         if self.factor is not None:
             return -2 * math.log(self.factor)
         return 0.0 if isinstance(self.image, str) else 2 * math.log(self.base_image / (self.image or self.base_image))
-
-    def compute_log_snr(self, t: Tensor) -> Tensor:
-        return self.base.compute_log_snr(t) + self._shift
-
-    def compute_log_snr_table(self) -> Tensor:
-        return table(self.base, "log_snr") + self._shift
-
-    def compute_t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        return self.base.compute_t_of_log_snr(log_snr - self._shift)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 from scipy import stats
-from shared import together, trainer
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from shared import Items, together, trainer
+from torch.utils.data import DataLoader, IterableDataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -24,19 +24,6 @@ from diffaug.times import Stratified, Uniform
 SIZE = 8
 ROLES = {"image": "target", "low_res": "condition", "mask": "mask"}
 FLIP = v2.RandomHorizontalFlip()
-
-
-class Items(Dataset[Any]):
-    """Whatever a function makes of an index."""
-
-    def __init__(self, make: Callable[[int], Any], size: int = 12) -> None:
-        self.make, self.size = make, size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> Any:
-        return self.make(index)
 
 
 def coordinates() -> torch.Tensor:

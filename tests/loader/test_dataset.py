@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+from shared import Items
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 from torchvision.datasets import MNIST, FakeData
 from torchvision.transforms import v2
 
@@ -21,19 +22,6 @@ IMAGE = Image.new("RGB", (6, 4), (1, 2, 3))
 
 def places(*indices: int, epoch: int = 0, view: int = 0) -> list[Place]:
     return [Place(index, view, position, epoch) for position, index in enumerate(indices)]
-
-
-class Items(Dataset):
-    """Whatever a function makes of an index."""
-
-    def __init__(self, make: Callable[[int], Any], size: int = 12) -> None:
-        self.make, self.size = make, size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> Any:
-        return self.make(index)
 
 
 # Items, joined.
