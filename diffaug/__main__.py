@@ -123,7 +123,7 @@ def _plot_parts(overrides: list[str], *, out: str = "parts.png") -> None:
     if config.process.get("parts") is None:
         raise ValueError("plot parts needs parts=frames or patches (or experiment=diffusion_forcing).")
     fields = "process.fields=[x_t,x_0,t,log_snr]"
-    named = _each("law@process.parts.law", [*overrides, fields], _process)
+    named = _each("part_law@process.parts.law", [*overrides, fields], _process)
     print(plots.parts(named, first_images(_data(config))).save(out))
 
 

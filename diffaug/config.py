@@ -82,7 +82,11 @@ def check_words(trainer: DictConfig) -> None:
             flag(f"trainer.{key}", value)
 
 
-_PLACES = {"law": "law@process.parts.law", "coverage": "coverage@times.coverage", "encoder": "encoder@data.encoder"}
+_PLACES = {
+    "part_law": "part_law@process.parts.law",
+    "coverage": "coverage@times.coverage",
+    "encoder": "encoder@data.encoder",
+}
 
 
 def check_keys(config: DictConfig, hydra: Any) -> None:

@@ -22,7 +22,7 @@ from shared import CONFIGS, names
 
 from diffaug import DiffusionDataModule, ForwardProcess
 from diffaug.config import check_keys, check_words, checkpoint_path, config_dir, report, seed_all
-from diffaug.data.base import NoisingBase
+from diffaug.datamodules.base import NoisingBase
 from diffaug.help import comments_of, write_comments
 from diffaug.loader.training import LOADER_OPTIONS
 from diffaug.store.layout import Field, Part, write_info
@@ -37,7 +37,7 @@ SEVERAL = (
     zip_longest(choices("schedule"), choices("noise")),
     zip_longest(choices("times"), choices("weight"), choices("data", "model", "trainer", "callbacks", "logger")),
     zip(choices("experiment")),
-    zip_longest(["parts=frames", "parts=tokens"], choices("law@process.parts.law"), fillvalue="parts=patches"),
+    zip_longest(["parts=frames", "parts=tokens"], choices("part_law@process.parts.law"), fillvalue="parts=patches"),
     [("pair=imm schedule=rectified process.fields=[x_t,epsilon,t,x_r]",)],  # the others: see test_pair_times
 )
 CHOICES = [" ".join(filter(None, some)) for several in SEVERAL for some in several]
@@ -121,7 +121,7 @@ def test_documented_commands_compose():
         (["process.fields=[x_t,t]"], InstantiationException, r"model needs \['epsilon'\] in process\.fields"),
         (["parts=patches"], InstantiationException, r"process\.parts gives each part .* UNet2DModel takes one time"),
         (
-            ["experiment=diffusion_forcing", "law@process.parts.law=context"],
+            ["experiment=diffusion_forcing", "part_law@process.parts.law=context"],
             InstantiationException,
             r"model needs part_mask in process\.fields, which is \['x_t', 'v', 't'\]",
         ),
@@ -364,7 +364,7 @@ def test_the_vocabulary_lists_every_choice():
     [
         ("+shedule=cosine", r"\+shedule=cosine: shedule is no key of train\.py, .* did you mean schedule=cosine\?$"),
         ("++shedule.timesteps=9", r"did you mean schedule\.timesteps=9\?$"),
-        ("+law=monotone", r"did you mean law@process\.parts\.law=monotone\?$"),
+        ("+part_law=monotone", r"did you mean part_law@process\.parts\.law=monotone\?$"),
         ("+parts.axis=2", r"did you mean process\.parts\.axis=2\?$"),
         ("+batch_size=7", r"did you mean data\.batch_size=7\?$"),
         ("+max_step=7", r"did you mean trainer\.max_steps=7\?$"),

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "diffaug"
 ORDER = (
     *("checks", "randomness", "schedules", "times", "noise", "targets", "process"),  # the library
     *("interop", "plots"),
-    *("images", "order", "datasets", "store", "loader", "device", "data", "encoding"),  # the way of the data
+    *("images", "order", "datasets", "store", "loader", "on_device", "datamodules", "encoding"),  # the way of the data
     *("training", "pytorch_lightning", "lightning", "help", "config", "register", "commands", "__main__"),  # the job
 )
 """The rooms, each of which may import those before it."""

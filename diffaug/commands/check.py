@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from diffaug.checks import integer
-from diffaug.data.module import DiffusionBase
-from diffaug.data.sources import as_list
+from diffaug.datamodules.module import DiffusionBase
+from diffaug.datamodules.sources import as_list
 from diffaug.datasets.broken import write
 from diffaug.datasets.folder import ImageFolder
 from diffaug.datasets.indexed import is_stream

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from diffaug.checks import choice, flag, refuse
-from diffaug.data.module import DiffusionBase
-from diffaug.data.recipe import differences
-from diffaug.data.wrapped import WrappedBase
+from diffaug.datamodules.module import DiffusionBase
+from diffaug.datamodules.recipe import differences
+from diffaug.datamodules.wrapped import WrappedBase
 from diffaug.encoding.autoencoder import folder_of
 from diffaug.encoding.disk_space import check_space, plan
 from diffaug.encoding.fingerprint import fingerprint

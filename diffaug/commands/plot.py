@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffaug.data.module import DiffusionBase
+from diffaug.datamodules.module import DiffusionBase
 from diffaug.plots.curves import LEVEL_COLUMNS
 
 

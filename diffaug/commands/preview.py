@@ -29,7 +29,7 @@ from torch import Tensor
 
 from diffaug.commands.preview_buckets import draw as draw_buckets
 from diffaug.commands.preview_buckets import measure, table
-from diffaug.data.module import DiffusionBase
+from diffaug.datamodules.module import DiffusionBase
 from diffaug.encoding.unwrap import check_own
 from diffaug.loader.dataset import Images
 from diffaug.plots import Picture

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from diffaug.data.recipe import describe
+from diffaug.datamodules.recipe import describe
 from diffaug.encoding.fingerprint import digest_weights
 from diffaug.store.layout import INFO
 from diffaug.store.moments import Moments

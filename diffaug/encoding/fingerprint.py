@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from diffaug.data.module import DiffusionBase
-from diffaug.data.recipe import describe
-from diffaug.data.sources import spread_indices
+from diffaug.datamodules.module import DiffusionBase
+from diffaug.datamodules.recipe import describe
+from diffaug.datamodules.sources import spread_indices
 from diffaug.datasets.indexed import describe_dataset
 from diffaug.encoding.module import Source
 from diffaug.encoding.unwrap import Collated

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import choice, integer
-from diffaug.data.module import DiffusionBase
-from diffaug.data.sources import are_datasets, as_list, look_at
+from diffaug.datamodules.module import DiffusionBase
+from diffaug.datamodules.sources import are_datasets, as_list, look_at
 from diffaug.encoding.fingerprint import draws_at_random, list_files
 from diffaug.encoding.module import VARIANTS, Source, check_storable, read_row
 from diffaug.images.items import split

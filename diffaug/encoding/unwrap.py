@@ -8,10 +8,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from diffaug.checks import refuse
-from diffaug.data.module import DiffusionBase
-from diffaug.data.packages import OURS, package_of
-from diffaug.data.recipe import describe
-from diffaug.data.wrapped import WrappedBase
+from diffaug.datamodules.module import DiffusionBase
+from diffaug.datamodules.packages import OURS, package_of
+from diffaug.datamodules.recipe import describe
+from diffaug.datamodules.wrapped import WrappedBase
 from diffaug.images.items import name_parts
 
 _HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer")

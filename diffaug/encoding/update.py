@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffaug.data.recipe import differences
-from diffaug.data.sources import spread_indices
+from diffaug.datamodules.recipe import differences
+from diffaug.datamodules.sources import spread_indices
 from diffaug.encoding.fingerprint import LOOKED_AT
 from diffaug.encoding.module import Source
 from diffaug.store.latents import Latents

@@ -18,9 +18,9 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from diffaug.data import catalogue
-from diffaug.data.module import DiffusionBase
-from diffaug.data.wrapped import WrappedBase
+from diffaug.datamodules import catalogue
+from diffaug.datamodules.module import DiffusionBase
+from diffaug.datamodules.wrapped import WrappedBase
 from diffaug.encoding.module import EncodingBase
 from diffaug.training.callbacks import PicturesBase, ProgressBase, SummaryBase
 from diffaug.training.checkpoint_io import AtomicCheckpointIOBase

@@ -15,9 +15,9 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import CSVLogger
 
-from diffaug.data import catalogue
-from diffaug.data.module import DiffusionBase
-from diffaug.data.wrapped import WrappedBase
+from diffaug.datamodules import catalogue
+from diffaug.datamodules.module import DiffusionBase
+from diffaug.datamodules.wrapped import WrappedBase
 from diffaug.encoding.module import EncodingBase
 from diffaug.training.callbacks import PicturesBase, ProgressBase, SummaryBase
 from diffaug.training.checkpoint_io import AtomicCheckpointIOBase

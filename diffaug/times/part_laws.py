@@ -179,7 +179,7 @@ class ContextParts(PartLaw):
 
 def check_law(where: str, law: object) -> None:
     """Refuse what is no law, naming its key."""
-    instance(where, law, PartLaw, f"a PartLaw, such as SharedParts(), on the command line law@{where}=shared")
+    instance(where, law, PartLaw, f"a PartLaw, such as SharedParts(), on the command line part_law@{where}=shared")
 
 
 def _draw_each(keys: Keys, purpose: int, counts: tuple[int, ...]) -> Tensor:

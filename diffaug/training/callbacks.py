@@ -11,9 +11,9 @@ from torch.utils.data import Subset
 
 from diffaug import plots
 from diffaug.checks import integer
-from diffaug.data.base import NoisingBase
-from diffaug.data.module import DiffusionBase
-from diffaug.data.packages import LightningModule, Trainer, check_package
+from diffaug.datamodules.base import NoisingBase
+from diffaug.datamodules.module import DiffusionBase
+from diffaug.datamodules.packages import LightningModule, Trainer, check_package
 from diffaug.training.denoiser import DenoiserBase
 
 _PRIOR_IMAGES = 2048

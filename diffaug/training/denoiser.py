@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from diffaug.checks import choice, flag, integer
-from diffaug.data.base import NoisingBase
+from diffaug.datamodules.base import NoisingBase
 from diffaug.noise import gaussian
 from diffaug.process import ForwardProcess
 from diffaug.randomness.keys import Keys, Purpose

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 from diffaug import EDM, DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.__main__ import main
 from diffaug.commands.export import export
-from diffaug.data.recipe import describe
+from diffaug.datamodules.recipe import describe
 from diffaug.encoding.autoencoder import find_autoencoder, folder_of
 from diffaug.encoding.fingerprint import digest_weights
 from diffaug.interop import scale_autoencoder

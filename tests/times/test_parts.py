@@ -383,7 +383,10 @@ REFUSED = [
     (lambda: Parts(1.5), r"process\.parts\.axis"),
     (lambda: Parts(1, 0), r"process\.parts\.block must be a whole number >= 1, but got 0"),
     (lambda: Parts([1, 2], [1, 1, 1]), r"process\.parts\.block must be one number, or one for each of the 2 axes"),
-    (lambda: Parts(1, law="shared"), r"process\.parts\.law must be a PartLaw, .* law@process\.parts\.law=shared, but"),
+    (
+        lambda: Parts(1, law="shared"),
+        r"process\.parts\.law must be a PartLaw, .* part_law@process\.parts\.law=shared, but",
+    ),
     (lambda: Parts(1, padding=3), r"process\.parts\.padding must be the name of a field"),
     *(
         (lambda law=law: Parts(1, law=law, padding="real"), r"process\.parts\.law=.* sorts padding too.*padding out")

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 
 from diffaug.checks import choice, flag, integer, number, refuse
-from diffaug.data.module import DiffusionBase
+from diffaug.datamodules.module import DiffusionBase
 from diffaug.datasets.broken import ON_ERROR
 from diffaug.datasets.buckets import Buckets, read_buckets
 from diffaug.store.layout import read_info

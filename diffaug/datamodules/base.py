@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import flag, integer, refuse
-from diffaug.data.packages import check_trainer, refuse_as_loader
-from diffaug.data.progress import count_done, read_progress
-from diffaug.data.recipe import check_recipe, describe
-from diffaug.data.resume import Resume
-from diffaug.device.condition_noise import ConditionNoise
-from diffaug.device.holes import Hole
-from diffaug.device.labels import LabelDropout
-from diffaug.device.noiser import Noiser
-from diffaug.device.posterior import Posterior
+from diffaug.datamodules.packages import check_trainer, refuse_as_loader
+from diffaug.datamodules.progress import count_done, read_progress
+from diffaug.datamodules.recipe import check_recipe, describe
+from diffaug.datamodules.resume import Resume
 from diffaug.images.aligned import Aligned
+from diffaug.on_device.condition_noise import ConditionNoise
+from diffaug.on_device.holes import Hole
+from diffaug.on_device.labels import LabelDropout
+from diffaug.on_device.noiser import Noiser
+from diffaug.on_device.posterior import Posterior
 from diffaug.process import ForwardProcess
 from diffaug.process.compiler import COMPILE_ELEMENTS
 from diffaug.randomness.keys import STAGES
@@ -68,7 +68,7 @@ class NoisingBase(ABC):
             as it is). None says nothing: then an item with several images and a transform is refused.
         condition_noise: a ForwardProcess for each condition that is noised too, by its name; its time is then a field
             named likewise with ``_t`` behind.
-        hole: a mask for inpainting, drawn for each image and view, of `diffaug.device.holes`: the fields ``hole``
+        hole: a mask for inpainting, drawn for each image and view, of `diffaug.on_device.holes`: the fields ``hole``
             and ``known``.
         views: how many noised copies of each training image a batch holds, side by side; it is decoded once.
         allow_changed_recipe: whether a checkpoint of another schedule, seed, ... may be gone on from.

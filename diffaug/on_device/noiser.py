@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from diffaug.checks import instance, integer, refuse
-from diffaug.device.condition_noise import ConditionNoise
-from diffaug.device.holes import Hole
-from diffaug.device.labels import LabelDropout
-from diffaug.device.posterior import Posterior
 from diffaug.images.aligned import TOGETHER, Aligned
 from diffaug.images.items import check_range
 from diffaug.loader.batch import Places
 from diffaug.loader.dataset import note
+from diffaug.on_device.condition_noise import ConditionNoise
+from diffaug.on_device.holes import Hole
+from diffaug.on_device.labels import LabelDropout
+from diffaug.on_device.posterior import Posterior
 from diffaug.process import ForwardProcess
 from diffaug.process.batch import Fields
 from diffaug.process.drawing import AT_THE_END, EVALUATION_TIMES

@@ -12,8 +12,8 @@ from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
-from diffaug.device import holes
-from diffaug.device.holes import Box, Brush, Half
+from diffaug.on_device import holes
+from diffaug.on_device.holes import Box, Brush, Half
 from diffaug.randomness.keys import Keys
 
 FIELDS = ("x_0", "x_t", "t", "hole", "known", "index", "view")

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from diffaug.checks import refuse
-from diffaug.data.base import OPTIONS, NoisingBase
-from diffaug.data.nest import device_of, is_leaf, map_parts
-from diffaug.data.packages import OURS, check_package, check_trainer, is_data_module, package_of
-from diffaug.data.rebuild import rebuild
-from diffaug.data.recipe import check_ranks
-from diffaug.data.sources import check_moments, spread_indices, warn_of_half_range
+from diffaug.datamodules.base import OPTIONS, NoisingBase
+from diffaug.datamodules.nest import device_of, is_leaf, map_parts
+from diffaug.datamodules.packages import OURS, check_package, check_trainer, is_data_module, package_of
+from diffaug.datamodules.rebuild import rebuild
+from diffaug.datamodules.recipe import check_ranks
+from diffaug.datamodules.sources import check_moments, spread_indices, warn_of_half_range
 from diffaug.images.items import describe_value, name_parts, split
 from diffaug.loader.batch import Batch, Place, Places, first_place
 from diffaug.loader.stream import Stream
@@ -36,7 +36,7 @@ class WrappedBase(NoisingBase):
     Arguments:
         inner: the other LightningDataModule, of this one's package.
         process: what is done to a batch.
-        options: those of `diffaug.data.base.NoisingBase`. ``image_key`` is a place in, or a key of, the batch as
+        options: those of `diffaug.datamodules.base.NoisingBase`. ``image_key`` is a place in, or a key of, the batch as
             the inner DataModule's hooks leave it; ``images`` has names of its parts.
 
     For example, of a DataModule for MNIST:

@@ -15,7 +15,7 @@ from shared import ROOT
 from torchvision.datasets import CIFAR10, SVHN, FashionMNIST
 
 from diffaug import DiffusionDataModule, ForwardProcess
-from diffaug.data.catalogue import held_out
+from diffaug.datamodules.catalogue import held_out
 from diffaug.pytorch_lightning import digits, image_folder, torchvision
 from diffaug.schedules import LinearBeta
 

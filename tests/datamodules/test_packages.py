@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 import diffaug.lightning
 import diffaug.pytorch_lightning
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
-from diffaug.data.packages import package_of
+from diffaug.datamodules.packages import package_of
 
 PACKAGES = {"pytorch_lightning": (pl, diffaug.pytorch_lightning), "lightning": (L.pytorch, diffaug.lightning)}
 OTHER = {"pytorch_lightning": "lightning", "lightning": "pytorch_lightning"}

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from diffaug.checks import flag, integer, refuse
-from diffaug.data.base import OPTIONS, STAGES_OF_SETUP, NoisingBase
-from diffaug.data.recipe import check_ranks, describe
-from diffaug.data.sources import (
+from diffaug.datamodules.base import OPTIONS, STAGES_OF_SETUP, NoisingBase
+from diffaug.datamodules.recipe import check_ranks, describe
+from diffaug.datamodules.sources import (
     Source,
     are_datasets,
     as_list,
@@ -25,7 +25,7 @@ from diffaug.data.sources import (
     largest_bucket,
     spread_indices,
 )
-from diffaug.data.wrapped import wrap
+from diffaug.datamodules.wrapped import wrap
 from diffaug.datasets.indexed import describe_dataset, is_stream
 from diffaug.loader.batch import Batch, collate
 from diffaug.loader.dataset import Images
@@ -76,7 +76,7 @@ class DiffusionBase(NoisingBase):
         shard_window: how many shards are open at a time in the shuffled order of a set that has them: litdata's and
             MosaicML's StreamingDataset, or one with an attribute ``shard_sizes``. None shuffles it as a whole.
         drop_last: whether a training epoch's last batch is dropped where it is short.
-        options: those of `diffaug.data.base.NoisingBase`, which every DataModule here has: seed, views, encoder,
+        options: those of `diffaug.datamodules.base.NoisingBase`, which every DataModule here has: seed, views, encoder,
             label_dropout, ...; and DataLoader's own: num_workers, pin_memory, prefetch_factor, persistent_workers, ...,
             of which None leaves DataLoader's default, for pin_memory whether there is a CUDA device.
 

@@ -17,7 +17,7 @@ from shared import ROOT, SCHEDULES, composed
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
-from diffaug.device.labels import LabelDropout
+from diffaug.on_device.labels import LabelDropout
 from diffaug.randomness.keys import Keys
 from diffaug.schedules import Rectified
 from diffaug.targets import IMAGE_FIELDS, NUMBER_FIELDS, mixes

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 watched = pytest.importorskip("watched", reason="needs torch's private names where they were", exc_type=ImportError)
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Rectified  # noqa: E402
-from diffaug.data import wrapped  # noqa: E402
-from diffaug.device.labels import LabelDropout  # noqa: E402
+from diffaug.datamodules import wrapped  # noqa: E402
 from diffaug.loader.batch import Batch  # noqa: E402
+from diffaug.on_device.labels import LabelDropout  # noqa: E402
 from diffaug.process import compiler  # noqa: E402
 from diffaug.pytorch_lightning import Denoiser, LossByLevel  # noqa: E402
 from diffaug.randomness.keys import Keys  # noqa: E402

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 from torchvision.transforms import v2
 
 from diffaug import Cosine, DiffusionDataModule, ForwardProcess, LinearBeta, NoisyBatch
-from diffaug.data.sources import spread_indices
+from diffaug.datamodules.sources import spread_indices
 from diffaug.process import compiler
 
 PROCESS = ForwardProcess(LinearBeta())

@@ -9,14 +9,14 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from diffaug.data.progress import (
+from diffaug.datamodules.progress import (
     EpochProgress,
     read_progress,
     read_stepped,
     replace_states,
     set_progress,
 )
-from diffaug.data.recipe import check_ranks, check_recipe
+from diffaug.datamodules.recipe import check_ranks, check_recipe
 from diffaug.loader.stream import StreamLoader
 from diffaug.loader.training import EpochLoader
 

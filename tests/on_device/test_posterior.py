@@ -16,9 +16,9 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Mixture
 from diffaug.commands.encode import encode
-from diffaug.device import noiser
-from diffaug.device.posterior import Posterior
 from diffaug.noise.kinds import gaussian
+from diffaug.on_device import noiser
+from diffaug.on_device.posterior import Posterior
 from diffaug.process import compiler
 from diffaug.pytorch_lightning import Encoding, store
 from diffaug.randomness.keys import Keys, Purpose
