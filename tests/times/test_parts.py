@@ -446,6 +446,6 @@ def test_parts_are_values():
 
 
 def test_every_configured_law():
-    made = {name: group("law")[name] for name in names("law")}
+    made = {name: group("part_law")[name] for name in names("part_law")}
     assert sorted(made) == ["context", "independent", "monotone", "shared", "two_level"]
     assert recipe(LinearBeta(), parts=Parts(1, law=LAWS["shared"])) is not None
