@@ -80,23 +80,23 @@ def points(keys: Keys, purpose: int, block: Tensor | None = None) -> Tensor:
     if keys.rows.device.type == "cpu" and not torch.compiler.is_compiling():
         if block is None:
             return _points_here(keys.rows.numpy(), purpose)
-        rows, blocks = keys.rows.numpy().repeat(len(block), 1), np.tile(block.numpy(), keys.rows.shape[1])
-        return _points_here(rows, purpose, blocks).view(keys.rows.shape[1], len(block))
+        return _points_here(keys.rows.numpy().repeat(len(block), 1), purpose, block.numpy()).view(-1, len(block))
     which = torch.zeros(1, dtype=torch.int64, device=keys.rows.device) if block is None else block
     w_0, w_1, _, _ = words(keys, purpose, which)
     drawn = (w_0 << 21) | (w_1 >> 11)
     return drawn[:, 0] if block is None else drawn
 
 
-def _points_here(rows: NDArray[np.int64], purpose: int, block: NDArray[np.int64] | int = 0) -> Tensor:
-    """Draw the same points on the host, one for each column of the rows.
+def _points_here(rows: NDArray[np.int64], purpose: int, blocks: NDArray[np.int64] | int = 0) -> Tensor:
+    """Draw the same points on the host, one for each column of the rows, which go by each of the blocks in turn.
 
     This is Philox once more, for the few numbers of a batch, which are drawn at every step: torch takes as long for an
     operation on a hundred numbers as on one, and ten rounds are 140. In numpy's unsigned words, both halves of the
     counter at once, they are 40 short ones.
     """
     even = np.empty((2, rows.shape[1]), np.uint32)
-    even[0], even[1] = block + (purpose >> 4 << 30), rows[3] + ((purpose & 15) << 28)
+    even[0].reshape(-1, np.size(blocks))[:] = blocks + (purpose >> 4 << 30)
+    even[1] = rows[3] + ((purpose & 15) << 28)
     odd, key = rows[2:5:2].astype(np.uint32), rows[:2].astype(np.uint32)
     for _ in range(10):
         halves = (even * _MULTIPLIERS)[::-1].astype("<u8", copy=False).view("<u4")

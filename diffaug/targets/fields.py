@@ -144,17 +144,12 @@ def mixes(
         scale: what p is multiplied by before it is rounded, where x_0 is handed over in a multiple of its own unit.
         sigma_data: the standard deviation of the images in [-1, 1], for F and x_in.
     """
-    if t.ndim > 1:
-        return _mixes_of_parts(schedule, fields, t, scale, sigma_data)
+    clean, inside = split_clean(schedule, t) if t.ndim > 1 else (t, t)
     if schedule.discrete:
-        return mix_table(schedule, fields, scale, t.device, sigma_data)[t]
-    return _mixes(schedule, fields, t, scale, sigma_data)
-
-
-def _mixes_of_parts(schedule: Schedule, fields: tuple[str, ...], t: Tensor, scale: float, sigma_data: float) -> Tensor:
-    clean, inside = split_clean(schedule, t)
-    made = mixes(schedule, fields, inside.flatten(), scale, sigma_data).view(*t.shape, len(fields), 2)
-    if clean.device.type == "cpu" and not clean.any():
+        made = mix_table(schedule, fields, scale, t.device, sigma_data)[inside]
+    else:
+        made = _mixes(schedule, fields, inside, scale, sigma_data)
+    if inside is t:
         return made
     # The score of a clean part is infinite, and 0 here: nothing is learned from one. The rest are as at any t.
     at_clean = {"x_t": (1, 0), "x_in": (1 / sigma_data, 0), "v": (0, 1), "F": (0, -1), "score": (0, 0)}

@@ -22,8 +22,10 @@ _EDGE = 1e-12
 
 def split_clean(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
     """Return which of the times of parts are a clean one's, -1 (discrete) or 0 (continuous), and t, the schedule's own
-    least time in their place."""
+    least time in their place: t itself, on the host, where there are none."""
     clean = t < 0 if schedule.discrete else t <= 0
+    if clean.device.type == "cpu" and not clean.any():
+        return clean, t
     return clean, torch.where(clean, schedule.range[0], t)
 
 

@@ -6,6 +6,7 @@ density is that of the process's times; what the parts have to do with one anoth
 `diffaug.times.part_laws`.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,7 +69,8 @@ class Parts:
         object.__setattr__(self, "axis", tuple(axes))
         object.__setattr__(self, "block", tuple(blocks))
 
-    def planes(self, shape: Sequence[int]) -> tuple[int, ...]:
+    @functools.lru_cache(maxsize=256)  # noqa: B019 - asked twice a batch, of frozen values of which there are few
+    def planes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return how many parts there are along each axis but the batch's, for images of this shape, (B, *)."""
         if len(shape) != (self.dims or len(shape)):
             raise ValueError(
@@ -96,7 +98,8 @@ class Parts:
             )
         return tuple(planes[1:])
 
-    def counts(self, shape: Sequence[int]) -> tuple[int, ...]:
+    @functools.lru_cache(maxsize=256)  # noqa: B019 - likewise
+    def counts(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return how many parts there are along each of the parts' own axes, for images of this shape, (B, *)."""
         planes = self.planes(shape)
         return tuple(planes[axis % len(shape) - 1] for axis in _as_list(self.axis))
@@ -121,7 +124,7 @@ class Parts:
         schedule: Schedule,
         times: Times,
         position: Tensor | None,
-        shape: Sequence[int],
+        shape: tuple[int, ...],
         device: torch.device,
     ) -> Tensor:
         """Draw the times of the parts: int64 or float32, shape (B, *counts), where the keys are, or on the device.
