@@ -55,7 +55,7 @@ class Bucketed(Dataset[dict[str, Any]]):
         sizes: Sequence[Sequence[int]] | NDArray[np.int64],
         buckets: Buckets,
         image_key: str | int | None = None,
-        images: Mapping[str, str] | None = None,
+        images: Mapping[str, str | Mapping[str, Any]] | None = None,
     ) -> None:
         self.buckets = instance("data.buckets", buckets, Buckets, "a diffaug.Buckets")
         self.dataset, self.aligned = dataset, Aligned(images, image_key)

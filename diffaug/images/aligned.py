@@ -6,17 +6,18 @@ torchvision's tv_tensors (``Image`` for the target and conditions, ``Mask`` for 
 the images alone, and a mask is never interpolated. kornia's AugmentationSequential is called with plain tensors by
 place, and data keys of these roles: of a dict it would leave alone, in silence, what is not named as one of its keys.
 
-Conditions become fields in [-1, 1], float32, scaled as the target is; masks stay as they are.
+Conditions become fields in [-1, 1], float32, scaled as the target is; masks stay as they are. In a batch each has the
+target's height and width, or these times the ``scale`` that is declared of it: a low-resolution condition 0.25 times.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from diffaug.checks import choice, refuse
+from diffaug.checks import choice, number, refuse
 from diffaug.images.items import as_mask, as_tensor, describe_value, is_image
 from diffaug.targets import FIELDS
 
@@ -28,28 +29,34 @@ class Aligned:
     """What the images of an item are.
 
     Arguments:
-        images: a role for each by its name in the item, exactly one of them "target"; None where nothing is said.
+        images: a role for each by its name in the item, exactly one of them "target"; of the others a dict of
+            ``role`` and ``scale`` too: how many times the target's height and width they have in a batch, where that is
+            not 1. None where nothing is said.
         image_key: which part is the image, where ``images`` does not say it.
 
     Attributes:
         roles: ``images``, in plain types.
         target: the key of the image to noise.
         beside: the roles of the others by name.
+        scales: how many times the target's height and width these have.
         conditions: the names of those that are conditions.
     """
 
-    def __init__(self, images: Mapping[str, str] | None = None, image_key: str | int | None = None) -> None:
+    def __init__(
+        self, images: Mapping[str, str | Mapping[str, Any]] | None = None, image_key: str | int | None = None
+    ) -> None:
         if images is not None and not isinstance(images, Mapping):
             raise refuse("data.images", images, "a role for each image of an item, {image: target, mask: mask}")
-        self.roles = None if images is None else {str(name): str(role) for name, role in images.items()}
+        self.roles: dict[str, str | dict[str, Any]] | None = None
         self.target: str | int | None = image_key
         self.beside: dict[str, str] = {}
+        self.scales: dict[str, float] = {}
         self.conditions: tuple[str, ...] = ()
-        if self.roles is None:
+        if images is None:
             return
-        for name, role in self.roles.items():
-            choice(f"data.images.{name}", role, ROLES)
-        targets = [name for name, role in self.roles.items() if role == "target"]
+        self.roles = {str(name): _plain(f"data.images.{name}", said) for name, said in images.items()}
+        roles = {name: said if isinstance(said, str) else said["role"] for name, said in self.roles.items()}
+        targets = [name for name, role in roles.items() if role == "target"]
         if len(targets) != 1:
             raise refuse("data.images", self.roles, "of exactly one target, the image to noise")
         if image_key not in (None, targets[0]):
@@ -58,7 +65,9 @@ class Aligned:
                 "one and the same (in a store it is called 'image'), or leave out data.image_key."
             )
         self.target = targets[0]
-        self.beside = {name: role for name, role in self.roles.items() if role != "target"}
+        self.beside = {name: role for name, role in roles.items() if role != "target"}
+        scaled = {name: said["scale"] for name, said in self.roles.items() if isinstance(said, dict)}
+        self.scales = {name: scaled.get(name, 1.0) for name in self.beside}
         self.conditions = tuple(name for name, role in self.beside.items() if role == "condition")
 
     def wanted(self, fields: Collection[str], made: Collection[str] = ()) -> list[str]:
@@ -133,6 +142,32 @@ class Aligned:
             for name, part in parts.items()
         }
 
+    def check_sizes(self, image: Tensor, extra: Mapping[str, Any], where: str, batch: bool) -> None:
+        """Refuse images that are not of the size that is declared, to within a pixel.
+
+        Arguments:
+            image, extra: as a batch is to hold them, after all transforms.
+            where: how errors call them.
+            batch: whether it is a whole batch.
+        """
+        count = min(2, image.ndim - 1 - batch)  # of an image; a sequence has a length alone
+        if count < 1:
+            return
+        sides = tuple(image.shape[-count:])
+        for name, scale in self.scales.items():
+            own = tuple(extra[name].shape[-count:])
+            if all(abs(one - scale * other) < 1 for one, other in zip(own, sides, strict=True)):
+                continue
+            ratios = [one / other for one, other in zip(own, sides, strict=True)]
+            even = all(abs(one - ratios[0] * other) < 1 for one, other in zip(own, sides, strict=True))
+            role = self.beside[name]
+            said = role if ratios[0] == 1 else f"{{role: {role}, scale: {ratios[0]:.6g}}}"
+            remedy = f"Say data.images.{name}={said}" if even else "It shows another part, or is stretched: crop"
+            raise ValueError(
+                f"data.images says that {name} has {'' if scale == 1 else f'{scale:g} times '}the height and width of "
+                f"{self.target!r}, but in {where} it is {_by(own)} beside {_by(sides)}. {remedy}, or resize it."
+            )
+
     def check_held(self, extra: Mapping[str, Any], where: str) -> None:
         """Refuse an item, or a batch, without some image that is declared."""
         lacking = [name for name in self.beside if name not in extra]
@@ -183,6 +218,16 @@ class Aligned:
         )
 
 
+def _plain(where: str, said: Any) -> str | dict[str, Any]:
+    """Return what is said of an image in plain types, to keep and to compare."""
+    if not isinstance(said, Mapping):
+        return choice(where, str(said), ROLES)
+    if said.keys() != {"role", "scale"}:
+        raise refuse(where, dict(said), "a role, or a role and a scale, {role: condition, scale: 0.25}")
+    role = choice(f"{where}.role", str(said["role"]), ROLES[1:])
+    return {"role": role, "scale": number(f"{where}.scale", said["scale"], above=0)}
+
+
 def _call_kornia(function: Any, masks: list[bool], parts: dict[str, Tensor]) -> dict[str, Tensor]:
     made = function(*parts.values(), data_keys=["mask" if mask else "input" for mask in masks])
     return dict(zip(parts, made, strict=True))
@@ -196,6 +241,10 @@ def _refuse_kornia_inside(function: Any, name: str) -> None:
             f"in silence, what is not named as a data key. Give it by itself as {name}; then it is called with "
             "the right keys. (It takes float images: data.transform can make them, in process.value_range.)"
         )
+
+
+def _by(sides: Iterable[int]) -> str:
+    return " x ".join(map(str, sides))
 
 
 def _size(value: Any) -> tuple[int, ...]:

@@ -160,6 +160,8 @@ class Images(Keyed):
                 raise
             image, extra = self.aligned.read(image, extra, where, self.value_range)
         tensor = as_tensor(image, where, self.value_range)
+        if self.check_range:  # a device transform may make other sizes yet
+            self.aligned.check_sizes(tensor, extra, where, batch=False)
         if self.check_range and tensor.is_floating_point():
             check_range(tensor, self.value_range, where)
         for name in self.aligned.conditions if self.check_range else ():

@@ -115,6 +115,7 @@ class Noiser:
         if train and self.device_transform is not None:
             with keyed_random_state(image.device, *key, 0):
                 image, extra = self._transform(image, extra)
+        self.aligned.check_sizes(image, extra, "a batch", batch=True)
         if self.aligned.conditions:
             extra = extra | {name: self.process.scale(extra[name]) for name in self.aligned.conditions}
         moments = None if self.encoder is None else self.encode(image, (*key, 1))

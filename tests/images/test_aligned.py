@@ -148,7 +148,8 @@ def test_conditions_are_scaled_as_the_target_is_and_masks_stay():
         parts = white.convert("1"), white.convert("L"), torch.ones(4, 4, dtype=torch.bool), np.full((4, 4), 0.5, "f4")
         return white, torch.ones(3, 2, 2), high, *parts
 
-    roles = ["condition", "condition", "mask", "mask", "mask", "mask"]
+    half = {"role": "condition", "scale": 0.5}
+    roles = [half, half, "mask", "mask", "mask", "mask"]
     names = ["label", *(f"item_{i}" for i in range(2, 7))]
     data = module(
         make,
@@ -193,9 +194,60 @@ def test_a_small_condition_is_made_inside_the_transform():
         parts = FLIP(parts)
         return {**parts, "low_res": parts["image"][:, ::2, ::2]}
 
-    data = module(transform=halve)
+    data = module(transform=halve, images={**ROLES, "low_res": {"role": "condition", "scale": 0.5}})
     for batch in batches(data):
         assert torch.equal(batch.low_res, batch.x_0[..., ::2, ::2])
+
+
+def low(height: int, width: int) -> Callable[[int], dict[str, Any]]:
+    return lambda i: {**aligned(i), "low_res": torch.zeros(3, height, width)}
+
+
+def shrink(parts: dict[str, Any]) -> dict[str, Any]:
+    return {**parts, "low_res": parts["low_res"][..., ::4, ::4]}
+
+
+@pytest.mark.parametrize(
+    ("make", "scale", "options", "message"),
+    [
+        (
+            low(2, 2),
+            1,
+            {},
+            r"low_res has the height and width of 'image', but in data\.train\[0\] it is 2 x 2 beside 8 x 8\. "
+            r"Say data\.images\.low_res=\{role: condition, scale: 0\.25\}, or resize it\.$",
+        ),
+        (
+            low(8, 8),
+            0.25,
+            {},
+            r"has 0\.25 times the height and .* is 8 x 8 beside 8 x 8\. Say data\.images\.low_res=condition, or resize",
+        ),
+        (
+            low(4, 2),
+            0.5,
+            {},
+            r"it is 4 x 2 beside 8 x 8\. It shows another part, or is stretched: crop, or resize it\.$",
+        ),
+        (aligned, 0.5, {"transform": shrink}, r"data\.train\[0\] it is 2 x 2 beside 8 x 8\. Say .*scale: 0\.25"),
+        (aligned, 0.5, {"device_transform": shrink}, r"but in a batch it is 2 x 2 beside 8 x 8\. Say .*scale: 0\.25"),
+        (lambda i: {**aligned(i), "mask": torch.zeros(1, 4, 4)}, 1, {}, r"\.mask=\{role: mask, scale: 0\.5\}"),
+    ],
+)
+def test_a_condition_of_another_ratio_than_declared_is_refused(
+    make: Any, scale: float, options: dict[str, Any], message: str
+):
+    declared = "condition" if scale == 1 else {"role": "condition", "scale": scale}
+    with pytest.raises(ValueError, match=message):
+        batches(module(make, images={**ROLES, "low_res": declared}, **options))
+
+
+@pytest.mark.parametrize(("side", "scale"), [(2, 0.25), (2, 0.3), (3, 0.3), (16, 2)])
+def test_a_ratio_holds_to_within_a_pixel(side: int, scale: float):
+    declared = {**ROLES, "low_res": {"role": "condition", "scale": scale}}
+    data = module(low(side, side), images=declared)
+    assert batches(data)[0].low_res.shape == (4, 3, side, side)
+    assert data.aligned.roles == declared  # what a checkpoint compares
 
 
 def test_evaluation_has_them_together_too():
@@ -290,6 +342,21 @@ def test_several_images_without_a_word_name_both_keys():
             {"image": "target", "mask": "masks"},
             None,
             r"data\.images\.mask must be one of 'target', 'condition', 'mask'",
+        ),
+        (
+            {"image": "target", "low_res": {"role": "condition", "ratio": 2}},
+            None,
+            r"data\.images\.low_res must be a role, or a role and a scale, .*, 'ratio': 2\}",
+        ),
+        (
+            {"image": {"role": "target", "scale": 2}},
+            None,
+            r"data\.images\.image\.role must be one of 'condition', 'mask', but got 'target'",
+        ),
+        (
+            {"image": "target", "mask": {"role": "mask", "scale": 0}},
+            None,
+            r"data\.images\.mask\.scale must be a number > 0, but got 0",
         ),
         ({"mask": "mask"}, None, r"data\.images must be of exactly one target"),
         ({"a": "target", "b": "target"}, None, r"data\.images must be of exactly one target"),
