@@ -15,13 +15,14 @@ import pytest
 import server
 import torch
 from lightning_fabric.utilities import registry
-from shared import SCHEDULES, schedule_of
+from shared import HERE, SCHEDULES, schedule_of
 
 from diffaug.schedules import Schedule
 
 registry.entry_points = functools.cache(registry.entry_points)  # what every Trainer looks for again, in 20 ms
-EAGER = {"images", "order", "datasets", "loader", "device", "data"}
-"""The folders whose tests compile nothing, but those named so: they are about which samples come and what is drawn."""
+EAGER = [HERE / room for room in ("images", "order", "datasets", "loader", "on_device", "datamodules", "encoding")]
+"""The folders whose tests compile nothing but where they are marked so: they are about what comes and what is drawn."""
+assert all(folder.is_dir() for folder in EAGER)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,7 +61,7 @@ def _environment_of_its_own() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _eager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw as where there is no compiler: to compile takes seconds, and the compiled pass is of tests/process."""
-    if request.path.parent.name in EAGER and "compiled" not in request.node.name:
+    if request.path.parent in EAGER and not request.node.get_closest_marker("compiled"):
         monkeypatch.setattr("diffaug.process.compiler.compiler_for", lambda _: False)
 
 

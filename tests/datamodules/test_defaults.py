@@ -193,7 +193,8 @@ def test_every_batch_that_workers_read(harder):
 
 
 @pytest.mark.slow
-def test_every_compiled_batch():
+@pytest.mark.compiled
+def test_every_batch_of_the_compiled_pass():
     """Under both at once: each by itself takes as long to compile again."""
     assert_same("bfloat16 on meta", lambda: epochs("owned", compiled=True))
 

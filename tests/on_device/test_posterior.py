@@ -84,7 +84,11 @@ def test_z_is_mean_plus_std_times_a_keyed_normal(form, same_random_state):
 
 @pytest.mark.parametrize(
     ("shape", "compiled"),
-    [((4, 8, 8), False), ((3, 5, 7), False), pytest.param((4, 8, 8), True, marks=pytest.mark.slow)],
+    [
+        ((4, 8, 8), False),
+        ((3, 5, 7), False),
+        pytest.param((4, 8, 8), True, marks=[pytest.mark.slow, pytest.mark.compiled]),
+    ],
 )
 def test_through_the_pass_it_is_that_to_the_bit(shape, compiled):
     with torch.random.fork_rng([]):
