@@ -86,7 +86,7 @@ def test_objects_are_told_by_their_class():
 
 def test_every_flag_of_the_public_interface_is_checked():
     """Each parameter whose default is true or false, of what has no underscore and is no part of another's inside."""
-    inside = {"Images.check_range", "Stream.train", "Level.limit", "split.batch"}
+    inside = {"Images.check_range", "Stream.train", "Level.limit", "take_apart.batch"}
     inside |= {"build_images.look", "DiffusionBase.build.look", "ForwardProcess.draw.eager"}
     inside |= {"Times.state_dict.unfinished", "Importance.state_dict.unfinished", "Times.begin_batch.again"}
     inside |= {"rebuild.overfit", "check_images.bytes_too"}

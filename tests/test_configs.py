@@ -25,7 +25,7 @@ from diffaug.config import check_keys, check_words, checkpoint_path, config_dir,
 from diffaug.datamodules.base import NoisingBase
 from diffaug.help import comments_of, write_comments
 from diffaug.loader.training import LOADER_OPTIONS
-from diffaug.store.layout import Field, Part, write_info
+from diffaug.store.layout import Field, Split, write_info
 
 
 def choices(*groups: str) -> list[str]:
@@ -56,8 +56,8 @@ def _root() -> None:
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes(choice, tmp_path):
     if "data=store" in choice:
-        part = Part("train", 1, 1, {"image": Field("uint8", (3, 32, 32))})
-        info = {"format": 1, "finished": True, "made_from": {}, "latents": None, "parts": {"train": [part]}}
+        split = Split("train", 1, 1, {"image": Field("uint8", (3, 32, 32))})
+        info = {"format": 1, "finished": True, "made_from": {}, "latents": None, "splits": {"train": [split]}}
         write_info(tmp_path, info)
         choice += f" data.root={tmp_path}"
     if "data=image_folder" in choice:

@@ -22,7 +22,7 @@ from diffaug.encoding.autoencoder import folder_of
 from diffaug.encoding.disk_space import check_space, plan
 from diffaug.encoding.fingerprint import fingerprint
 from diffaug.encoding.module import EncodingBase, Source
-from diffaug.encoding.parts import choose_parts
+from diffaug.encoding.splits import choose_splits
 from diffaug.encoding.unwrap import unwrap
 from diffaug.encoding.update import BESIDE, changed_files, check_kept, keep_rows, left_by_another, replace, write_files
 from diffaug.store.latents import DTYPES, Latents, summarise
@@ -83,7 +83,7 @@ def encode(
     data.prepare_data()
     latents = Latents(data._noiser.encode, dtype, allow_rounding, pixels) if data.encodes else None
     device, whole = trainer.strategy.root_device, Path(out).expanduser()
-    sources = choose_parts(data, latents, device, keep=keep, variants=variants, differ=differ)
+    sources = choose_splits(data, latents, device, keep=keep, variants=variants, differ=differ)
     flat = [source for of_stage in sources.values() for source in of_stage]
     info = {
         "format": FORMAT,
@@ -91,7 +91,7 @@ def encode(
         "made_from": {**fingerprint(data, flat), "dtype": latents and dtype},
         "latents": None,
         "autoencoder": folder_of(data._noiser.encoder),
-        "parts": {stage: [source.part for source in of_stage] for stage, of_stage in sources.items()},
+        "splits": {stage: [source.split for source in of_stage] for stage, of_stage in sources.items()},
     }
     root, changed, stale = whole, _changed(whole, info), False
     if update and (changed or (whole / BESIDE).exists()):
@@ -109,8 +109,8 @@ def encode(
     options = {"pin_memory": torch.cuda.is_available(), **data.loader_options}
     writer = module(root, flat, batch_size=data.batch_size, options=options, latents=latents)
     missing = writer.shards() if stale else writer.missing()
-    rows = sum(flat[number].part.rows_of(shard) for number, shard in missing)
-    total = sum(source.part.rows for source in flat)
+    rows = sum(flat[number].split.rows_of(shard) for number, shard in missing)
+    total = sum(source.split.rows for source in flat)
     if trainer.is_global_zero:
         print(plan(root, flat, rows, total))
         check_space(root, flat, missing)
@@ -134,7 +134,7 @@ def encode(
                 told = signal.SIGINT if interrupted else signal.SIGTERM
                 if not trainer.is_global_zero:
                     raise SystemExit(128 + told) from error
-                left = sum(flat[number].part.rows_of(shard) for number, shard in writer.missing())
+                left = sum(flat[number].split.rows_of(shard) for number, shard in writer.missing())
                 done = f"What was finished stays, {total - left} of {total} rows, and the same command goes on."
                 raise Told(told, done) from error
             finally:
@@ -152,7 +152,7 @@ def encode(
             write_info(root, {**info, "finished": True})
             if root != whole:
                 replace(whole)
-            kept = sum(int((one.kept >= 0).sum()) * len(one.part.variants) for one in flat if one.kept is not None)
+            kept = sum(int((one.kept >= 0).sum()) * len(one.split.variants) for one in flat if one.kept is not None)
             copied = f", {kept} of these from before" if kept else ""
             done = f"{whole} holds {total} rows, {rows} of them written now{copied}."
             print(f"{done} To train on it: data=store data.root={out}")
@@ -170,8 +170,8 @@ def _alone(root: Path) -> Generator[None]:
 
 def _read_sums(root: Path, sources: list[Source]) -> Iterator[dict[str, Any]]:
     for source in sources:
-        for shard in range(source.part.shards):
-            yield json.loads(source.part.sums(root, shard).read_text())
+        for shard in range(source.split.shards):
+            yield json.loads(source.split.sums(root, shard).read_text())
 
 
 def _error(root: Path) -> float:
@@ -186,8 +186,8 @@ def _changed(root: Path, info: dict[str, Any]) -> list[str]:
         return []
     before = read_info(root)
     changed = differences(info["made_from"], before["made_from"])
-    if not changed and before["parts"] != info["parts"]:
-        changed = [f"parts: {before['parts']} -> {info['parts']}"]
+    if not changed and before["splits"] != info["splits"]:
+        changed = [f"splits: {before['splits']} -> {info['splits']}"]
     return changed
 
 

@@ -212,19 +212,23 @@ def store(module: type[Module], *, root: str, **options: Any) -> Module:
             of it is missing or cut short.
     """
     info = read_info(root)
-    parts, latents = info["parts"], info["latents"]
+    splits, latents = info["splits"], info["latents"]
     if options.get("encoder") is not None:
         raise ValueError(
             "data=store reads what is encoded, or images: data.encoder goes with the dataset, or with encode."
         )
-    made = {stage: [partial(Store, root, stage, number) for number in range(len(parts[stage]))] for stage in parts}
+    made = {stage: [partial(Store, root, stage, number) for number in range(len(splits[stage]))] for stage in splits}
     several = {stage: (each if len(each) > 1 else each[0]) for stage, each in made.items()}
     options["image_key"] = "image"
     if None in (options.get("image_shape") or ()):  # of buckets, whose shapes differ
         options["image_shape"] = None
     made_for, given = info["made_from"].get("value_range"), options["process"].value_range
     given = given and list(given)
-    if latents is None and given != made_for and any(p.floats for of_stage in parts.values() for p in of_stage):
+    if (
+        latents is None
+        and given != made_for
+        and any(split.floats for of_stage in splits.values() for split in of_stage)
+    ):
         raise ValueError(
             f"The images of data.root={root!r} are floats in {made_for}, but process.value_range={given}: set it to "
             "that (null where that is None)."

@@ -155,7 +155,7 @@ def look_at(images: Images, image_shape: tuple[int, ...] | None) -> None:
         chosen = spread_indices(shards[0] or 1, _LOOKED_AT)  # of the first shard: others may be far away
         some = (images[images.place(index)][0] for index in chosen)
         warn_of_half_range(some, images.value_range, f"{name}, of which {len(chosen)} images were looked at,")
-    if any("std" in store.part.fields for store in _stores(images.dataset)):
+    if any("std" in store.split.fields for store in _stores(images.dataset)):
         shape = shape[1:]  # of latents, which come as two moments
     if image_shape is not None and shape != image_shape:
         raise ValueError(
@@ -167,7 +167,7 @@ def look_at(images: Images, image_shape: tuple[int, ...] | None) -> None:
 def check_moments(dataset: Any, name: str, encoder: object) -> None:
     """Refuse a store of mean and deviation where nothing draws from them: both would be noised, as if an image."""
     for store in _stores(dataset):
-        if "std" in store.part.fields and not isinstance(encoder, Stored):
+        if "std" in store.split.fields and not isinstance(encoder, Stored):
             raise ValueError(
                 f"{name} reads the store of latents {str(store.root)!r}, whose rows are a mean and a deviation to "
                 "draw from: data=store does so. Here set data.encoder={_target_: diffaug.store.Stored, "

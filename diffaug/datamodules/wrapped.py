@@ -16,7 +16,7 @@ from diffaug.datamodules.packages import OURS, check_package, check_trainer, is_
 from diffaug.datamodules.rebuild import rebuild
 from diffaug.datamodules.recipe import check_ranks
 from diffaug.datamodules.sources import check_moments, spread_indices, warn_of_half_range
-from diffaug.images.items import describe_value, name_parts, split
+from diffaug.images.items import describe_value, name_parts, take_apart
 from diffaug.loader.batch import Batch, Place, Places, first_place
 from diffaug.loader.stream import Stream
 from diffaug.process import ForwardProcess
@@ -201,7 +201,7 @@ class WrappedBase(NoisingBase):
 
     def _noise_part(self, batch: Any, places: Places | Place, stage: str, loader: int) -> Any:
         where = f"the batch of {type(self.inner).__name__}.{stage}_dataloader()"
-        image, extra = split(batch, self.aligned.target, where, batch=True)
+        image, extra = take_apart(batch, self.aligned.target, where, batch=True)
         if not isinstance(image, Tensor) or image.ndim < 2:
             raise ValueError(
                 f"{where} must hold its images as one tensor of shape (B, ...), but has {describe_value(image)}."
@@ -253,7 +253,7 @@ class WrappedBase(NoisingBase):
         bare = again.collate_fn(again.dataset.__getitems__(some)).content
         with keyed_random_state(torch.device("cpu"), self.seed or 0, Purpose.DEVICE_TRANSFORM):
             bare = self.inner.on_after_batch_transfer(self.inner.on_before_batch_transfer(bare, 0), 0)
-        return split(bare, self.aligned.target, "the batch", batch=True)[0]
+        return take_apart(bare, self.aligned.target, "the batch", batch=True)[0]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_nests": {}}  # a process that is started makes its own

@@ -15,7 +15,7 @@ from diffaug.checks import instance, refuse
 from diffaug.datasets.buckets import Buckets, fields, without_empty
 from diffaug.images.aligned import Aligned
 from diffaug.images.fit import Size, fit_mask, fit_tensor
-from diffaug.images.items import as_mask, as_tensor, name_parts, split
+from diffaug.images.items import as_mask, as_tensor, name_parts, take_apart
 
 _UINT16 = (0.0, 65535.0)
 
@@ -82,7 +82,7 @@ class Bucketed(Dataset[dict[str, Any]]):
         at = int(self.indices[index])
         where = f"item {at} of {type(self.dataset).__name__}"
         item, key = self.dataset[at], self.aligned.target
-        image, extra = split(item, key, where)
+        image, extra = take_apart(item, key, where)
         self.aligned.check_declared(name_parts(item), image, extra, where, "Bucketed", batch=False, key="images")
         self.aligned.check_held(extra, where)
         pixels = _pixels(image, where)

@@ -4,12 +4,12 @@ import shutil
 from pathlib import Path
 
 from diffaug.encoding.module import Source
-from diffaug.store.layout import Part
+from diffaug.store.layout import Split
 
 
 def check_space(root: Path, sources: list[Source], missing: list[tuple[int, int]]) -> None:
     """Refuse a disk that the shards that are missing do not fit on."""
-    wanted = sum(sources[number].part.rows_of(shard) * _row_bytes(sources[number].part) for number, shard in missing)
+    wanted = sum(sources[number].split.rows_of(shard) * _row_bytes(sources[number].split) for number, shard in missing)
     there = next(folder for folder in (root, *root.resolve().parents) if folder.is_dir())
     free = shutil.disk_usage(there).free
     if wanted > free:
@@ -18,19 +18,19 @@ def check_space(root: Path, sources: list[Source], missing: list[tuple[int, int]
         )
 
 
-def _row_bytes(part: Part) -> int:
-    return sum(field.bytes for field in part.fields.values())
+def _row_bytes(split: Split) -> int:
+    return sum(field.bytes for field in split.fields.values())
 
 
 def plan(root: Path, sources: list[Source], rows: int, total: int) -> str:
     """Say how large a store will be, and what of it is there."""
     lines = [f"{root}: {total} rows, {total - rows} of them already there"]
     for source in sources:
-        part = source.part
-        fields = [f"{name} {field.dtype} {list(field.shape) or ''}".strip() for name, field in part.fields.items()]
-        more = " and what differs" if any(field.bytes == 0 for field in part.fields.values()) else ""
-        size = f"{_size(part.rows * _row_bytes(part))}{more} in {part.shards} shards"
-        lines.append(f"  {part.folder}: {part.rows} rows of {', '.join(fields)}; {size}")
+        split = source.split
+        fields = [f"{name} {field.dtype} {list(field.shape) or ''}".strip() for name, field in split.fields.items()]
+        more = " and what differs" if any(field.bytes == 0 for field in split.fields.values()) else ""
+        size = f"{_size(split.rows * _row_bytes(split))}{more} in {split.shards} shards"
+        lines.append(f"  {split.folder}: {split.rows} rows of {', '.join(fields)}; {size}")
     return "\n".join(lines)
 
 

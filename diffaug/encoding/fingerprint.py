@@ -38,14 +38,14 @@ def fingerprint(data: DiffusionBase, sources: Sequence[Source]) -> dict[str, Any
     """
     return {
         **{
-            source.part.folder: {
+            source.split.folder: {
                 "dataset": type(source.images.dataset).__name__,
                 **describe_dataset(source.images.dataset),
                 "sizes and times of the files": _digest(source.files),
                 "items looked at": _looked_at(source),
                 "kept": list(source.images.wanted),
-                "variants": list(source.part.variants),
-                "drawn by seed": source.images.domain[0] if source.part.variants[0].isdecimal() else None,
+                "variants": list(source.split.variants),
+                "drawn by seed": source.images.domain[0] if source.split.variants[0].isdecimal() else None,
             }
             for source in sources
         },
@@ -117,7 +117,7 @@ def _looked_at(source: Source) -> str:
 
     def digest() -> str:
         made = hashlib.blake2b(digest_size=8)
-        for row in spread_indices(source.part.items, LOOKED_AT):
+        for row in spread_indices(source.split.items, LOOKED_AT):
             image, _, extra = source.read(row)
             made.update(image.contiguous().flatten().view(torch.uint8).numpy().tobytes())
             made.update(repr(extra).encode(errors="surrogatepass"))

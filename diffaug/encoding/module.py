@@ -25,7 +25,7 @@ from diffaug.loader.dataset import Images
 from diffaug.loader.training import Loader
 from diffaug.randomness.user_code import call_keyed, detect_draws, mix_key
 from diffaug.store.latents import Latents
-from diffaug.store.layout import Field, Part
+from diffaug.store.layout import Field, Split
 from diffaug.store.reader import Rows
 from diffaug.store.shards import ShardWriter
 
@@ -37,26 +37,26 @@ VARIANTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Source(NamedTuple):
-    """A dataset to be stored, and the part that it becomes.
+    """A dataset to be stored, and the split that it becomes.
 
     Attributes:
         images: the dataset.
-        part: of the store.
+        split: of the store.
         files: what the items are read from, as `diffaug.encoding.fingerprint.list_files` has it.
         before: of a store that is updated, the rows of that; None of a new one.
         kept: int64, the number that each item had there; -1 of what is read anew.
     """
 
     images: Images
-    part: Part
+    split: Split
     files: list[str] | None
     before: Rows | None = None
     kept: NDArray[np.int64] | None = None
 
     def read(self, item: int, variant: int = 0) -> Any:
-        """Read an item as one of the part's variants, by its place among them, has it."""
+        """Read an item as one of the split's variants, by its place among them, has it."""
         name = str(item) if self.files is None else json.loads(self.files[item])[0]
-        return read_row(self.images, item, self.part.variants[variant], name)
+        return read_row(self.images, item, self.split.variants[variant], name)
 
 
 class Some(NamedTuple):
@@ -102,21 +102,21 @@ class _Rows(Dataset[Any]):
         self.sources = sources
 
     def __len__(self) -> int:
-        return sum(source.part.rows for source in self.sources)
+        return sum(source.split.rows for source in self.sources)
 
     def __getitem__(self, where: tuple[int, int, range]) -> tuple[int, int, int, list[Some]]:
         number, shard, rows = where
         source = self.sources[number]
-        part, before, kept = source.part, source.before, source.kept
+        split, before, kept = source.split, source.before, source.kept
         read: dict[tuple[int, ...], tuple[list[int], list[Any]]] = {}
         known: tuple[list[int], list[int]] = ([], [])
-        varies = part.bucket_shapes is not None
+        varies = split.bucket_shapes is not None
         for place, row in enumerate(rows):
-            item, variant = divmod(row, len(part.variants))
+            item, variant = divmod(row, len(split.variants))
             old = -1 if kept is None else int(kept[item])
             if old >= 0:
                 known[0].append(place)
-                known[1].append(old * len(part.variants) + variant)
+                known[1].append(old * len(split.variants) + variant)
                 continue
             sample = source.read(item, variant)
             places, samples = read.setdefault(tuple(sample[0].shape) if varies else (), ([], []))
@@ -124,7 +124,7 @@ class _Rows(Dataset[Any]):
             samples.append(sample)
         some = [Some(places, collate(samples), {}) for places, samples in read.values()]
         if before is not None and known[0]:
-            some.append(Some(known[0], None, {name: before.read(name, known[1]) for name in part.fields}))
+            some.append(Some(known[0], None, {name: before.read(name, known[1]) for name in split.fields}))
         return number, shard, len(rows), some
 
 
@@ -165,7 +165,7 @@ def read_row(images: Images, row: int, variant: str, name: str) -> Any:
             "every visit; or say how many draws of each training image are stored, as variants=8."
         )
     make = VARIANTS[variant]
-    return make(image), place, {**extra, **{part: make(extra[part]) for part in images.aligned.beside if part in extra}}
+    return make(image), place, {**extra, **{key: make(extra[key]) for key in images.aligned.beside if key in extra}}
 
 
 class _Batches(Sampler[Any]):
@@ -175,9 +175,9 @@ class _Batches(Sampler[Any]):
         self.sources, self.shards, self.batch_size = sources, shards, batch_size
 
     def _rows(self, number: int, shard: int) -> range:
-        part = self.sources[number].part
-        first = shard * part.shard_rows
-        return range(first, first + part.rows_of(shard))
+        split = self.sources[number].split
+        first = shard * split.shard_rows
+        return range(first, first + split.rows_of(shard))
 
     def __iter__(self) -> Iterator[tuple[int, int, range]]:
         for number, shard in self.shards:
@@ -231,11 +231,13 @@ class EncodingBase:
 
     def shards(self) -> list[tuple[int, int]]:
         """List all shards, as (source, shard)."""
-        return [(number, shard) for number, one in enumerate(self.sources) for shard in range(one.part.shards)]
+        return [(number, shard) for number, one in enumerate(self.sources) for shard in range(one.split.shards)]
 
     def missing(self) -> list[tuple[int, int]]:
         """List those that are not there in full."""
-        return [(number, shard) for number, shard in self.shards() if self.sources[number].part.fault(self.root, shard)]
+        return [
+            (number, shard) for number, shard in self.shards() if self.sources[number].split.fault(self.root, shard)
+        ]
 
     def predict_dataloader(self: Any) -> _Plain:
         missing = self.trainer.strategy.broadcast(self.missing())
@@ -248,21 +250,21 @@ class EncodingBase:
         if self.trainer.received_sigterm:  # a flag of Lightning's, which itself looks at it in training alone
             raise SystemExit(128 + signal.SIGTERM)
         number, shard, count, several = batch
-        parts: list[tuple[list[int], dict[str, Any]]] = []
+        some: list[tuple[list[int], dict[str, Any]]] = []
         for places, read, known in several:
             made = known
             if read is not None:
                 with torch.autocast(read.image.device.type, enabled=False):  # as where a live encoder is called
                     encoded = {"image": read.image} if self.latents is None else self.latents.encode(read.image)
                 made = {**read.extra, **encoded}
-            parts.append((places, made))
-        made = _join(parts, self.sources[number].part.fields)
+            some.append((places, made))
+        made = _join(some, self.sources[number].split.fields)
         if self.latents is not None:
             made = {**made, **self.latents.rows(made)}
         rows = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in made.items()}
-        writer = self._writer = self._writer or ShardWriter(self.root, self.sources[number].part, shard)
+        writer = self._writer = self._writer or ShardWriter(self.root, self.sources[number].split, shard)
         writer.write(rows, count)
-        if writer.rows == writer.part.rows_of(shard):
+        if writer.rows == writer.split.rows_of(shard):
             writer.finish(self.latents and self.latents.take_sums())
             self._writer = None
         return ()  # not None, of which Lightning would warn

@@ -2,7 +2,7 @@
 the old one's place.
 
 The new store is made beside the old one, in a hidden folder of it, as any other: interrupted, it is gone on with. Only
-when it is whole are its parts moved to their places, store.json last.
+when it is whole are its splits moved to their places, store.json last.
 """
 
 import json
@@ -20,7 +20,7 @@ from diffaug.datamodules.sources import spread_indices
 from diffaug.encoding.fingerprint import LOOKED_AT
 from diffaug.encoding.module import Source
 from diffaug.store.latents import Latents
-from diffaug.store.layout import INFO, Part, buckets_of, read_info, write_info
+from diffaug.store.layout import INFO, Split, buckets_of, read_info, write_info
 from diffaug.store.reader import Rows
 
 BESIDE = ".update"
@@ -28,19 +28,19 @@ _OF_FILES = ("images", "files", "bucket_of", "sizes and times of the files", "it
 _NAMED = 3
 
 
-def files_of(root: Path, part: Part) -> Path:
-    """Return the file that lists what a part was read from."""
-    return root / part.folder / "files.jsonl"
+def files_of(root: Path, split: Split) -> Path:
+    """Return the file that lists what a split was read from."""
+    return root / split.folder / "files.jsonl"
 
 
 def write_files(root: Path, sources: list[Source]) -> None:
-    """Write what each part is read from beside it."""
+    """Write what each split is read from beside it."""
     for source in sources:
         bucket_of = getattr(source.images.dataset, "bucket_of", None)
-        lines, path = source.files, files_of(root, source.part)
+        lines, path = source.files, files_of(root, source.split)
         if bucket_of is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(buckets_of(root, source.part), np.asarray(bucket_of, "<i8"))
+            np.save(buckets_of(root, source.split), np.asarray(bucket_of, "<i8"))
         if lines is None:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,16 +50,16 @@ def write_files(root: Path, sources: list[Source]) -> None:
         beside.replace(path)
 
 
-def _read_files(root: Path, part: Part) -> list[str] | None:
-    path = files_of(root, part)
+def _read_files(root: Path, split: Split) -> list[str] | None:
+    path = files_of(root, split)
     return path.read_text().splitlines() if path.is_file() else None
 
 
 def changed_files(root: Path, sources: list[Source]) -> list[str]:
-    """Say which files are others than those that a store was made from, a line for each part and kind of change."""
+    """Say which files are others than those that a store was made from, a line for each split and kind of change."""
     said = []
     for source in sources:
-        before, now = _read_files(root, source.part), source.files
+        before, now = _read_files(root, source.split), source.files
         if before is None or now is None or before == now:
             continue
         old, new = ({name: rest for name, *rest in map(json.loads, lines)} for lines in (before, now))
@@ -70,7 +70,7 @@ def changed_files(root: Path, sources: list[Source]) -> list[str]:
         }
         for kind, names in kinds.items():
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-            said += [f"{source.part.folder}, {kind}: {', '.join(names[:_NAMED])}{more}"] if names else []
+            said += [f"{source.split.folder}, {kind}: {', '.join(names[:_NAMED])}{more}"] if names else []
     return said
 
 
@@ -81,14 +81,14 @@ def keep_rows(root: Path, info: dict[str, Any], sources: list[Source]) -> list[S
         ValueError: something else than files has changed, or the dataset names no files.
     """
     before = read_info(root)
-    skipped = {f"{source.part.folder}.{key}" for source in sources for key in _OF_FILES}
+    skipped = {f"{source.split.folder}.{key}" for source in sources for key in _OF_FILES}
     changed = [
         line for line in differences(info["made_from"], before["made_from"]) if line.split(": ")[0] not in skipped
     ]
-    parts = {part.folder: part for of_stage in before["parts"].values() for part in of_stage}
+    splits = {split.folder: split for of_stage in before["splits"].values() for split in of_stage}
     kept, of_fields = [], []
     for source in sources:
-        part, old = source.part, parts.get(source.part.folder)
+        split, old = source.split, splits.get(source.split.folder)
         now, then = source.files, None if old is None else _read_files(root, old)
         if now is None:
             raise ValueError(
@@ -98,8 +98,8 @@ def keep_rows(root: Path, info: dict[str, Any], sources: list[Source]) -> list[S
         if old is None or then is None:
             kept.append(source)
             continue
-        if (old.fields, old.variants) != (part.fields, part.variants):
-            of_fields.append(f"{part.folder}.fields: {old.fields} -> {part.fields}")
+        if (old.fields, old.variants) != (split.fields, split.variants):
+            of_fields.append(f"{split.folder}.fields: {old.fields} -> {split.fields}")
         there = {line: item for item, line in enumerate(then)}
         items = np.fromiter((there.get(line, -1) for line in now), np.int64, len(now))
         for shard in range(old.shards):
@@ -127,8 +127,8 @@ def check_kept(sources: list[Source], latents: Latents | None, device: torch.dev
         for item in [held[i] for i in spread_indices(len(held), LOOKED_AT)]:
             image, _, extra = source.read(item)
             made = {"image": image} if latents is None else latents.encode(image[None].to(device))
-            row = int(source.kept[item]) * len(source.part.variants)
-            for name in source.part.fields:
+            row = int(source.kept[item]) * len(source.split.variants)
+            for name in source.split.fields:
                 (old,) = source.before.read(name, [row])
                 new = made.get(name, extra.get(name))
                 new = new.cpu().reshape(old.shape) if isinstance(new, Tensor) else new
@@ -164,7 +164,8 @@ def replace(root: Path) -> None:
     made, before = root / BESIDE, read_info(root)
     write_info(root, {**before, "finished": False})  # from now on no reader takes it for whole
     new, old = (
-        {part.folder for of_stage in info["parts"].values() for part in of_stage} for info in (read_info(made), before)
+        {split.folder for of_stage in info["splits"].values() for split in of_stage}
+        for info in (read_info(made), before)
     )
     for folder in sorted(new):
         if (made / folder).is_dir():

@@ -36,7 +36,9 @@ def name_parts(item: Any) -> dict[Any, Any]:
     return {"item_0": item}
 
 
-def split(item: Any, image_key: str | int | None, where: str, *, batch: bool = False) -> tuple[Any, dict[str, Any]]:
+def take_apart(
+    item: Any, image_key: str | int | None, where: str, *, batch: bool = False
+) -> tuple[Any, dict[str, Any]]:
     """Take an item apart: its image, and everything else by name.
 
     The second of a tuple is called label, later ones item_2, item_3, ...; dicts and named tuples have their own names.

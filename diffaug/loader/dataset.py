@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from diffaug.checks import guess
 from diffaug.datasets.mixture import Mixture
 from diffaug.images.aligned import TOGETHER, Aligned
-from diffaug.images.items import as_tensor, check_range, name_parts, split
+from diffaug.images.items import as_tensor, check_range, name_parts, take_apart
 from diffaug.loader.batch import Place, Sample
 from diffaug.randomness.keys import COUNTED_BITS
 from diffaug.randomness.user_code import call_keyed, detect_draws, mix_key
@@ -147,7 +147,7 @@ class Images(Keyed):
     def finished(self, placed: tuple[Place, Any]) -> Sample:
         place, item = placed
         where = self.where(place)
-        image, extra = split(item, self.aligned.target, where)
+        image, extra = take_apart(item, self.aligned.target, where)
         if self.moved_by and self.wanted and not self._looked:
             self.aligned.check_declared(name_parts(item), image, self.wanted, where, self.moved_by, batch=False)
             self._looked = True

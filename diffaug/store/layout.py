@@ -1,6 +1,6 @@
 """How a store lies on the disk, and what it says of itself.
 
-A folder of `store.json`, which says what made it and what it holds, and one folder a part, train and val:
+A folder of `store.json`, which says what made it and what it holds, and one folder a split, train and val:
 
     train/image-00000.npy          rows of one shape, uint8 or float: numpy.load reads them, without diffaug
     train/label-00000.npy          whatever numbers the dataset yields beside the image, by name
@@ -48,7 +48,7 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Part:
+class Split:
     """One dataset of a stage.
 
     Attributes:
@@ -139,7 +139,7 @@ def _size_fault(path: Path, wanted: int) -> str | None:
 
 
 def read_info(root: str | Path) -> dict[str, Any]:
-    """Read what a store says of itself; its parts as lists of `Part` by stage.
+    """Read what a store says of itself; its splits as lists of `Split` by stage.
 
     Raises:
         FileNotFoundError: there is no store.
@@ -150,7 +150,7 @@ def read_info(root: str | Path) -> dict[str, Any]:
         info = json.loads(path.read_text())
         if info["format"] != FORMAT:
             raise ValueError(f"{path} is of format {info['format']}, but this version of diffaug reads {FORMAT}.")
-        info["parts"] = {stage: [_part(part) for part in parts] for stage, parts in info["parts"].items()}
+        info["splits"] = {stage: [_split(split) for split in splits] for stage, splits in info["splits"].items()}
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(
             f"data.root={str(root)!r} holds no store: there is no {path.resolve()}. This makes one: "
@@ -161,27 +161,26 @@ def read_info(root: str | Path) -> dict[str, Any]:
     return info
 
 
-def _part(part: dict[str, Any]) -> Part:
-    fields = {name: Field(field["dtype"], tuple(field["shape"])) for name, field in part.pop("fields").items()}
-    shapes = part.get("bucket_shapes") and tuple((height, width) for height, width in part["bucket_shapes"])
-    return Part(**{**part, "fields": fields, "variants": tuple(part["variants"]), "bucket_shapes": shapes})
+def _split(split: dict[str, Any]) -> Split:
+    fields = {name: Field(field["dtype"], tuple(field["shape"])) for name, field in split.pop("fields").items()}
+    shapes = split.get("bucket_shapes") and tuple((height, width) for height, width in split["bucket_shapes"])
+    return Split(**{**split, "fields": fields, "variants": tuple(split["variants"]), "bucket_shapes": shapes})
 
 
 def write_info(root: Path, info: dict[str, Any]) -> None:
     """Write store.json, whole or not at all."""
-    parts = {stage: [asdict(part) for part in parts] for stage, parts in info["parts"].items()}
     beside = root / f".{INFO}.new"
-    beside.write_text(json.dumps({**info, "parts": parts}, indent=1) + "\n")
+    beside.write_text(json.dumps(info, indent=1, default=asdict) + "\n")
     beside.replace(root / INFO)
 
 
 def shape_of(root: str) -> list[int | None]:
     """Return the shape of a store's images or latents, as ``data.image_shape`` is written: None for what differs."""
-    parts: dict[str, list[Part]] = read_info(root)["parts"]
-    fields = next(iter(parts.values()))[0].fields
+    splits: dict[str, list[Split]] = read_info(root)["splits"]
+    fields = next(iter(splits.values()))[0].fields
     return [None if side < 0 else side for side in fields["mean" if "mean" in fields else "image"].shape]
 
 
-def buckets_of(root: Path, part: Part) -> Path:
+def buckets_of(root: Path, split: Split) -> Path:
     """Return the file that numbers the bucket of each item."""
-    return root / part.folder / "buckets.npy"
+    return root / split.folder / "buckets.npy"

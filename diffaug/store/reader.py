@@ -17,32 +17,32 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from diffaug.datasets.buckets import without_empty
-from diffaug.store.layout import ENDS, TEXT, Field, Part, buckets_of, file_of, header, read_info
+from diffaug.store.layout import ENDS, TEXT, Field, Split, buckets_of, file_of, header, read_info
 
 
 class Rows:
-    """The rows of a part of a store, by number.
+    """The rows of a split of a store, by number.
 
     Arguments:
         root: the store's folder.
-        part: of the store.
+        split: of the store.
     """
 
-    def __init__(self, root: Path, part: Part) -> None:
-        self.root, self.part = root, part
+    def __init__(self, root: Path, split: Split) -> None:
+        self.root, self.split = root, split
         self._mapped: dict[tuple[str, int], NDArray[Any]] = {}
 
     def read(self, name: str, rows: Sequence[int]) -> Any:
         """Copy rows of a field, one after the other: tensors, or texts."""
-        if self.part.fields[name].dtype == TEXT:
+        if self.split.fields[name].dtype == TEXT:
             return [self._text(name, *self._place(row)) for row in rows]
-        if self.part.fields[name].varies:
+        if self.split.fields[name].varies:
             return [self._own(name, *self._place(row)) for row in rows]
         return self.gather([name], rows).unbind(0)
 
     def gather(self, names: list[str], rows: Sequence[int]) -> Tensor:
         """Copy rows of one field, or of several alike side by side, into a tensor: (N, *) or (N, 2, *)."""
-        field = self.part.fields[names[0]]
+        field = self.split.fields[names[0]]
         shape = (len(rows), *([len(names)] if len(names) > 1 else []), *field.shape)
         out = torch.empty(shape, dtype=getattr(torch, field.dtype), device="cpu")
         # As bytes: numpy has not every dtype, and copies a row in a third of the time that torch does.
@@ -54,31 +54,31 @@ class Rows:
 
     def bare(self, name: str, rows: Sequence[int]) -> list[Tensor]:
         """Return rows of a field as they lie in the mapped files."""
-        field = self.part.fields[name]
+        field = self.split.fields[name]
         bare = [torch.from_numpy(self._map(name, shard)[start]) for shard, start in map(self._place, rows)]
         return [row.view(getattr(torch, field.dtype)).view(field.shape) for row in bare]
 
     def _place(self, row: int) -> tuple[int, int]:
-        return divmod(row, self.part.shard_rows)
+        return divmod(row, self.split.shard_rows)
 
     def _map(self, name: str, shard: int) -> NDArray[np.uint8]:
         """Return the rows of a shard as bytes, mapped when first asked for; the file is closed again."""
         known = self._mapped.get((name, shard))
         if known is None:
-            field, rows = self.part.fields[name], self.part.rows_of(shard)
+            field, rows = self.split.fields[name], self.split.rows_of(shard)
             field, ending = (field, "npy") if field.dtype != TEXT else (ENDS, "ends.npy")
-            whole = _map_bytes(file_of(self.root, self.part.folder, name, shard, ending))
+            whole = _map_bytes(file_of(self.root, self.split.folder, name, shard, ending))
             known = self._mapped[name, shard] = whole[len(header(field, rows)) :].reshape(rows, field.bytes)
         return known
 
     def _own(self, name: str, shard: int, row: int) -> Tensor:
         """Copy a row that has a shape of its own."""
-        field = self.part.fields[name]
+        field = self.split.fields[name]
         shapes, ends = self._mapped.get((f"{name} shapes", shard)), self._mapped.get((f"{name} ends", shard))
         if shapes is None or ends is None:
-            shapes = np.load(file_of(self.root, self.part.folder, name, shard, "shapes.npy"))
+            shapes = np.load(file_of(self.root, self.split.folder, name, shard, "shapes.npy"))
             plain, ends = Field(field.dtype), np.concatenate([[0], shapes.prod(1).cumsum()])
-            whole = _map_bytes(file_of(self.root, self.part.folder, name, shard, "npy"))
+            whole = _map_bytes(file_of(self.root, self.split.folder, name, shard, "npy"))
             self._mapped[name, shard] = whole[len(header(plain, int(ends[-1]))) :]
             ends = ends * plain.bytes
             self._mapped[f"{name} shapes", shard], self._mapped[f"{name} ends", shard] = shapes, ends
@@ -92,7 +92,7 @@ class Rows:
         ends = self._map(name, shard)
         lines = self._mapped.get((f"{name}.jsonl", shard))
         if lines is None:
-            lines = _map_bytes(file_of(self.root, self.part.folder, name, shard, "jsonl"))
+            lines = _map_bytes(file_of(self.root, self.split.folder, name, shard, "jsonl"))
             self._mapped[f"{name}.jsonl", shard] = lines
         start = int(ends[row - 1].view("<i8")[0]) if row else 0
         return json.loads(lines[start : int(ends[row].view("<i8")[0])].tobytes())
@@ -107,7 +107,7 @@ def _map_bytes(path: Path) -> NDArray[np.uint8]:
 
 
 class Store(Dataset[dict[str, Any]]):
-    """A part of a store, as a dataset: items are dicts of ``image`` and whatever else was stored, by name.
+    """A split of a store, as a dataset: items are dicts of ``image`` and whatever else was stored, by name.
 
     Batches are fetched at once (``__getitems__``). Of a distribution's moments ``image`` is (2, *): mean and std. Of an
     item with several variants one is drawn from torch's global state, which diffaug's loaders key by the visit.
@@ -125,7 +125,7 @@ class Store(Dataset[dict[str, Any]]):
 
     Raises:
         FileNotFoundError: there is no store.
-        ValueError: it is not finished, lacks such a part, or a file of it is missing or cut short.
+        ValueError: it is not finished, lacks such a split, or a file of it is missing or cut short.
     """
 
     copies = True
@@ -135,39 +135,39 @@ class Store(Dataset[dict[str, Any]]):
         again = f"The command that made it goes on with it: python -m diffaug encode ... out={root}"
         if not info["finished"]:
             raise ValueError(f"The store data.root={root!r} is not finished. {again}")
-        parts = info["parts"].get(stage, [])
-        if number >= len(parts):
-            held = ", ".join(f"{len(each)} of {name}" for name, each in info["parts"].items())
+        splits = info["splits"].get(stage, [])
+        if number >= len(splits):
+            held = ", ".join(f"{len(each)} of {name}" for name, each in info["splits"].items())
             raise ValueError(f"The store data.root={root!r} has no {stage} set number {number}, but {held}.")
-        self.part: Part = parts[number]
-        for shard in range(self.part.shards):
-            fault = self.part.fault(self.root, shard)
+        self.split: Split = splits[number]
+        for shard in range(self.split.shards):
+            fault = self.split.fault(self.root, shard)
             if fault:
                 raise ValueError(f"{fault}. {again}")
         self._made_from = info["made_from"]
-        self._items: Sequence[int] | NDArray[np.int64] = range(self.part.items)
-        self.rows = Rows(self.root, self.part)
-        self._images = [name for name in ("image", "mean", "std") if name in self.part.fields]
-        self.shape = self.part.fields[self._images[0]].shape
+        self._items: Sequence[int] | NDArray[np.int64] = range(self.split.items)
+        self.rows = Rows(self.root, self.split)
+        self._images = [name for name in ("image", "mean", "std") if name in self.split.fields]
+        self.shape = self.split.fields[self._images[0]].shape
         self.bucket_of: NDArray[np.int64] | None = None
-        self.bucket_shapes: Sequence[tuple[int, int]] | None = self.part.bucket_shapes
+        self.bucket_shapes: Sequence[tuple[int, int]] | None = self.split.bucket_shapes
         if self.bucket_shapes is not None:
-            self.bucket_of = np.load(buckets_of(self.root, self.part))
+            self.bucket_of = np.load(buckets_of(self.root, self.split))
 
     def only(self, indices: Sequence[int]) -> "Store":
         """Return the same store with these items only, numbered anew; each keeps its bucket's shape."""
-        part, chosen = copy(self), np.asarray(indices, np.int64)
-        part._items = np.asarray(self._items, np.int64)[chosen]
+        some, chosen = copy(self), np.asarray(indices, np.int64)
+        some._items = np.asarray(self._items, np.int64)[chosen]
         if self.bucket_of is not None and self.bucket_shapes is not None:
-            part.bucket_of, part.bucket_shapes = without_empty(self.bucket_of[chosen], self.bucket_shapes)
-        return part
+            some.bucket_of, some.bucket_shapes = without_empty(self.bucket_of[chosen], self.bucket_shapes)
+        return some
 
     @property
     def sizes(self) -> NDArray[np.int64] | None:
         """Height and width of each image before it was fitted to its bucket, shape (N, 2), where that was kept."""
-        if self.bucket_of is None or "original_size" not in self.part.fields:
+        if self.bucket_of is None or "original_size" not in self.split.fields:
             return None
-        rows = np.asarray(self._items) * len(self.part.variants)
+        rows = np.asarray(self._items) * len(self.split.variants)
         return self.rows.gather(["original_size"], rows.tolist()).numpy()
 
     def recipe(self) -> dict[str, Any]:
@@ -193,16 +193,16 @@ class Store(Dataset[dict[str, Any]]):
         else:
             images = self.rows.gather(self._images, rows).unbind(0)
         gathered = {"image": images}
-        gathered |= {name: self.rows.read(name, rows) for name in self.part.fields if name not in self._images}
+        gathered |= {name: self.rows.read(name, rows) for name in self.split.fields if name not in self._images}
         return [dict(zip(gathered, row, strict=True)) for row in zip(*gathered.values(), strict=True)]
 
     @property
     def draws(self) -> bool:
         """Whether reading draws, of several variants."""
-        return len(self.part.variants) > 1
+        return len(self.split.variants) > 1
 
     def _row(self, index: int) -> int:
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.root} holds {len(self)} items, of which {index} is none")
-        count = len(self.part.variants)
+        count = len(self.split.variants)
         return int(self._items[index]) * count + (int(torch.randint(count, (), device="cpu")) if self.draws else 0)

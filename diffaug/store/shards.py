@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from diffaug.store.layout import ENDS, TEXT, Field, Part, file_of, header
+from diffaug.store.layout import ENDS, TEXT, Field, Split, file_of, header
 
 _SHARD_BYTES = 2**29  # at most, so that a billion rows of 16 KiB are no more maps than a process may have
 _SHARDS = 64  # so many where they are smaller than that, so that ranks can share out a small set
@@ -29,32 +29,32 @@ class ShardWriter:
     Plainly written, not mapped: where the disk is full that is an error, and not the end of the process.
 
     Arguments:
-        root, part, shard: which one.
+        root, split, shard: which one.
     """
 
-    def __init__(self, root: Path, part: Part, shard: int) -> None:
-        self.part, self.rows, self._root, self._shard = part, 0, root, shard
-        (root / part.folder).mkdir(parents=True, exist_ok=True)
+    def __init__(self, root: Path, split: Split, shard: int) -> None:
+        self.split, self.rows, self._root, self._shard = split, 0, root, shard
+        (root / split.folder).mkdir(parents=True, exist_ok=True)
         self._files: dict[Path, BinaryIO] = {}
-        self._shapes: dict[str, list[list[int]]] = {name: [] for name, field in part.fields.items() if field.varies}
-        self._ends: dict[str, list[int]] = {name: [0] for name, field in part.fields.items() if field.dtype == TEXT}
+        self._shapes: dict[str, list[list[int]]] = {name: [] for name, field in split.fields.items() if field.varies}
+        self._ends: dict[str, list[int]] = {name: [0] for name, field in split.fields.items() if field.dtype == TEXT}
         try:
-            for name, field in part.fields.items():
+            for name, field in split.fields.items():
                 if field.dtype == TEXT:
                     self._open(name, "jsonl")
                 else:  # where shapes differ, for now: it is as long as what is put in its place
                     plain = Field(field.dtype) if field.varies else field
-                    self._open(name, "npy").write(header(plain, part.rows_of(shard)))
+                    self._open(name, "npy").write(header(plain, split.rows_of(shard)))
         except OSError as error:
             raise self._refuse(error) from error
 
     def _open(self, name: str, ending: str) -> BinaryIO:
-        path = file_of(self._root, self.part.folder, name, self._shard, ending)
+        path = file_of(self._root, self.split.folder, name, self._shard, ending)
         file = self._files[path] = beside(path).open("wb")
         return file
 
     def _file(self, name: str, ending: str) -> BinaryIO:
-        return self._files[file_of(self._root, self.part.folder, name, self._shard, ending)]
+        return self._files[file_of(self._root, self.split.folder, name, self._shard, ending)]
 
     def write(self, rows: dict[str, Any], count: int) -> None:
         """Append so many rows: tensors of shape (count, *) on the CPU and lists of texts, by name.
@@ -64,17 +64,17 @@ class ShardWriter:
             OSError: the disk is full.
         """
         try:
-            for name, field in self.part.fields.items():
+            for name, field in self.split.fields.items():
                 if field.dtype == TEXT:
                     self._write_texts(name, rows[name])
                     continue
                 alone = isinstance(rows[name], list)
-                for part in rows[name] if alone else [rows[name]]:
-                    sides = tuple(part.shape) if alone else tuple(part.shape[1:])
-                    _check(name, field, part.dtype, sides, f"{self.part.folder}, from row {self._first} on")
+                for values in rows[name] if alone else [rows[name]]:
+                    sides = tuple(values.shape) if alone else tuple(values.shape[1:])
+                    _check(name, field, values.dtype, sides, f"{self.split.folder}, from row {self._first} on")
                     if field.varies:
                         self._shapes[name].append(list(sides))
-                    plain = part.contiguous().reshape(-1)
+                    plain = values.contiguous().reshape(-1)
                     self._file(name, "npy").write(plain.view(torch.uint8).numpy().data)
         except OSError as error:
             raise self._refuse(error) from error
@@ -82,13 +82,13 @@ class ShardWriter:
 
     @property
     def _first(self) -> int:
-        return self._shard * self.part.shard_rows + self.rows
+        return self._shard * self.split.shard_rows + self.rows
 
     def _write_texts(self, name: str, texts: Any) -> None:
         ends = self._ends[name]
         for text in texts:
             if not isinstance(text, str):
-                raise ValueError(f"{name} of {self.part.folder} must be a text in every row, but got {text!r}.")
+                raise ValueError(f"{name} of {self.split.folder} must be a text in every row, but got {text!r}.")
             line = json.dumps(text, ensure_ascii=False).encode(errors="surrogatepass") + b"\n"
             self._file(name, "jsonl").write(line)
             ends.append(ends[-1] + len(line))
@@ -106,7 +106,7 @@ class ShardWriter:
                 file = self._open(name, "ends.npy")
                 file.write(header(ENDS, self.rows) + np.array(ends[1:], "<i8").tobytes())
             for name, shapes in self._shapes.items():
-                field, sides = self.part.fields[name], np.array(shapes, "<i8")
+                field, sides = self.split.fields[name], np.array(shapes, "<i8")
                 kind = Field("int64", (len(field.shape),))
                 self._open(name, "shapes.npy").write(header(kind, self.rows) + sides.tobytes())
                 file = self._file(name, "npy")
@@ -133,7 +133,7 @@ class ShardWriter:
         free = shutil.disk_usage(self._root).free / 2**20
         return OSError(
             error.errno,
-            f"Shard {self._shard} of {self._root / self.part.folder} cannot be written ({free:.0f} MiB free): "
+            f"Shard {self._shard} of {self._root / self.split.folder} cannot be written ({free:.0f} MiB free): "
             f"{error.strerror}. What was finished stays, and the same command goes on",
         )
 

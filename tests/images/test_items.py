@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from diffaug.images.items import as_tensor, check_range, split
+from diffaug.images.items import as_tensor, check_range, take_apart
 
 IMAGE = Image.new("RGB", (6, 4), (1, 2, 3))
 
@@ -41,7 +41,7 @@ class Pair(NamedTuple):
 )
 def test_split(item: Any, key: str | int | None, extra: dict[str, Any]):
     before = dict(item) if isinstance(item, dict) else None
-    image, rest = split(item, key, "data.train[0]")
+    image, rest = take_apart(item, key, "data.train[0]")
     assert image is IMAGE
     assert repr(rest) == repr(extra)
     assert before is None or before.keys() == item.keys()
@@ -71,7 +71,7 @@ def test_split(item: Any, key: str | int | None, extra: dict[str, Any]):
 )
 def test_split_refuses(item: Any, key: str | int | None, message: str):
     with pytest.raises(ValueError, match=message):
-        split(item, key, "data.train[5]")
+        take_apart(item, key, "data.train[5]")
 
 
 # What an image is.

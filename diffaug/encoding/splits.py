@@ -1,4 +1,4 @@
-"""The parts of a store, train and val: one for each dataset, with what its rows are."""
+"""The splits of a store, train and val: one for each dataset, with what its rows are."""
 
 import re
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from diffaug.datamodules.module import DiffusionBase
 from diffaug.datamodules.sources import are_datasets, as_list, look_at
 from diffaug.encoding.fingerprint import draws_at_random, list_files
 from diffaug.encoding.module import VARIANTS, Source, check_storable, read_row
-from diffaug.images.items import split
+from diffaug.images.items import take_apart
 from diffaug.loader.batch import Batch, collate
 from diffaug.randomness.user_code import untouched_random_state
 from diffaug.store.latents import Latents
-from diffaug.store.layout import TEXT, Field, Part
+from diffaug.store.layout import TEXT, Field, Split
 from diffaug.store.shards import choose_shard_rows
 
 _STAGES = ("train", "val", "test")
@@ -24,7 +24,7 @@ _DRAWS = 1000  # of an image, at most
 _OWN = ("image", "mean", "std", "pixels")
 
 
-def choose_parts(
+def choose_splits(
     data: DiffusionBase,
     latents: Latents | None,
     device: torch.device,
@@ -33,7 +33,7 @@ def choose_parts(
     variants: Sequence[str] | int,
     differ: Sequence[str],
 ) -> dict[str, list[Source]]:
-    """Look at the datasets of a DataModule, and say of each, by stage, which part of a store it becomes.
+    """Look at the datasets of a DataModule, and say of each, by stage, which split of a store it becomes.
 
     Arguments:
         data: the DataModule.
@@ -55,7 +55,7 @@ def choose_parts(
             images = data.build(stage, number, look=False)
             check_storable(images)
             with untouched_random_state():
-                _, extra = split(images.dataset[0], data.aligned.target, f"{images.name}[0]")
+                _, extra = take_apart(images.dataset[0], data.aligned.target, f"{images.name}[0]")
             for name in keep or ():
                 choice("each of keep", name, tuple(extra))
             images.wanted = tuple(name for name in extra if keep is None or name in keep)
@@ -86,8 +86,8 @@ def choose_parts(
                 elif name in differ:
                     fields[name] = Field(fields[name].dtype, (-1, *fields[name].shape[1:]))
             rows = len(images) * len(of_stage)
-            part = Part(folder, rows, choose_shard_rows(rows, row_bytes), fields, of_stage, shapes and tuple(shapes))
-            found.setdefault(stage, []).append(Source(images, part, list_files(images.dataset)))
+            split = Split(folder, rows, choose_shard_rows(rows, row_bytes), fields, of_stage, shapes and tuple(shapes))
+            found.setdefault(stage, []).append(Source(images, split, list_files(images.dataset)))
     if not found:
         raise ValueError("This DataModule has no data for train, val or test: there is nothing to store.")
     return found
