@@ -80,6 +80,11 @@ def encode(
     choice("dtype", dtype, DTYPES)
     if flag("pixels", pixels) and not data.encodes:
         raise ValueError("pixels=true keeps images beside their latents, but there is no data.encoder to make any.")
+    if dtype != "float32" and not data.encodes:
+        raise ValueError(
+            f"dtype={dtype} is of latents, but there is no data.encoder to make any, and images are stored as they "
+            "come. Leave it out."
+        )
     data.prepare_data()
     latents = Latents(data._noiser.encode, dtype, allow_rounding, pixels) if data.encodes else None
     device, whole = trainer.strategy.root_device, Path(out).expanduser()

@@ -144,5 +144,8 @@ def test_pixels_lie_beside_their_latents(tmp_path):
         assert torch.equal(pixels[~same], picture[index][~same].flip(-1))
         flipped += int((~same).sum())
     assert 0 < flipped < 30
+    images = image_folder(root=str(tmp_path), image_size=4, process=process)
     with pytest.raises(ValueError, match=r"pixels=true keeps images .*, but there is no data\.encoder"):
-        write(image_folder(root=str(tmp_path), image_size=4, process=process), tmp_path / "none", pixels=True)
+        write(images, tmp_path / "none", pixels=True)
+    with pytest.raises(ValueError, match=r"dtype=float16 is of latents, but there is no data\.encoder .* Leave it out"):
+        write(images, tmp_path / "none", dtype="float16")
