@@ -88,7 +88,7 @@ def validate(network: nn.Module, batch: Any) -> float:
 
 def place(size: int, seed: int, epoch: int, places: Tensor) -> Tensor:
     """Return which images lie at these places of the epoch's order, as a DiffusionDataModule has it."""
-    return torch.from_numpy(permute(places.numpy().astype(np.uint64), size, order_keys(seed, epoch)).astype(np.int64))
+    return torch.from_numpy(permute(places.numpy(), size, order_keys(seed, epoch)))
 
 
 def train(

@@ -11,7 +11,7 @@ from torch.utils.data import DistributedSampler, Sampler, SequentialSampler
 
 from diffaug.checks import choice, integer, number
 from diffaug.loader.batch import Place
-from diffaug.loader.training import Loader, Size
+from diffaug.loader.training import Loader
 from diffaug.order.epoch import count_occurrences, run_sampler
 from diffaug.randomness.keys import Purpose
 from diffaug.times import Fixed, Grid, Times, Uniform
@@ -48,7 +48,8 @@ class EvaluationSampler(DistributedSampler[Any], SequentialSampler):
         sampler: Sampler[int] | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(Size(size), num_replicas=ranks, rank=rank, shuffle=False, seed=seed)
+        samples: Any = range(size)  # all that a DistributedSampler asks of a dataset is its length
+        super().__init__(samples, num_replicas=ranks, rank=rank, shuffle=False, seed=seed)
         self.length = len(sampler) if isinstance(sampler, Sized) else size
         self.places = range(rank, self.length * repeats, ranks)
         self.repeats, self.sampler = repeats, sampler

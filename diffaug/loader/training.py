@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, DistributedSampler, Sampler, SequentialSampler
 
 from diffaug.checks import choice, flag, integer, number, refuse
 from diffaug.datasets.mixture import Mixture
@@ -34,16 +34,6 @@ LOADER_OPTIONS = (
 _CHUNK = 2**14
 
 
-class Size(Dataset[Any]):
-    """So many samples: all that a sampler asks of a dataset."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-
 class EpochSampler(DistributedSampler[Any]):
     """One rank's share of an epoch's global order, as `Place` objects. (Lightning leaves a DistributedSampler alone.)
 
@@ -58,7 +48,8 @@ class EpochSampler(DistributedSampler[Any]):
     """
 
     def __init__(self, order: Order, *, rank: int = 0, ranks: int = 1, group: int = 1) -> None:
-        super().__init__(Size(order.size), num_replicas=ranks, rank=rank, shuffle=False)
+        size: Any = range(order.size)  # all that a DistributedSampler asks of a dataset is its length
+        super().__init__(size, num_replicas=ranks, rank=rank, shuffle=False)
         self.order, self.start, self.lap, self.group = order, 0, 0, group
         self.total_size = -(-order.length // (ranks * group)) * ranks * group
         self.num_samples = self.total_size // ranks

@@ -13,16 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Sampler
 
 from diffaug.checks import integer, refuse
-from diffaug.order.permutation import order_keys, permute, permute_in_windows
+from diffaug.order.permutation import Numbers, order_keys, permute, permute_in_windows
 from diffaug.randomness.keys import Purpose
 from diffaug.randomness.user_code import seed_all, untouched_random_state
 
-Numbers = NDArray[np.int64]
 SHARD_WINDOW = 8  # shards open at a time, unless told otherwise
 
 
@@ -67,7 +65,24 @@ class Order(ABC):
         """Return what the order depends on, in plain types, for checkpoints."""
 
 
-class Shuffled(Order):
+class OnceAnEpoch(Order):
+    """An order that goes through the dataset once an epoch, and on from its beginning where that is not enough."""
+
+    @abstractmethod
+    def indices(self, epoch: int, lap: int) -> Callable[[Numbers], Numbers]:
+        """Return the function from places in [0, size) to the samples there."""
+
+    def of_epoch(self, epoch: int, lap: int, total: int) -> Callable[[Numbers], Visits]:
+        indices, before = self.indices(epoch, lap), lap * -(-total // self.length)
+
+        def visits(places: Numbers) -> Visits:
+            view, within = np.divmod(places, self.length)
+            return Visits(indices(within), before + view, epoch)
+
+        return visits
+
+
+class Shuffled(OnceAnEpoch):
     """Each epoch has an order of its own, a keyed permutation; and so has each lap of one.
 
     Arguments:
@@ -80,20 +95,14 @@ class Shuffled(Order):
         self.size = self.length = size
         self.seed, self.dataset = seed, dataset
 
-    def of_epoch(self, epoch: int, lap: int, total: int) -> Callable[[Numbers], Visits]:
-        round_keys = order_keys(self.seed, epoch, self.dataset, lap)
-
-        def visits(places: Numbers) -> Visits:
-            view, within = _views(places, self.length, lap, total)
-            return Visits(permute(within.astype(np.uint64), self.size, round_keys).astype(np.int64), view, epoch)
-
-        return visits
+    def indices(self, epoch: int, lap: int) -> Callable[[Numbers], Numbers]:
+        return partial(permute, size=self.size, round_keys=order_keys(self.seed, epoch, self.dataset, lap))
 
     def describe(self) -> Any:
         return "shuffled"
 
 
-class Sharded(Order):
+class Sharded(OnceAnEpoch):
     """Each epoch has an order of its own, in which so many shards are open at a time; and so has each lap of one.
 
     The shards come in a random order, in windows of so many; within a window the samples of its shards are shuffled as
@@ -109,15 +118,9 @@ class Sharded(Order):
         self.sizes, self.window, self.seed, self.dataset = np.array(sizes, np.int64), window, seed, dataset
         self.size = self.length = int(self.sizes.sum())
 
-    def of_epoch(self, epoch: int, lap: int, total: int) -> Callable[[Numbers], Visits]:
+    def indices(self, epoch: int, lap: int) -> Callable[[Numbers], Numbers]:
         round_keys = partial(order_keys, self.seed, epoch, self.dataset, lap, 0)
-        indices = permute_in_windows(self.sizes, self.window, round_keys)
-
-        def visits(places: Numbers) -> Visits:
-            view, within = _views(places, self.length, lap, total)
-            return Visits(indices(within), view, epoch)
-
-        return visits
+        return permute_in_windows(self.sizes, self.window, round_keys)
 
     def describe(self) -> Any:
         return f"shuffled, {describe_shards(self.sizes, self.window)}"
@@ -129,7 +132,7 @@ def describe_shards(sizes: Numbers, window: int) -> str:
     return f"{window} of {len(sizes)} shards at a time, {digest}"
 
 
-class Unshuffled(Order):
+class Unshuffled(OnceAnEpoch):
     """Every epoch is in the dataset's own order.
 
     Arguments:
@@ -139,12 +142,8 @@ class Unshuffled(Order):
     def __init__(self, size: int) -> None:
         self.size = self.length = size
 
-    def of_epoch(self, epoch: int, lap: int, total: int) -> Callable[[Numbers], Visits]:
-        def visits(places: Numbers) -> Visits:
-            view, within = _views(places, self.length, lap, total)
-            return Visits(within, view, epoch)
-
-        return visits
+    def indices(self, epoch: int, lap: int) -> Callable[[Numbers], Numbers]:
+        return lambda places: places
 
     def describe(self) -> Any:
         return "the dataset's"
@@ -214,13 +213,7 @@ class Sampled(Order):
         return describe_sampler(self.sampler)
 
 
-def _views(places: Numbers, length: int, lap: int, total: int) -> tuple[Numbers, Numbers]:
-    """Return how often each place's sample has come before in the epoch, and the place within the dataset."""
-    view, within = np.divmod(places, length)
-    return view + lap * -(-total // length), within
-
-
-def run_sampler(sampler: Sampler[int], key: tuple[int, ...], lap: int, length: int) -> NDArray[np.int64]:
+def run_sampler(sampler: Sampler[int], key: tuple[int, ...], lap: int, length: int) -> Numbers:
     """Run a user's sampler for an epoch, under random states of this key, which ends in the epoch.
 
     Raises:
@@ -246,7 +239,7 @@ def run_sampler(sampler: Sampler[int], key: tuple[int, ...], lap: int, length: i
     return order
 
 
-def count_occurrences(order: NDArray[np.int64]) -> NDArray[np.int64]:
+def count_occurrences(order: Numbers) -> Numbers:
     """Count how often each entry's value has come before in the order."""
     by_value = np.argsort(order, kind="stable")
     values = order[by_value]

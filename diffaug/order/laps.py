@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffaug.order.epoch import Numbers, Order, Visits, describe_shards
-from diffaug.order.permutation import order_keys, permute, permute_in_windows
+from diffaug.order.epoch import Order, Visits, describe_shards
+from diffaug.order.permutation import Numbers, order_keys, permute, permute_in_windows
 from diffaug.randomness.keys import EPOCH_BITS
 
 _WHOLE = 2**32
@@ -96,7 +96,7 @@ class Laps(Order):
                 if number in self.shards:
                     out[group] = permute_in_windows(self.shards[number], self.window, round_keys)(within[group])
                 else:
-                    out[group] = permute(within[group].astype(np.uint64), size, round_keys())
+                    out[group] = permute(within[group], size, round_keys())
         return out
 
 
@@ -136,7 +136,7 @@ class Bucketed(Laps):
 
         def streams(places: Numbers) -> tuple[Numbers, Numbers]:
             number, row = np.divmod(places, self.batch)
-            number = permute(number.astype(np.uint64), self.steps, round_keys).astype(np.int64)
+            number = permute(number, self.steps, round_keys)
             part = np.searchsorted(edges, number, side="right") - 1
             return part, (before[part] + number - edges[part]) * self.batch + row
 
@@ -209,7 +209,7 @@ class Mixed(Laps):
 
         def streams(places: Numbers) -> tuple[Numbers, Numbers]:
             number, row = np.divmod(places, self.batch)
-            row = permute(row.astype(np.uint64), self.batch, round_keys).astype(np.int64)
+            row = permute(row, self.batch, round_keys)
             low = int(number.min()) if len(number) else 0
             batches = np.arange(epoch * self.steps + low, epoch * self.steps + int(number.max(initial=low)) + 1)
             edges = ends + (batches.astype(np.uint64) * np.uint64(_GOLDEN) % np.uint64(_WHOLE)).astype(np.int64) >> 32

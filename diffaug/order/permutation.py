@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from diffaug.randomness.keys import COUNTED_BITS, EPOCH_BITS, Keys, Purpose
 from diffaug.randomness.philox import words
 
+Numbers = NDArray[np.int64]
 _ROUNDS = 8
 _SMALL = 64
 
@@ -28,7 +29,7 @@ def order_keys(
     return ((w_0 << 32) | w_1)[0].numpy().view(np.uint64)
 
 
-def permute(places: NDArray[np.uint64], size: int, round_keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def permute(places: Numbers, size: int, round_keys: NDArray[np.uint64]) -> Numbers:
     """Permute places of [0, size) by a keyed permutation of [0, size).
 
     Up to 64 places every permutation is equally likely. Beyond, a Feistel network on the smallest even number of bits
@@ -39,7 +40,7 @@ def permute(places: NDArray[np.uint64], size: int, round_keys: NDArray[np.uint64
         return _shuffled(size, round_keys)[places]
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)
-    out = places.astype(np.uint64, copy=True)
+    out = places.astype(np.uint64)
     todo = np.ones(len(out), dtype=bool)
     while todo.any():
         left, right = out[todo] >> half, out[todo] & mask
@@ -47,12 +48,12 @@ def permute(places: NDArray[np.uint64], size: int, round_keys: NDArray[np.uint64
             left, right = right, left ^ (_hashed(right + key) & mask)
         out[todo] = left << half | right
         todo = out >= size
-    return out
+    return out.astype(np.int64)
 
 
 def permute_in_windows(
-    sizes: NDArray[np.int64], window: int, round_keys: Callable[[int], NDArray[np.uint64]]
-) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
+    sizes: Numbers, window: int, round_keys: Callable[[int], NDArray[np.uint64]]
+) -> Callable[[Numbers], Numbers]:
     """Return a keyed permutation of samples that lie in shards, in which few shards are open at a time.
 
     The shards are permuted, and cut into windows of so many. One window comes after another, its samples in a
@@ -67,24 +68,23 @@ def permute_in_windows(
         A function from places to indices, int64 in [0, sum of the sizes).
     """
     count = len(sizes)
-    shards = permute(np.arange(count, dtype=np.uint64), count, round_keys(0)).astype(np.int64)
+    shards = permute(np.arange(count), count, round_keys(0))
     ends = np.cumsum(sizes[shards])
     shift = (np.cumsum(sizes) - ends[np.argsort(shards)])[shards]  # from a place within a shard to the index there
     edges = np.r_[0, ends[window - 1 : count - 1 : window], ends[-1]]
 
-    def indices(places: NDArray[np.int64]) -> NDArray[np.int64]:
+    def indices(places: Numbers) -> Numbers:
         numbers = np.searchsorted(edges, places, side="right") - 1
         out = np.empty_like(places)
         for number in np.unique(numbers).tolist():
             here, first = numbers == number, edges[number]
-            within, size = (places[here] - first).astype(np.uint64), int(edges[number + 1] - first)
-            out[here] = first + permute(within, size, round_keys(number + 1)).astype(np.int64)
+            out[here] = first + permute(places[here] - first, int(edges[number + 1] - first), round_keys(number + 1))
         return out + shift[np.searchsorted(ends, out, side="right")]
 
     return indices
 
 
-def _shuffled(size: int, round_keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _shuffled(size: int, round_keys: NDArray[np.uint64]) -> Numbers:
     """Shuffle a small range whole, as Fisher and Yates do; the choices are the digits of one number of 512 bits.
 
     The choices are the number modulo size!, so no permutation's chance is off by more than a 2^215th of it. (The
@@ -95,7 +95,7 @@ def _shuffled(size: int, round_keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     for last in range(size - 1, 0, -1):
         number, other = divmod(number, last + 1)
         order[last], order[other] = order[other], order[last]
-    return np.array(order, dtype=np.uint64)
+    return np.array(order, np.int64)
 
 
 def _hashed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
