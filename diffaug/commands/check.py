@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from diffaug.checks import integer
 from diffaug.datamodules.module import DiffusionBase
-from diffaug.datamodules.sources import as_list
 from diffaug.datasets.broken import write
 from diffaug.datasets.folder import ImageFolder
 from diffaug.datasets.indexed import is_stream
@@ -89,11 +88,7 @@ def check(data: DiffusionBase, *, workers: int | None = None) -> Checked:
     check_own(data, "check")
     workers = _cores() if workers is None else integer("workers", workers, 0)
     data.prepare_data()
-    parts = [
-        data.build(stage, number, look=False)
-        for stage in STAGES
-        for number in range(len(as_list(data._sources[stage])))
-    ]
+    parts = [images for stage in STAGES for images in data.build(stage, look=False)]
     streams = [images.name for images in parts if is_stream(images.dataset)]
     parts = [images for images in parts if images.name not in streams]
     lists = {images.dataset.broken_list: {} for images in parts if isinstance(images.dataset, ImageFolder)}

@@ -1,6 +1,5 @@
 """DiffusionBase: the user's datasets, as loaders whose batches are noised on the accelerator."""
 
-import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -15,14 +14,13 @@ from diffaug.datamodules.recipe import check_ranks, describe
 from diffaug.datamodules.sources import (
     Source,
     are_datasets,
-    as_list,
     build_images,
     check_moments,
     check_shape,
-    check_sources,
     dataset_name,
-    functions,
     largest_bucket,
+    list_functions,
+    list_sources,
     spread_indices,
 )
 from diffaug.datamodules.wrapped import wrap
@@ -30,7 +28,7 @@ from diffaug.datasets.indexed import describe_dataset, is_stream
 from diffaug.loader.batch import Batch, collate
 from diffaug.loader.dataset import Images
 from diffaug.loader.evaluation import EvaluationSampler, choose_times, evaluation_loader
-from diffaug.loader.stream import Stream, StreamLoader, check_no_key, check_overfit
+from diffaug.loader.stream import Stream, StreamLoader, check_no_key, check_overfit, check_stream
 from diffaug.loader.training import (
     LOADER_OPTIONS,
     EpochLoader,
@@ -43,8 +41,6 @@ from diffaug.loader.training import (
 from diffaug.order.epoch import SHARD_WINDOW
 from diffaug.process import ForwardProcess
 from diffaug.randomness.keys import STAGES, VIEW_BITS
-
-_log = logging.getLogger("diffaug")
 
 
 class DiffusionBase(NoisingBase):
@@ -79,6 +75,10 @@ class DiffusionBase(NoisingBase):
         options: those of `diffaug.datamodules.base.NoisingBase`, which every DataModule here has: seed, views, encoder,
             label_dropout, ...; and DataLoader's own: num_workers, pin_memory, prefetch_factor, persistent_workers, ...,
             of which None leaves DataLoader's default, for pin_memory whether there is a CUDA device.
+
+    Attributes:
+        sources: the datasets of each stage, or functions that make them.
+        listed: the stages that were given as a list.
 
     For example, of CIFAR-10:
 
@@ -118,14 +118,16 @@ class DiffusionBase(NoisingBase):
                 f"{known}."
             )
         super().__init__(process, **options)
-        self._sources = check_sources(train=train, val=val, test=test, predict=predict)
+        given = {"train": train, "val": val, "test": test, "predict": predict}
+        self.sources = list_sources(given)
+        self.listed = {stage for stage, source in given.items() if are_datasets(source)}
         self.loader_options = check_loader_options(loader_options)
         self.batch_size = integer("data.batch_size", batch_size, 1)
         self.val_repeats = integer("data.val_repeats", val_repeats, 1, 2**VIEW_BITS - 1)
         self._val_times = choose_times(val_times, val_at, self.val_repeats)
-        for name, given in (("transform", transform), ("eval_transform", eval_transform)):
-            if given is not None and not callable(given):
-                raise refuse(f"data.{name}", given, "a function or a torch.nn.Module, from an image to another")
+        for name, function in (("transform", transform), ("eval_transform", eval_transform)):
+            if function is not None and not callable(function):
+                raise refuse(f"data.{name}", function, "a function or a torch.nn.Module, from an image to another")
         if key is not None and (isinstance(key, bool) or not isinstance(key, (str, int))):
             raise refuse("data.key", key, "the name of a part of an item, or its place in a tuple")
         self.transform, self.eval_transform, self.key = transform, eval_transform, key
@@ -136,14 +138,14 @@ class DiffusionBase(NoisingBase):
         self._datasets: dict[str, list[Any]] = {}
         # Lightning asks which of these a DataModule defines: those without data must not be there at all.
         for stage in STAGES:
-            if self._sources[stage] is not None:
+            if self.sources[stage]:
                 make = self._train_dataloader if stage == "train" else partial(self._evaluation_loaders, stage)
                 setattr(self, f"{stage}_dataloader", make)
 
     def prepare_data(self) -> None:
         """Make what is made by a function once, on one process, so that it can download."""
         for stage in STAGES:
-            for make in functions(self._sources[stage]):
+            for make in list_functions(self.sources[stage]):
                 make()
 
     def setup(self, stage: str | None = None) -> None:
@@ -154,17 +156,15 @@ class DiffusionBase(NoisingBase):
             self._datasets.clear()  # what their transforms draw is keyed by it
         for name in STAGES_OF_SETUP[getattr(stage, "value", stage)]:
             if name not in self._datasets:
-                self._datasets[name] = [self.build(name, i) for i in range(len(as_list(self._sources[name])))]
+                self._datasets[name] = self.build(name)
         check_ranks(self.trainer, self.recipe())
         self._settle_backend(stage, None if self._noiser.encoder else self._example())
 
     def recipe(self) -> dict[str, Any]:
         data = {
-            dataset_name(stage, number, are_datasets(self._sources[stage])).removeprefix("data."): describe_dataset(
-                images.dataset
-            )
+            images.name.removeprefix("data."): describe_dataset(images.dataset)
             for stage in ("train", "val")
-            for number, images in enumerate(self._datasets.get(stage, []))
+            for images in self._datasets.get(stage, [])
         }
         return {
             **super().recipe(),
@@ -190,16 +190,17 @@ class DiffusionBase(NoisingBase):
     def _example(self) -> Tensor | None:
         """Return one image of any stage. From streams nothing is taken before its time: of ``image_shape``, or None."""
         made = (self.clean_images(stage, 1) for stage in STAGES if self._datasets.get(stage))
-        shape = self.image_shape
-        unseen = None if shape is None else torch.zeros(1, *shape, dtype=torch.uint8, device="cpu")
+        unseen = torch.zeros(1, *self.image_shape, dtype=torch.uint8, device="cpu") if self.image_shape else None
         return next((image for image in made if image is not None), unseen)
 
-    def build(self, stage: str, number: int, *, look: bool = True) -> Images:
-        """Build one dataset of a stage, ready for its loader; unless told not to, look at some of its images."""
-        train, source = stage == "train", self._sources[stage]
-        name = dataset_name(stage, number, are_datasets(source))
+    def build(self, stage: str, *, look: bool = True) -> list[Images]:
+        """Build the datasets of a stage, ready for their loaders; unless told not to, look at some of their images."""
+        return [self._build(stage, number, look) for number in range(len(self.sources[stage]))]
+
+    def _build(self, stage: str, number: int, look: bool) -> Images:
+        train, name = stage == "train", dataset_name(stage, number, stage in self.listed)
         images = build_images(
-            as_list(source)[number],
+            self.sources[stage][number],
             stage=stage,
             number=number,
             name=name,
@@ -212,31 +213,25 @@ class DiffusionBase(NoisingBase):
             value_range=self.process.value_range,
             check_range=not train or self.device_transform is None,
         )
-        stream = is_stream(images.dataset)
-        if train and not stream:
+        if is_stream(images.dataset):
+            given = {"data.sampler": train and self.sampler is not None}
+            given["data.val_repeats"] = stage == "val" and self.val_repeats > 1
+            check_stream(images.dataset, name, self.key, [option for option, is_set in given.items() if is_set])
+        elif train:
             check_no_key(self.key, name, images.dataset)
-        if self.key is None and stream:
-            _log.info("%s is a stream, its noise keyed by rank, worker and count; data.key keys it by the sample", name)
-        unwanted = "data.sampler" if train and self.sampler is not None else ""
-        unwanted = "data.val_repeats" if stage == "val" and self.val_repeats > 1 else unwanted
-        if unwanted and stream:
-            raise ValueError(
-                f"{name} is a stream ({type(images.dataset).__name__}), which has an order of its own and is gone "
-                f"through once: {unwanted} cannot be set."
-            )
         check_moments(images.dataset, name, self._noiser.encoder)
         return images
 
     def images(self, stage: str, number: int = 0) -> Images:
-        """Return a stage's dataset as its loader reads it: items are (image, place, extra), before any noise."""
-        return self._built(stage)[number]
+        """Return a stage's dataset as its loader reads it: items are (image, place, extra), before any noise.
 
-    def _built(self, stage: str) -> list[Images]:
-        """Return the datasets of a stage, or refuse if they are not made yet."""
+        Raises:
+            RuntimeError: it is not made yet.
+        """
         if stage not in self._datasets:
             of = {"train": "fit", "val": "fit"}.get(stage, stage)
             raise RuntimeError(f"data.{stage} is not made yet: call data.setup({of!r}) first, as a Trainer does.")
-        return self._datasets[stage]
+        return self._datasets[stage][number]
 
     def clean_images(self, stage: str, count: int) -> Tensor | None:
         images = self.images(stage)
@@ -248,8 +243,9 @@ class DiffusionBase(NoisingBase):
         return collate(images.__getitems__(places)).image
 
     def _options(self) -> dict[str, Any]:
-        pin = torch.cuda.is_available()
-        return {"batch_size": self.batch_size, "collate_fn": collate, "pin_memory": pin, **self.loader_options}
+        # A generator of its own: a DataLoader without one moves torch's global state at every epoch.
+        always = {"batch_size": self.batch_size, "collate_fn": collate, "generator": torch.Generator()}
+        return {**always, "pin_memory": torch.cuda.is_available(), **self.loader_options}
 
     def _train_dataloader(self) -> Any:
         loader = self._train_loader(self.images("train"))
@@ -257,8 +253,7 @@ class DiffusionBase(NoisingBase):
         return loader
 
     def _train_loader(self, images: Images) -> EpochLoader | StreamLoader:
-        # A generator of its own: a DataLoader without one moves torch's global state at every epoch.
-        options = {"drop_last": self.drop_last, "generator": torch.Generator(), **self._options()}
+        options = {"drop_last": self.drop_last, **self._options()}
         overfit = bool(self.trainer and self.trainer.overfit_batches)
         if is_stream(images.dataset):
             check_overfit(overfit, images.name)
@@ -281,14 +276,15 @@ class DiffusionBase(NoisingBase):
 
     def _evaluation_loaders(self, stage: str) -> Any:
         loaders, repeats = [], self.val_repeats if stage == "val" else 1
-        for images in self._built(stage):
-            options = {"generator": torch.Generator(), **self._options()}
+        for number in range(len(self.sources[stage])):
+            images = self.images(stage, number)
             if is_stream(images.dataset):
-                loaders.append(Loader(Stream(images, **self._ranks(), train=False, key=self.key), **options))
+                stream = Stream(images, **self._ranks(), train=False, key=self.key)
+                loaders.append(Loader(stream, **self._options()))
             else:
                 sampler = EvaluationSampler(len(images), repeats=repeats, **self._ranks())
-                loaders.append(evaluation_loader(images, sampler, stage, images.name, **options))
-        return loaders if are_datasets(self._sources[stage]) else loaders[0]
+                loaders.append(evaluation_loader(images, sampler, stage, images.name, **self._options()))
+        return loaders if stage in self.listed else loaders[0]
 
     def noise(self, batch: Any, *, stage: str = "train", dataset: int = 0) -> Any:
         if not isinstance(batch, Batch) or batch.places[0] is None:

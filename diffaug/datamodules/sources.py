@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from diffaug.checks import integer, refuse
-from diffaug.datasets.indexed import index_dataset, is_stream
+from diffaug.datasets.indexed import index_dataset, is_function, is_stream
 from diffaug.datasets.mixture import Mixture
 from diffaug.loader.dataset import Images
 from diffaug.randomness.keys import COUNTED_BITS, DATASET_BITS, STAGES
@@ -31,21 +31,16 @@ def are_datasets(source: object) -> TypeGuard[Sequence[Any]]:
     return isinstance(source, (list, tuple)) and not any(isinstance(part, items) for part in source)
 
 
-def as_list(source: Source | Sequence[Source] | None) -> list[Any]:
-    """List a stage's datasets, or functions that make them: none, one or several."""
-    if source is None:
-        return []
-    return list(source) if are_datasets(source) else [source]
-
-
-def check_sources(**given: Any) -> dict[str, Any]:
-    """Check the sources of the stages, and return them by their names.
+def list_sources(given: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """List each stage's datasets, or functions that make them: none, one or several.
 
     Raises:
         ValueError: there are several for training, or one is a path.
     """
+    listed: dict[str, list[Any]] = {}
     for stage, source in given.items():
-        for part in as_list(source):
+        listed[stage] = [*source] if are_datasets(source) else [] if source is None else [source]
+        for part in listed[stage]:
             if isinstance(part, (str, os.PathLike)):
                 raise ValueError(
                     f"data.{stage} must be a dataset, or a function that makes one, but got the path {str(part)!r}. Of "
@@ -58,7 +53,7 @@ def check_sources(**given: Any) -> dict[str, Any]:
             given["train"],
             "one dataset; join several by diffaug.Mixture, or by torch.utils.data.ConcatDataset",
         )
-    return given
+    return listed
 
 
 def check_shape(shape: Any) -> tuple[int, ...] | None:
@@ -68,17 +63,12 @@ def check_shape(shape: Any) -> tuple[int, ...] | None:
     return tuple(integer("each of data.image_shape", side, 1) for side in shape or ()) or None
 
 
-def functions(source: Source | Sequence[Source] | None) -> list[Callable[[], Any]]:
-    """List the functions that make a stage's datasets."""
-    parts = [
-        part for each in as_list(source) for part in (each.sources.values() if isinstance(each, Mixture) else [each])
-    ]
+def list_functions(sources: Sequence[Any]) -> list[Callable[[], Any]]:
+    """List the functions that make a stage's datasets, or the sets of its mixture."""
+    parts: list[Any] = []
+    for source in sources:
+        parts += source.sources.values() if isinstance(source, Mixture) else [source]
     return [part for part in parts if is_function(part)]
-
-
-def is_function(source: object) -> TypeGuard[Callable[[], Any]]:
-    """Return whether a source is a function that makes a dataset."""
-    return not isinstance(source, Dataset) and callable(source)
 
 
 def dataset_name(stage: str, number: int, many: bool) -> str:

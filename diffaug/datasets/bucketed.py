@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from diffaug.checks import instance, refuse
 from diffaug.datasets.buckets import Buckets, fields, without_empty
+from diffaug.datasets.indexed import own_recipe
 from diffaug.images.aligned import Aligned
 from diffaug.images.fit import Size, fit_mask, fit_tensor
 from diffaug.images.items import as_mask, as_tensor, name_parts, take_apart
@@ -72,8 +73,7 @@ class Bucketed(Dataset[dict[str, Any]]):
 
     def recipe(self) -> dict[str, Any]:
         """Return what a resume compares: the buckets, which item is in which, and what the dataset says of itself."""
-        own: Any = getattr(self.dataset, "recipe", dict)
-        return {**own(), **describe_buckets(self.buckets, self.bucket_of)}
+        return {**own_recipe(self.dataset), **describe_buckets(self.buckets, self.bucket_of)}
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -6,8 +6,8 @@ own iteration is used: no order, no length (theirs is one rank's), no state. Nei
 """
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeGuard
 
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset
@@ -56,8 +56,7 @@ class Indexed(Dataset[Any]):
         self._ends = None if sizes is None else np.cumsum(sizes)
 
     def recipe(self) -> dict[str, Any]:
-        """Return what the dataset says of itself, where it does."""
-        return getattr(self.dataset, "recipe", dict)()
+        return own_recipe(self.dataset)
 
     def __len__(self) -> int:
         return self._length
@@ -78,14 +77,21 @@ class Indexed(Dataset[Any]):
         return [items[row] for row in range(len(indices))]
 
 
+def is_function(source: object) -> TypeGuard[Callable[[], Any]]:
+    """Return whether a source of data is a function that makes a dataset."""
+    return not isinstance(source, Dataset) and callable(source)
+
+
 def index_dataset(dataset: Any, name: str) -> Any:
     """Return a dataset by index where it can be asked so, else as it is: a stream."""
     return Indexed(dataset, name) if isinstance(dataset, IterableDataset) and not is_stream(dataset) else dataset
 
 
 def describe_dataset(dataset: Any) -> dict[str, Any]:
-    """Return a dataset's length, and what it says of itself by a method ``recipe`` where it has one."""
-    if is_stream(dataset):
-        return {}
-    own: Any = getattr(dataset, "recipe", dict)
-    return {"images": len(dataset), **own()}
+    """Return a dataset's length, and what it says of itself."""
+    return {} if is_stream(dataset) else {"images": len(dataset), **own_recipe(dataset)}
+
+
+def own_recipe(dataset: Any) -> dict[str, Any]:
+    """Return what a dataset says of itself by a method ``recipe``, where it has one."""
+    return getattr(dataset, "recipe", dict)()

@@ -6,7 +6,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from diffaug.checks import integer, number, refuse
-from diffaug.datasets.indexed import describe_dataset, index_dataset, is_stream
+from diffaug.datasets.indexed import describe_dataset, index_dataset, is_function, is_stream
 from diffaug.randomness.keys import DATASET_BITS
 
 
@@ -72,7 +72,7 @@ class Mixture(Dataset[Any]):
         self.sets = []
         for name, source in self.sources.items():
             where = f"set {name!r} of the Mixture"
-            dataset = index_dataset(source() if callable(source) and not isinstance(source, Dataset) else source, where)
+            dataset = index_dataset(source() if is_function(source) else source, where)
             if (
                 is_stream(dataset)
                 or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"))

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from diffaug.checks import choice, integer
 from diffaug.datamodules.module import DiffusionBase
-from diffaug.datamodules.sources import are_datasets, as_list, look_at
+from diffaug.datamodules.sources import look_at
 from diffaug.encoding.fingerprint import draws_at_random, list_files
 from diffaug.encoding.module import VARIANTS, Source, check_storable, read_row
 from diffaug.images.items import take_apart
 from diffaug.loader.batch import Batch, collate
+from diffaug.loader.dataset import Images
 from diffaug.randomness.user_code import untouched_random_state
 from diffaug.store.latents import Latents
 from diffaug.store.layout import TEXT, Field, Split
@@ -44,53 +45,56 @@ def choose_splits(
     Raises:
         ValueError: something cannot be stored, or an option names what is not there.
     """
-    found: dict[str, list[Source]] = {}
-    draws = isinstance(variants, int)
+    drawn = isinstance(variants, int)
     if isinstance(variants, int):
-        variants = tuple(map(str, range(integer("variants", variants, 1, _DRAWS))))
-    for variant in () if draws else variants or ("",):
+        variants = [str(draw) for draw in range(integer("variants", variants, 1, _DRAWS))]
+    for variant in () if drawn else variants or ("",):
         choice("each of variants", variant, VARIANTS)
+    found: dict[str, list[Source]] = {}
     for stage in _STAGES:
-        for number in range(len(as_list(data._sources[stage]))):
-            images = data.build(stage, number, look=False)
-            check_storable(images)
-            with untouched_random_state():
-                _, extra = take_apart(images.dataset[0], data.aligned.target, f"{images.name}[0]")
-            for name in keep or ():
-                choice("each of keep", name, tuple(extra))
-            images.wanted = tuple(name for name in extra if keep is None or name in keep)
-            of_stage = tuple(variants) if stage == "train" else ("0" if draws else "identity",)
-            if not draws and of_stage != ("identity",):
-                images.moved_by = images.moved_by or "variants"
-            look_at(images, data.image_shape)
-            if draws and stage == "train" and not draws_at_random(images):
-                raise ValueError(
-                    f"variants={len(variants)} stores so many draws of each training image, but reading {images.name} "
-                    "draws no random numbers, so they would be alike: give data.transform one that draws, such as "
-                    "torchvision's RandomCrop."
-                )
-            several = are_datasets(data._sources[stage])
-            first = collate([read_row(images, 0, of_stage[0], "0")])
+        chosen = tuple(variants) if stage == "train" else ("0",) if drawn else ("identity",)
+        for number, images in enumerate(data.build(stage, look=False)):
+            _prepare(images, data, chosen, keep)
+            first = collate([read_row(images, 0, chosen[0], "0")])
             fields = _fields(first, images.name)
             if latents is not None:
                 fields = {**_encoded(data, latents, first.image.to(device)), **fields}
                 del fields["image"]
-            folder = f"{stage}-{number}" if several else stage
-            row_bytes = sum(max(field.bytes, 1) for field in fields.values())  # of the first
+            rows = len(images) * len(chosen)
+            shard_rows = choose_shard_rows(rows, sum(max(field.bytes, 1) for field in fields.values()))  # of the first
             for name in differ:
                 choice("each of differ", name, tuple(first.extra))
             shapes = getattr(images.dataset, "bucket_shapes", None)
-            for name in fields:
+            for name, field in fields.items():
                 if name in _OWN and shapes is not None:
-                    fields[name] = Field(fields[name].dtype, (fields[name].shape[0], -1, -1))
+                    fields[name] = Field(field.dtype, (field.shape[0], -1, -1))
                 elif name in differ:
-                    fields[name] = Field(fields[name].dtype, (-1, *fields[name].shape[1:]))
-            rows = len(images) * len(of_stage)
-            split = Split(folder, rows, choose_shard_rows(rows, row_bytes), fields, of_stage, shapes and tuple(shapes))
+                    fields[name] = Field(field.dtype, (-1, *field.shape[1:]))
+            folder = f"{stage}-{number}" if stage in data.listed else stage
+            split = Split(folder, rows, shard_rows, fields, chosen, shapes and tuple(shapes))
             found.setdefault(stage, []).append(Source(images, split, list_files(images.dataset)))
     if not found:
         raise ValueError("This DataModule has no data for train, val or test: there is nothing to store.")
     return found
+
+
+def _prepare(images: Images, data: DiffusionBase, variants: Sequence[str], keep: Sequence[str] | None) -> None:
+    """Refuse a dataset that cannot be stored as these variants, and say in it which parts beside the image are kept."""
+    check_storable(images)
+    with untouched_random_state():
+        _, extra = take_apart(images.dataset[0], data.aligned.target, f"{images.name}[0]")
+    for name in keep or ():
+        choice("each of keep", name, tuple(extra))
+    images.wanted = tuple(name for name in extra if keep is None or name in keep)
+    if "hflip" in variants:
+        images.moved_by = images.moved_by or "variants"
+    look_at(images, data.image_shape)
+    if images.name == "data.train" and variants[0].isdecimal() and not draws_at_random(images):
+        raise ValueError(
+            f"variants={len(variants)} stores so many draws of each training image, but reading {images.name} draws no "
+            "random numbers, so they would be alike: give data.transform one that draws, such as torchvision's "
+            "RandomCrop."
+        )
 
 
 def _fields(batch: Batch, name: str) -> dict[str, Field]:

@@ -12,6 +12,7 @@ from diffaug.datamodules.module import DiffusionBase
 from diffaug.datamodules.packages import OURS, package_of
 from diffaug.datamodules.recipe import describe
 from diffaug.datamodules.wrapped import WrappedBase
+from diffaug.datasets.indexed import own_recipe
 from diffaug.images.items import name_parts
 
 _HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer")
@@ -40,8 +41,7 @@ class Collated(Dataset[Any]):
 
     def recipe(self) -> dict[str, Any]:
         """Return what is known of how it was made."""
-        own: Any = getattr(self.dataset, "recipe", dict)
-        return {**own(), "of": type(self.dataset).__name__, "collate_fn": describe(self.collate)}
+        return {**own_recipe(self.dataset), "of": type(self.dataset).__name__, "collate_fn": describe(self.collate)}
 
 
 def unwrap(data: WrappedBase, trainer: Any) -> DiffusionBase:

@@ -11,7 +11,7 @@ sample's draws are its own, on any ranks and workers, in any order, after any re
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -145,6 +145,17 @@ class Stream(IterableDataset[Any]):
         if len(seen) > _REMEMBERED:
             del seen[next(iter(seen))]
         return index
+
+
+def check_stream(dataset: Any, name: str, key: str | int | None, given: Sequence[str]) -> None:
+    """Refuse options that a stream has no use for, and say in the log what its noise is keyed by."""
+    if key is None:
+        _log.info("%s is a stream, its noise keyed by rank, worker and count; data.key keys it by the sample", name)
+    if given:
+        raise ValueError(
+            f"{name} is a stream ({type(dataset).__name__}), which has an order of its own and is gone through once: "
+            f"{given[0]} cannot be set."
+        )
 
 
 def check_no_key(key: str | int | None, name: str, dataset: Any) -> None:

@@ -158,7 +158,7 @@ def test_floats_keep_their_range(tmp_path):
         ValueError, match=r"are floats in \[0\.0, 1\.0\], but process\.value_range=\[-1\.0, 1\.0\]: set"
     ):
         store(root=str(out), process=PROCESS)
-    assert torch.equal(store(root=str(out), process=process)._sources["train"]()[3]["image"], images.tensors[0][3])
+    assert torch.equal(store(root=str(out), process=process).sources["train"][0]()[3]["image"], images.tensors[0][3])
 
 
 def test_a_second_run_in_the_folder_is_refused(photos, tmp_path):

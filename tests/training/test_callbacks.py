@@ -204,7 +204,7 @@ def test_the_names_of_the_classes_are_in_the_summary(tmp_path, kind):
 def test_a_run_without_validation_leaves_its_summary_too(tmp_path, left_out):
     data = module()
     if left_out == "val=None":
-        data = DiffusionDataModule(data._sources["train"], process=data.process, seed=0, batch_size=5)
+        data = DiffusionDataModule(data.sources["train"][0], process=data.process, seed=0, batch_size=5)
     options = {"limit_val_batches": 0} if left_out == "limit_val_batches=0" else {}
     trainer(tmp_path, Summary(str(tmp_path)), **options).fit(Denoiser(Net(), data.process), data)
     summary = json.loads((tmp_path / "summary.json").read_text())
