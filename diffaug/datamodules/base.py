@@ -106,14 +106,13 @@ class NoisingBase(ABC):
         self._given_seed = seed if seed is None else integer("data.seed", seed, 0, 2**64 - 1)
         self.seed = self._given_seed
         self.aligned = Aligned(images, image_key)
-        self._dropout = LabelDropout(label_dropout, null_label, label_key, process.fields)
         self._noiser = Noiser(
             process,
             device_transform=device_transform,
             encoder=encoder,
             posterior=Posterior(posterior, latent_stats, process.sigma_data),
             views=views,
-            dropout=self._dropout,
+            dropout=LabelDropout(label_dropout, null_label, label_key, process.fields),
             aligned=self.aligned,
             condition_noise=ConditionNoise(condition_noise, self.aligned.conditions),
             hole=hole,
@@ -260,8 +259,8 @@ class NoisingBase(ABC):
             "images": self.aligned.roles,
             "hole": repr(self._noiser.hole),
             "condition_noise": repr(self._noiser.condition_noise.processes),
-            "label_dropout": self._dropout.rate,
-            "null_label": repr(self._dropout.null),
+            "label_dropout": self._noiser.dropout.rate,
+            "null_label": repr(self._noiser.dropout.null),
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -25,20 +25,11 @@ from diffaug.loader.batch import PlacedCollate
 from diffaug.loader.dataset import Keyed
 from diffaug.loader.evaluation import EvaluationSampler, evaluation_loader
 from diffaug.loader.stream import Stream, StreamLoader, check_overfit
-from diffaug.loader.training import EpochLoader, EpochSampler, FixedSampler, Loader, check_order
+from diffaug.loader.training import LOADER_OPTIONS, EpochLoader, EpochSampler, FixedSampler, Loader, check_order
 from diffaug.order.epoch import Order, Sampled, Shuffled, Unshuffled, shuffled_order
 from diffaug.randomness.keys import STAGES
 
 _log = logging.getLogger("diffaug")
-_KEPT = (
-    "num_workers",
-    "pin_memory",
-    "timeout",
-    "worker_init_fn",
-    "prefetch_factor",
-    "persistent_workers",
-    "in_order",
-)
 BY_PLACE = (
     "noise keyed by rank, batch number and row (it repeats only with the same ranks and batches), as %s. Exact on any "
     "ranks would be a plain torch DataLoader over a map-style dataset."
@@ -84,9 +75,7 @@ def rebuild(
     said = getattr(loader.dataset, "shuffle", None)
     dataset = index_dataset(loader.dataset, name) if isinstance(said, bool) else loader.dataset
     items = Keyed(dataset, name=f"{name}.dataset", domain=domain)
-    options = {option: getattr(loader, option) for option in _KEPT}
-    if loader.num_workers:
-        options["multiprocessing_context"] = loader.multiprocessing_context
+    options = {option: getattr(loader, option) for option in LOADER_OPTIONS}
     options |= {"collate_fn": PlacedCollate(loader.collate_fn, domain), "generator": torch.Generator()}
     if isinstance(dataset, IterableDataset):
         check_overfit(overfit, name)

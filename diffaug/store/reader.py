@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from diffaug.datasets.buckets import without_empty
-from diffaug.store.layout import ENDS, TEXT, Field, Split, buckets_of, file_of, header, read_info
+from diffaug.store.layout import TEXT, Split, buckets_of, file_of, read_info
 
 
 class Rows:
@@ -30,7 +30,8 @@ class Rows:
 
     def __init__(self, root: Path, split: Split) -> None:
         self.root, self.split = root, split
-        self._mapped: dict[tuple[str, int], NDArray[Any]] = {}
+        self._mapped: dict[tuple[str, int, str], NDArray[np.uint8]] = {}
+        self._lying: dict[tuple[str, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}  # where rows begin
 
     def read(self, name: str, rows: Sequence[int]) -> Any:
         """Copy rows of a field, one after the other: tensors, or texts."""
@@ -61,44 +62,38 @@ class Rows:
     def _place(self, row: int) -> tuple[int, int]:
         return divmod(row, self.split.shard_rows)
 
-    def _map(self, name: str, shard: int) -> NDArray[np.uint8]:
-        """Return the rows of a shard as bytes, mapped when first asked for; the file is closed again."""
-        known = self._mapped.get((name, shard))
+    def _map(self, name: str, shard: int, ending: str = "npy") -> NDArray[np.uint8]:
+        """Return a shard's file as bytes, (rows, bytes of one) where these are alike: mapped when first asked for."""
+        known = self._mapped.get((name, shard, ending))
         if known is None:
-            field, rows = self.split.fields[name], self.split.rows_of(shard)
-            field, ending = (field, "npy") if field.dtype != TEXT else (ENDS, "ends.npy")
-            whole = _map_bytes(file_of(self.root, self.split.folder, name, shard, ending))
-            known = self._mapped[name, shard] = whole[len(header(field, rows)) :].reshape(rows, field.bytes)
+            known = _map_bytes(file_of(self.root, self.split.folder, name, shard, ending))
+            if ending.endswith("npy"):
+                known = known[10 + int(known[8:10].view("<u2")[0]) :]  # numpy's header says how long it is
+                if ending != "npy" or not self.split.fields[name].varies:
+                    known = known.reshape(self.split.rows_of(shard), -1)
+            self._mapped[name, shard, ending] = known
         return known
 
     def _own(self, name: str, shard: int, row: int) -> Tensor:
         """Copy a row that has a shape of its own."""
-        field = self.split.fields[name]
-        shapes, ends = self._mapped.get((f"{name} shapes", shard)), self._mapped.get((f"{name} ends", shard))
-        if shapes is None or ends is None:
-            shapes = np.load(file_of(self.root, self.split.folder, name, shard, "shapes.npy"))
-            plain, ends = Field(field.dtype), np.concatenate([[0], shapes.prod(1).cumsum()])
-            whole = _map_bytes(file_of(self.root, self.split.folder, name, shard, "npy"))
-            self._mapped[name, shard] = whole[len(header(plain, int(ends[-1]))) :]
-            ends = ends * plain.bytes
-            self._mapped[f"{name} shapes", shard], self._mapped[f"{name} ends", shard] = shapes, ends
-        out = torch.empty(shapes[row].tolist(), dtype=getattr(torch, field.dtype), device="cpu")
+        dtype = getattr(torch, self.split.fields[name].dtype)
+        known = self._lying.get((name, shard))
+        if known is None:
+            shapes = self._map(name, shard, "shapes.npy").view("<i8")
+            known = self._lying[name, shard] = shapes, np.r_[0, shapes.prod(1).cumsum()] * dtype.itemsize
+        shapes, ends = known
+        out = torch.empty(shapes[row].tolist(), dtype=dtype, device="cpu")
         if out.numel():
-            flat = self._mapped[name, shard][int(ends[row]) : int(ends[row + 1])]
-            out.view(-1).view(torch.uint8).numpy()[:] = flat
+            out.view(-1).view(torch.uint8).numpy()[:] = self._map(name, shard)[int(ends[row]) : int(ends[row + 1])]
         return out
 
     def _text(self, name: str, shard: int, row: int) -> str:
-        ends = self._map(name, shard)
-        lines = self._mapped.get((f"{name}.jsonl", shard))
-        if lines is None:
-            lines = _map_bytes(file_of(self.root, self.split.folder, name, shard, "jsonl"))
-            self._mapped[f"{name}.jsonl", shard] = lines
+        ends = self._map(name, shard, "ends.npy")
         start = int(ends[row - 1].view("<i8")[0]) if row else 0
-        return json.loads(lines[start : int(ends[row].view("<i8")[0])].tobytes())
+        return json.loads(self._map(name, shard, "jsonl")[start : int(ends[row].view("<i8")[0])].tobytes())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": {}}  # each process maps the files itself
+        return {**self.__dict__, "_mapped": {}, "_lying": {}}  # each process maps the files itself
 
 
 def _map_bytes(path: Path) -> NDArray[np.uint8]:
