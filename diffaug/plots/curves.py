@@ -5,10 +5,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from diffaug.plots.picture import Picture, line_style, new_figure, tidy
+from diffaug.plots.picture import Picture, line_style, new_figure, table, tidy
 from diffaug.process import ForwardProcess
 from diffaug.process.density import density, span
 from diffaug.schedules import Schedule
@@ -49,7 +50,7 @@ def schedules(named: Mapping[str, Schedule]) -> Picture:
             without[name] = repr(schedule.scaling) if schedule.discrete else "continuous"
         rows += [
             (name, *(value if value == value else "" for value in row))
-            for row in zip(*(x.tolist() for x in (t, unit, betas, alpha.square(), alpha, sigma, log_snr)), strict=True)
+            for row in table(t, unit, betas, alpha.square(), alpha, sigma, log_snr)
         ]
         x, style = (t if as_steps else unit), line_style(number, len(named))
         shown = torch.where(log_snr.isfinite(), log_snr, torch.nan)
@@ -131,7 +132,7 @@ def recipes(
     low, high = math.inf, -math.inf
     for number, (name, process) in enumerate(named.items()):
         own, draws, load = _within(process, edges, loss)
-        rows += [(name, *row) for row in zip(*(x.tolist() for x in (own[:-1], own[1:], draws, load)), strict=True)]
+        rows += [(name, *row) for row in table(own[:-1], own[1:], draws, load)]
         seen = (draws > 1e-4) | (load > 1e-4)
         if bool(seen.any()):
             low, high = min(low, own[:-1][seen][0].item()), max(high, own[1:][seen][-1].item())
@@ -171,53 +172,42 @@ def levels(rows: Sequence[Sequence[Any]]) -> Picture:
         rows: as `diffaug.training.LossByLevel` keeps them, one for each bin that was not empty, of `LEVEL_COLUMNS`;
             ``over`` is what the bins are of, log_snr or unit (time).
     """
-    stages = list(dict.fromkeys(row[0] for row in rows))
+    kept = [dict(zip(LEVEL_COLUMNS, row, strict=True)) for row in rows]
+    stages = list(dict.fromkeys(row["stage"] for row in kept))
     if not stages:
         raise ValueError("There is no loss by noise level to draw: no row was reported.")
     figure = new_figure(4.8 * len(stages), 5.0)
     panels: Any = figure.subplots(2, len(stages), squeeze=False, sharex=True, height_ratios=(3, 1))
-    for column, stage in enumerate(stages):
-        own = [row for row in rows if row[0] == stage]
-        steps = list(dict.fromkeys(row[1] for row in own))
+    for stage, (above, below) in zip(stages, panels.T, strict=True):
+        own = [row for row in kept if row["stage"] == stage]
+        steps = list(dict.fromkeys(row["step"] for row in own))
         shown = [steps[k] for k in torch.linspace(0, len(steps) - 1, min(5, len(steps))).round().long().tolist()]
-        above, below = panels[0, column], panels[1, column]
         for place, step in enumerate(shown):
-            bins = [row for row in own if row[1] == step]
-            x, mean, std = _middles(bins), [row[6] for row in bins], [row[7] for row in bins]
-            last = place == len(shown) - 1
-            color = str(0.8 * (1 - (place + 1) / len(shown)))
-            style = {"color": color, "markersize": 3.5 if last else 2.5}
+            bins = [row for row in own if row["step"] == step]
+            low, high = np.array([_ends(row["low"], row["high"]) for row in bins]).T
+            x, count = (low + high) / 2, np.array([row["count"] for row in bins])
+            mean, std = np.array([(row["mean"], row["std"]) for row in bins]).T
+            last, alone = step == shown[-1], count == 1  # whose spread is unknown, not 0
+            style = {"color": str(0.8 * (1 - (place + 1) / len(shown))), "markersize": 3.5 if last else 2.5}
             above.plot(x, mean, "o-", label=f"step {step}", linewidth=1.4, **style)
-            alone = [k for k, row in enumerate(bins) if row[5] == 1]  # whose spread is unknown, not 0
-            above.plot([x[k] for k in alone], [mean[k] for k in alone], "o", **style, markerfacecolor="white")
+            above.plot(x[alone], mean[alone], "o", **style, markerfacecolor="white")
             if last:
-                of = [k for k in range(len(bins)) if k not in alone]
-                below_mean = [min(std[k], mean[k]) for k in of]
                 spread = {"fmt": "none", "ecolor": "0.65", "capsize": 2.5, "zorder": 1, "label": "± 1 std over images"}
-                above.errorbar([x[k] for k in of], [mean[k] for k in of], [below_mean, [std[k] for k in of]], **spread)
-                ends = [_inside(row[3], row[4]) for row in bins]
-                below.bar(x, [row[5] for row in bins], width=[0.9 * (b - a) for a, b in ends], color="0.6")
-        if any(row[5] == 1 for row in own):
+                reach = [np.minimum(std, mean)[~alone], std[~alone]]  # no error is below 0
+                above.errorbar(x[~alone], mean[~alone], reach, **spread)
+                below.bar(x, count, width=0.9 * (high - low), color="0.6")
+        if any(row["count"] == 1 for row in own):
             above.plot([], [], "o", color="black", markersize=3.5, markerfacecolor="white", label="one image")
         tidy(above, ylabel="mean squared error", title=stage, ylim=(0, None))
-        borders = sorted({edge for row in own for edge in row[3:5] if math.isfinite(edge)})
+        borders = sorted({edge for row in own for edge in (row["low"], row["high"]) if math.isfinite(edge)})
         if len(borders) <= 12:
             below.set_xticks(borders)
-        what = (
-            "log-SNR (nats)      more noise  $\\leftarrow$   $\\rightarrow$  less noise"
-            if rows[0][-1] == "log_snr"
-            else "unit time"
-        )
-        tidy(below, ylabel="samples", xlabel=what)
+        arrows = "log-SNR (nats)      more noise  $\\leftarrow$   $\\rightarrow$  less noise"
+        tidy(below, ylabel="samples", xlabel=arrows if kept[0]["over"] == "log_snr" else "unit time")
         above.legend(frameon=False, fontsize=8)
     return Picture(figure, LEVEL_COLUMNS, [tuple(row) for row in rows])
 
 
-def _inside(low: float, high: float) -> tuple[float, float]:
+def _ends(low: float, high: float) -> tuple[float, float]:
     """Return a bin's ends as it is drawn: one without an end is two wide."""
-    low, high = float(low), float(high)
-    return (high - 2 if low == -math.inf else low), (low + 2 if high == math.inf else high)
-
-
-def _middles(bins: Sequence[Sequence[Any]]) -> list[float]:
-    return [sum(_inside(row[3], row[4])) / 2 for row in bins]
+    return high - 2 if low == -math.inf else low, low + 2 if high == math.inf else high

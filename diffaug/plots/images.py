@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffaug.noise import gaussian
-from diffaug.plots.picture import Picture, new_figure, show, tidy
+from diffaug.plots.picture import Picture, new_figure, show, table, tidy
 from diffaug.process import ForwardProcess, NoisyBatch
 from diffaug.process.batch import Fields
 from diffaug.randomness.keys import Keys, Purpose
@@ -24,16 +24,25 @@ def forward(process: ForwardProcess, images: Tensor, *, columns: int = 9, seed: 
         images: uint8 or float as the process takes them, shape (B, C, H, W); one row each.
         columns: how many states, x_0 included.
     """
+    states, titles, rows = _along_path(process, images, columns, seed)
+    return Picture(_grid(states, titles), ("t", "alpha", "sigma", "log_snr"), rows)
+
+
+def _along_path(
+    process: ForwardProcess, images: Tensor, columns: int, seed: int = 0
+) -> tuple[Tensor, list[str], list[tuple[Any, ...]]]:
+    """Noise images along one joint path each: their states as shown, (B, columns, C, H, W), titles, and numbers."""
     schedule = process.schedule.at_shape(images.shape)
     times = torch.unique_consecutive(schedule.from_unit(torch.linspace(0, 1, columns, dtype=torch.float64)[1:]))
     path = process.trajectory(images, times, torch.arange(len(images)), seed=seed)
     alpha, sigma = schedule.alpha_sigma(times, torch.float64)
     log_snr = schedule.log_snr(times, torch.float64)
-    titles = ["$x_0$"]
-    titles += [f"t = {t:.3g}\n{_snr(level)}" for t, level in zip(times.tolist(), log_snr.tolist(), strict=True)]
     states = torch.cat([process.scale(images)[:, None], path / _display_scale(alpha, sigma).view(-1, 1, 1, 1)], 1)
-    rows = list(zip(times.tolist(), alpha.tolist(), sigma.tolist(), log_snr.tolist(), strict=True))
-    return Picture(_grid(states, titles), ("t", "alpha", "sigma", "log_snr"), rows)
+    return states, ["$x_0$", *_titles(times, log_snr)], table(times, alpha, sigma, log_snr)
+
+
+def _titles(times: Tensor, log_snr: Tensor) -> list[str]:
+    return [f"t = {t:.3g}\n{_snr(level)}" for t, level in table(times, log_snr)]
 
 
 def _display_scale(alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -74,7 +83,7 @@ def strip(
     if any(not 1 <= size <= own for size in sizes):
         raise ValueError(f"sizes must be from 1 to {own}, the image's own, but got {list(sizes)}.")
     unit = torch.linspace(0, 1, columns, dtype=torch.float64)[1:]
-    states, labels, rows = [], [], []
+    states, labels, captions, rows = [], [], [], []
     for size in sizes or (0,):
         x_0 = _resized(image, size) if size else image
         key = Keys.pack(torch.zeros(1, dtype=torch.int64), seed=seed, stage="predict")
@@ -83,25 +92,20 @@ def strip(
             schedule = each.at_shape((1, *x_0.shape))
             times = schedule.from_unit(unit)
             alpha, sigma = schedule.alpha_sigma(times, torch.float64)
-            scale = _display_scale(alpha, sigma)
-            noised = [
-                (a * x_0 + s * epsilon) / c
-                for a, s, c in zip(alpha.tolist(), sigma.tolist(), scale.tolist(), strict=True)
-            ]
-            states.append([x_0, *noised])
-            labels.append(f"{textwrap.fill(name, 18)}\n{x_0.shape[1]} x {x_0.shape[2]}")
             log_snr = schedule.log_snr(times, torch.float64)
-            rows += [
-                (name, x_0.shape[1], *row)
-                for row in zip(*(x.tolist() for x in (unit, times, alpha, sigma, log_snr)), strict=True)
-            ]
+            shown = table(alpha, sigma, _display_scale(alpha, sigma))
+            states.append([x_0, *((a * x_0 + s * epsilon) / scale for a, s, scale in shown)])
+            labels.append(f"{textwrap.fill(name, 18)}\n{x_0.shape[1]} x {x_0.shape[2]}")
+            captions.append(["", *map(_caption, log_snr.tolist())])
+            rows += [(name, x_0.shape[1], *row) for row in table(unit, times, alpha, sigma, log_snr)]
     titles = ["$x_0$", *(f"u = {u:.3g}" for u in unit.tolist())]
-    levels = [row[6] for row in rows]
-    return Picture(
-        _grid(states, titles, labels, captions=levels),
-        ("schedule", "size", "unit", "t", "alpha", "sigma", "log_snr"),
-        rows,
-    )
+    figure = _grid(states, titles, labels, captions)
+    return Picture(figure, ("schedule", "size", "unit", "t", "alpha", "sigma", "log_snr"), rows)
+
+
+def _caption(log_snr: float) -> str:
+    end = r"$\infty$" if log_snr > 0 else r"$-\infty$"
+    return f"log-SNR {round(log_snr, 1) + 0.0:.1f}" if math.isfinite(log_snr) else f"log-SNR {end}"
 
 
 def _resized(image: Tensor, size: int) -> Tensor:
@@ -112,10 +116,12 @@ def _resized(image: Tensor, size: int) -> Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(image.float(), shape)
 
 
-def _grid(rows: Any, titles: Sequence[str] = (), labels: Sequence[str] = (), captions: Sequence[float] = ()) -> Any:
-    """Make a figure of rows of images, each (C, H, W) in [-1, 1], in their proportion."""
+def _grid(
+    rows: Any, titles: Sequence[str] = (), labels: Sequence[str] = (), captions: Sequence[Sequence[str]] = ()
+) -> Any:
+    """Make a figure of rows of images in their proportion; see `fill`."""
     height, width = rows[0][0].shape[-2:]
-    below = 0.16 if len(captions) else 0.0
+    below = 0.16 if captions else 0.0
     figure = new_figure(
         1.05 * len(rows[0]) + (1.35 if labels else 0), (1.05 * height / width + below) * len(rows) + 0.5
     )
@@ -129,7 +135,7 @@ def fill(
     rows: Any,
     titles: Sequence[str] = (),
     labels: Sequence[str] = (),
-    captions: Sequence[float] = (),
+    captions: Sequence[Sequence[str]] = (),
     *,
     columns: int = 0,
     fontsize: float = 8,
@@ -140,7 +146,7 @@ def fill(
         rows: of images (C, H, W) in [-1, 1]; a row may be shorter than the first.
         titles: above the columns.
         labels: beside the rows.
-        captions: a log-SNR under every image but the first of each row.
+        captions: below the images, row by row.
         columns: at least so many.
     """
     columns = max(columns, len(rows[0]))
@@ -156,11 +162,8 @@ def fill(
                 axes.set_title(titles[j], fontsize=fontsize)
             if j == 0 and labels:
                 axes.set_ylabel(labels[i], fontsize=fontsize, rotation=0, ha="right", va="center")
-            if j and len(captions):
-                level = captions[i * (columns - 1) + j - 1]
-                end = r"$\infty$" if level > 0 else r"$-\infty$"
-                said = f"{round(level, 1) + 0.0:.1f}" if math.isfinite(level) else end
-                axes.set_xlabel(f"log-SNR {said}", fontsize=6.5, labelpad=1)
+            if captions:
+                axes.set_xlabel(captions[i][j], fontsize=6.5, labelpad=1)
 
 
 def samples(images: Tensor, *, columns: int = 8) -> Picture:
@@ -205,7 +208,7 @@ def batch(process: ForwardProcess, batch: Fields | NoisyBatch, *, count: int = 8
     alpha, sigma = schedule.alpha_sigma(t, torch.float64)
     log_snr = schedule.log_snr(t, torch.float64)
     shown = {"$x_t$": x_t.float() / _display_scale(alpha, sigma).view(-1, 1, 1, 1)}
-    titles = [f"t = {time:.3g}\n{_snr(level)}" for time, level in zip(t.tolist(), log_snr.tolist(), strict=True)]
+    titles = _titles(t, log_snr)
     numbers = {"t": t, "alpha": alpha, "sigma": sigma, "log_snr": log_snr}
     for name in ("r", "s"):
         if {name, f"x_{name}"} <= set(fields):
@@ -216,8 +219,8 @@ def batch(process: ForwardProcess, batch: Fields | NoisyBatch, *, count: int = 8
             shown[f"$x_{name}$"], numbers[name] = state.float() / scale, time
             titles = [f"{title}\n{name} = {at:.3g}" for title, at in zip(titles, time.tolist(), strict=True)]
     shown["$x_0$"] = convert(schedule, source, "x_0", target.float(), x_t.float(), t, process.sigma_data)
-    rows = list(zip(*(x.tolist() for x in numbers.values()), strict=True))
-    return Picture(_grid([list(x) for x in shown.values()], titles, list(shown)), tuple(numbers), rows)
+    figure = _grid([list(x) for x in shown.values()], titles, list(shown))
+    return Picture(figure, tuple(numbers), table(*numbers.values()))
 
 
 def preview(process: ForwardProcess, images: Tensor, t: Tensor, pixels: Tensor, *, columns: int = 9) -> Picture:
@@ -236,36 +239,31 @@ def preview(process: ForwardProcess, images: Tensor, t: Tensor, pixels: Tensor, 
     read.suptitle("images as read, after the transform", fontsize=9)
     fill(read, [scaled[:columns]], columns=columns)
     noised.suptitle("noised along one path each", fontsize=9)
-    times = torch.unique_consecutive(schedule.from_unit(torch.linspace(0, 1, columns, dtype=torch.float64)[1:]))
-    rows = min(3, len(images))
-    path = process.trajectory(images[:rows], times, torch.arange(rows))
-    alpha, sigma = schedule.alpha_sigma(times, torch.float64)
-    states = torch.cat([scaled[:rows, None], path / _display_scale(alpha, sigma).view(-1, 1, 1, 1)], 1)
-    levels = schedule.log_snr(times, torch.float64).tolist()
-    titles = ["$x_0$", *(f"t = {x:.3g}\n{_snr(level)}" for x, level in zip(times.tolist(), levels, strict=True))]
+    states, titles, _ = _along_path(process, images[:3], columns)
     fill(noised, states, titles, fontsize=7)
     left, right = numbers.subplots(1, 2)
     pixels = pixels.double().flatten().cpu()
     reach = 1.0 if process.value_range else max(1.0, pixels.abs().max().item())  # latents have no range
     edges = whole_bins(pixels, -reach, reach, 64)
-    of_pixels, _ = torch.histogram(pixels, edges, density=True)
-    left.stairs(of_pixels.numpy(), edges.numpy(), fill=True, color="0.6")
+    of_pixels = _bars(left, pixels, edges)
     tidy(left, xlabel="pixel value, scaled to [-1, 1]" if process.value_range else "latents' value", ylabel="density")
     unit = schedule.to_unit(t.cpu(), torch.float64)
     ends = whole_bins(unit, 0.0, 1.0, 40)
-    of_times, _ = torch.histogram(unit, ends, density=True)
-    right.stairs(of_times.numpy(), ends.numpy(), fill=True, color="0.6")
+    of_times = _bars(right, unit, ends)
     right.axhline(1, color="black", linestyle="--", linewidth=0.8, label="uniform")
     right.legend(frameon=False, fontsize=8, loc="upper right")
     room = 1.2 * max(1.0, of_times.max().item())  # for the legend, above the bars
     tidy(right, xlabel="unit time of t, as training draws it", ylabel="density", ylim=(0, room))
-    counted = (("pixels", edges, of_pixels), ("unit_time", ends, of_times))
-    table = [
-        (what, *row)
-        for what, border, height in counted
-        for row in zip(border[:-1].tolist(), border[1:].tolist(), height.tolist(), strict=True)
-    ]
-    return Picture(figure, ("histogram", "low", "high", "density"), table)
+    rows = [("pixels", *row) for row in table(edges[:-1], edges[1:], of_pixels)]
+    rows += [("unit_time", *row) for row in table(ends[:-1], ends[1:], of_times)]
+    return Picture(figure, ("histogram", "low", "high", "density"), rows)
+
+
+def _bars(axes: Any, values: Tensor, edges: Tensor) -> Tensor:
+    """Draw a histogram, and return its densities."""
+    heights, _ = torch.histogram(values, edges, density=True)
+    axes.stairs(heights.numpy(), edges.numpy(), fill=True, color="0.6")
+    return heights
 
 
 def whole_bins(values: Tensor, low: float, high: float, most: int) -> Tensor:

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffaug.plots.picture import Picture, new_figure, show
+from diffaug.plots.images import fill
+from diffaug.plots.picture import Picture, new_figure, table
 from diffaug.process import ForwardProcess
 
 
@@ -20,7 +21,8 @@ def parts(named: Mapping[str, ForwardProcess], images: Tensor, *, seed: int = 0)
         images: as the processes take them, grey or RGB: one clip, (1, F, C, H, W) or (1, C, F, H, W) as the parts say,
             or images, (B, C, H, W).
     """
-    drawn: list[tuple[str, Tensor, list[str]]] = []
+    drawn: list[Tensor] = []
+    captions: list[list[str]] = []
     rows: list[tuple[Any, ...]] = []
     for name, process in named.items():
         if process.parts is None or images.ndim not in (4, 5) or (images.ndim == 5 and len(images) > 1):
@@ -35,20 +37,13 @@ def parts(named: Mapping[str, ForwardProcess], images: Tensor, *, seed: int = 0)
             frames = process.parts.planes(images.shape).index(t.shape[1]) + 1
             states, clean = states.movedim(frames, 1)[0], clean.movedim(frames, 1)[0]
             t, log_snr = t[0], log_snr[0]
-        said = [_say(time) for time in t.tolist()] if t.ndim == 1 and len(t) == len(states) else []
-        drawn += [] if drawn else [("$x_0$", clean, [])]
-        # What variance exploding noise takes out of view is brought back.
-        drawn.append((name, states / states.flatten(1).std(1).clamp_min(1).view(-1, 1, 1, 1), said))
-        numbers = zip(t.flatten().tolist(), log_snr.flatten().tolist(), strict=True)
-        rows += [(name, part, *pair) for part, pair in enumerate(numbers)]
-    columns, (height, width) = len(drawn[0][1]), drawn[0][1].shape[-2:]
+        shown = states / states.flatten(1).std(1).clamp_min(1).view(-1, 1, 1, 1)  # what variance exploding hides
+        drawn += [shown] if drawn else [clean, shown]
+        captions.append([_say(time) for time in t.tolist()] if t.shape == (len(states),) else [""] * len(states))
+        rows += [(name, part, *pair) for part, pair in enumerate(table(t.flatten(), log_snr.flatten()))]
+    columns, (height, width) = len(drawn[0]), drawn[0].shape[-2:]
     figure = new_figure(1.05 * columns + 1.35, (1.05 * height / width + 0.2) * len(drawn) + 0.1)
-    panels: Any = figure.subplots(len(drawn), columns, squeeze=False)
-    for line, (name, states, said) in zip(panels, drawn, strict=True):
-        for k, axes in enumerate(line):
-            show(axes, states[k])
-            axes.set_xlabel(said[k] if said else "", fontsize=7, labelpad=1)
-        line[0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
+    fill(figure, drawn, labels=["$x_0$", *named], captions=[[""] * columns, *captions])
     return Picture(figure, ("law", "part", "t", "log_snr"), rows)
 
 

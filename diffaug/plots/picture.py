@@ -63,6 +63,11 @@ def check_path(path: str | Path) -> Path:
     return path
 
 
+def table(*columns: Tensor) -> list[tuple[Any, ...]]:
+    """Return the rows of a table, from its columns of shape (N,)."""
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Write numbers to their last digit."""
     with path.open("w", newline="") as file:

@@ -1,6 +1,5 @@
 """LossByLevelBase: the loss by noise level, in training and in validation."""
 
-import functools
 import logging
 import math
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from diffaug.datamodules.packages import LightningModule, Trainer
 from diffaug.plots.curves import LEVEL_COLUMNS
 from diffaug.plots.picture import write_csv
 from diffaug.schedules import Schedule
+from diffaug.schedules.numbers import keep
 from diffaug.training.callbacks import CallbackBase
 
 _log = logging.getLogger("diffaug")
@@ -23,7 +23,6 @@ _EDGES = {
     "log_snr": (-math.inf, -8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0, math.inf),
     "unit": tuple(k / 10 for k in range(11)),
 }
-_SUMS = 4  # of each bin: samples, errors, squared errors, weighted errors
 
 
 class LossByLevelBase(CallbackBase):
@@ -125,16 +124,12 @@ class LossByLevelBase(CallbackBase):
         rows: list[tuple[Any, ...]] = []
         for stage in sorted(self._sums):
             sums = trainer.strategy.reduce(self._sums[stage], reduce_op="sum")
-            for low, high, (count, mean, std, weighted) in summarise_bins(torch.as_tensor(sums), self.edges):
-                name = f"{stage}_loss_by_{self.over}/{_name(low, high)}"
-                metrics |= {
-                    f"{name}/mean": mean,
-                    f"{name}/std": std,
-                    f"{name}/count": count,
-                    f"{name}/weighted": weighted,
-                }
+            for low, high, count, mean, std, weighted in summarise_bins(torch.as_tensor(sums), self.edges):
                 place = (stage, trainer.global_step, trainer.current_epoch, low, high)
                 rows.append((*place, int(count), mean, std, weighted, self.over))
+                numbers = {"mean": mean, "std": std, "count": count, "weighted": weighted}
+                name = f"{stage}_loss_by_{self.over}/{_name(low, high)}"
+                metrics |= {f"{name}/{what}": number for what, number in numbers.items()}
         self._sums = {}
         again = {row[:2] for row in rows}  # validated once more at the same step, after training: the later counts
         self.rows = [row for row in self.rows if row[:2] not in again] + rows
@@ -183,26 +178,23 @@ def sum_bins(
         place = place.clamp_max(len(edges) - 1)
     terms = torch.stack([torch.ones_like(errors), errors, errors.square(), weighted], 1)
     terms = terms if mask is None else terms * mask[:, None]
-    sums = torch.zeros(len(edges) + 1, _SUMS, dtype=dtype, device=errors.device)
+    sums = torch.zeros(len(edges) + 1, 4, dtype=dtype, device=errors.device)
     return sums.index_add_(0, place, terms)[1:-1]
 
 
-@functools.lru_cache(maxsize=64)
+@keep
 def _border(edges: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the edges on a device, kept: to copy them there at every step would halt it at every step."""
-    with torch.inference_mode(False):
-        return torch.tensor(edges, dtype=dtype, device=device)
+    return torch.tensor(edges, dtype=dtype, device=device)
 
 
-def summarise_bins(
-    sums: Tensor, edges: Sequence[float]
-) -> list[tuple[float, float, tuple[float, float, float, float]]]:
-    """Yield (low, high, (count, mean, standard deviation, weighted mean)) of each bin that is not empty."""
+def summarise_bins(sums: Tensor, edges: Sequence[float]) -> list[tuple[float, ...]]:
+    """Return (low, high, count, mean, standard deviation, weighted mean) of each bin that is not empty."""
     found = []
     for low, high, (count, total, squares, weighted) in zip(edges, edges[1:], sums.tolist(), strict=False):
         if count:
             mean = total / count
-            found.append((low, high, (count, mean, math.sqrt(max(squares / count - mean**2, 0.0)), weighted / count)))
+            found.append((low, high, count, mean, math.sqrt(max(squares / count - mean**2, 0.0)), weighted / count))
     return found
 
 
