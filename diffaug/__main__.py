@@ -30,6 +30,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 from hydra.errors import HydraException
@@ -78,8 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             overrides.append(word)
     try:
         usual: str = (command.__kwdefaults__ or {}).get("out", "")
-        if usual.endswith(".png"):
-            plots.check_path(own.get("out", usual))  # before the work that the picture is of
+        _check_out(own.get("out", usual), picture=usual.endswith(".png"))
         return command(overrides, **own) or 0
     except (ValueError, OSError, ImportError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -89,6 +89,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"python -m diffaug {name}: interrupted. {error}".rstrip(), file=sys.stderr)
         return 128 + (error.number if isinstance(error, Told) else signal.SIGINT)
+
+
+def _check_out(out: str, picture: bool) -> None:
+    """Refuse an ``out=`` that cannot be written, before the work that it is for."""
+    if picture:
+        plots.check_path(out)
+    if not out:
+        return
+    path = Path(out).expanduser().absolute()
+    there = next(folder for folder in (path.parent if picture else path, *path.parents) if folder.exists())
+    try:
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ValueError(f"out={out} cannot be written: {error.strerror}: {there}.") from None
 
 
 def _report(overrides: list[str]) -> None:
@@ -113,13 +128,12 @@ def _plot_strip(overrides: list[str], *, out: str = "strip.png", sizes: str = ""
     if not all(size.isdecimal() and int(size) for size in _listed(sizes)):
         raise ValueError(f"sizes must be whole numbers >= 1, such as sizes=16,64, but got {sizes!r}.")
     schedules = _each("schedule", overrides, _schedule)
-    image = first_image(_data(compose_config([word for word in overrides if not _is_name(word)])))
+    image = first_image(_data(compose_config(_split_names(overrides)[1])))
     print(plots.strip(schedules, image, sizes=[int(size) for size in _listed(sizes)]).save(out))
 
 
 def _plot_parts(overrides: list[str], *, out: str = "parts.png") -> None:
-    common = [word for word in overrides if not _is_name(word)]
-    config = compose_config(common)
+    config = compose_config(_split_names(overrides)[1])
     if config.process.get("parts") is None:
         raise ValueError("plot parts needs parts=frames or patches (or experiment=diffusion_forcing).")
     fields = "process.fields=[x_t,x_0,t,log_snr]"
@@ -135,15 +149,16 @@ def _plot_levels(names: list[str], *, out: str = "levels.png") -> None:
 
 def _each(group: str, words: list[str], make: Callable[[list[str]], _T]) -> dict[str, _T]:
     """Make what each name of a group stands for, under its label; the words that are no names go to all."""
-    names = [word for word in words if _is_name(word)]
+    names, common = _split_names(words)
     if not names:
         raise ValueError("plot wants at least one name; python -m diffaug --help shows the forms.")
-    common = [word for word in words if not _is_name(word)]
     return {write_label(name, group): make([*common, *f"{group}={name}".split(",")]) for name in names}
 
 
-def _is_name(word: str) -> bool:
-    return "=" not in word.split(",")[0]
+def _split_names(words: list[str]) -> tuple[list[str], list[str]]:
+    """Return the names among some words, which may have overrides of their own, and the other words."""
+    names = [word for word in words if "=" not in word.split(",")[0]]
+    return names, [word for word in words if word not in names]
 
 
 def _schedule(overrides: list[str]) -> Schedule:

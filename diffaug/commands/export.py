@@ -191,7 +191,7 @@ def write_usage(pipeline: Any, out: str | Path) -> str:
         [
             f"from diffusers import {name}",
             "",
-            f'pipeline = {name}.from_pretrained("{out}")  # {type(pipeline.scheduler).__name__}',
+            f"pipeline = {name}.from_pretrained({str(out)!r})  # {type(pipeline.scheduler).__name__}",
             f"images = pipeline({call}).images",
         ]
     )

@@ -29,25 +29,6 @@ from diffaug.training.last_checkpoint import LastCheckpointBase
 from diffaug.training.loss_by_level import LossByLevelBase
 from diffaug.training.run_logger import RunLoggerBase
 
-__all__ = [
-    "AtomicCheckpointIO",
-    "Denoiser",
-    "DiffusionDataModule",
-    "Encoding",
-    "LastCheckpoint",
-    "LossByLevel",
-    "Pictures",
-    "Progress",
-    "RunLogger",
-    "Summary",
-    "WrappedDataModule",
-    "digits",
-    "image_folder",
-    "moving_digits",
-    "store",
-    "torchvision",
-]
-
 
 class DiffusionDataModule(DiffusionBase, pl.LightningDataModule):
     __doc__ = DiffusionBase.__doc__

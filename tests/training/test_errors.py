@@ -191,9 +191,18 @@ def test_a_plot_of_parts_wants_parts(capsys):
     assert "plot parts needs parts=frames or patches (or experiment=diffusion_forcing)" in capsys.readouterr().err
 
 
-def test_where_no_picture_can_be_is_said_before_the_work(capsys):
-    assert main(["preview", "data=no_such_data", "out=pictures"]) == 1
-    assert "out must be a file that ends in .png, .svg, .pdf, but got 'pictures'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("command", "out", "message"),
+    [
+        ("preview", "pictures", r"out must be a file that ends in \.png, \.svg, \.pdf, but got 'pictures'"),
+        ("plot schedules", "/dev/null/a.png", r"out=/dev/null/a\.png cannot be written: Not a directory: /dev/null\.$"),
+        ("encode", "/dev/null", r"out=/dev/null cannot be written: Not a directory: /dev/null\.$"),
+        ("export", "/dev/null/a/b", r"out=/dev/null/a/b cannot be written: Not a directory: /dev/null\.$"),
+    ],
+)
+def test_where_nothing_can_be_written_is_said_before_the_work(command, out, message, capsys):
+    assert main([*command.split(), "data=no_such_data", f"out={out}"]) == 1
+    assert re.search(message, capsys.readouterr().err.strip())
 
 
 def failed(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
