@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffaug.plots.curves import LEVEL_EDGES
 from diffaug.process import ForwardProcess
 from diffaug.process.chain import prior_kl
 from diffaug.process.density import trained_on
@@ -17,7 +18,6 @@ from diffaug.targets import FusedSNR
 _POINTS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 _NEARLY_NOISE = 1e-4
 _ALONE = "          as if each frame were alone: what the frames before say is left out"
-_EDGES = (-math.inf, -8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0, math.inf)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def page(process: ForwardProcess) -> str:
         "",
         f"  {'log-SNR':>12}  {'draws':>7}  {'of the weight':>13}",
     ]
-    draws, weight = trained_on(process, torch.tensor(_EDGES, dtype=torch.float64))
-    for low, high, share, load in zip(_EDGES, _EDGES[1:], draws.tolist(), weight.tolist(), strict=False):
+    draws, weight = trained_on(process, torch.tensor(LEVEL_EDGES, dtype=torch.float64))
+    for low, high, share, load in zip(LEVEL_EDGES, LEVEL_EDGES[1:], draws.tolist(), weight.tolist(), strict=False):
         lines.append(f"  {low:>4g} to {high:>4g}  {share:>7.1%}  {load:>13.1%}  {'#' * round(40 * load)}".rstrip())
     return "\n".join(lines)

@@ -162,6 +162,8 @@ def _within(process: ForwardProcess, edges: Tensor, loss: str) -> tuple[Tensor, 
     return own, draws / own.diff(), load / own.diff()
 
 
+LEVEL_EDGES = (-math.inf, -8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0, math.inf)
+"""Of bins of log-SNR, in nats."""
 LEVEL_COLUMNS = ("stage", "step", "epoch", "low", "high", "count", "mean", "std", "weighted", "over")
 
 

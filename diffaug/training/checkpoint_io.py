@@ -175,18 +175,17 @@ def _sync_folder(folder: Path) -> None:
 
 def _make_write_error(place: Path, written: int, error: OSError) -> OSError:
     """Make the error for a checkpoint that could not be written."""
-    whole = place.is_file()
+    whole, full = place.is_file(), error.errno in (errno.ENOSPC, errno.EDQUOT)
+    got = ""
+    if full:
+        free = shutil.disk_usage(place.parent).free if place.parent.is_dir() else 0
+        got = f"It got to {written:,} bytes; {free:,} bytes are free there. "
     before = "The one before it is whole" if whole else "There is none before it"
     elsewhere = f" and {_override('ckpt_path', place)}" if whole else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(place.parent).free if place.parent.is_dir() else 0
-        before = f"It got to {written:,} bytes; {free:,} bytes are free there. {before}"
-        remedy = f"Make room, and give the same command again with {_override('hydra.run.dir', place.parent.parent)}"
-    else:
-        remedy = f"Mend that, and give the same command again with {_override('hydra.run.dir', place.parent.parent)}"
     return OSError(
-        f"The checkpoint {place} could not be written: {error}. {before}. {remedy}; or set hydra.run.dir to another "
-        f"folder{elsewhere}.",
+        f"The checkpoint {place} could not be written: {error}. {got}{before}. {'Make room' if full else 'Mend that'}, "
+        f"and give the same command again with {_override('hydra.run.dir', place.parent.parent)}; or set hydra.run.dir "
+        f"to another folder{elsewhere}."
     )
 
 

@@ -1,7 +1,7 @@
 """DenoiserBase: what a LightningModule needs to train any network on the batches of a DiffusionDataModule."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -94,53 +94,49 @@ class DenoiserBase(_Module):
             raise
         return out if isinstance(out, Tensor) else out.sample
 
-    def _errors(self, batch: Any) -> Tensor:
-        """Return the mean squared error of each sample, or of each of its parts, of t's shape."""
+    def _compare(self, batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the mean squared error of each sample or part, what it counts, and whether it does: 1, 0; None is all.
+
+        Each is of t's shape.
+        """
+        process, t, x = self.process, batch.t, getattr(batch, self.input)
+        schedule, parts = process.schedule.at_shape(x.shape), process.parts
         labels = None if self.condition is None else getattr(batch, self.condition)
-        x, parts = getattr(batch, self.input), self.process.parts
-        prediction = self(x, self._time(batch.t, x.shape), labels)
+        prediction = self(x, number_field(schedule, self.time, t), labels)
         square = (prediction.float() - getattr(batch, self.target).float()).square()
-        return square.flatten(1).mean(1) if parts is None else parts.mean(square)
-
-    def _time(self, t: Tensor, shape: Sequence[int]) -> Tensor:
-        return number_field(self.process.schedule.at_shape(shape), self.time, t)
-
-    def _mask(self, batch: Any) -> Tensor | None:
-        return batch.part_mask if self.process.parts is not None and self.process.parts.masks else None
-
-    def _outputs(self, batch: Any, loss: Tensor, errors: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        mask, numbers = self._mask(batch), {"t": batch.t, "errors": errors.detach(), "weights": weights}
-        if mask is not None:  # a clean part's t is none of the schedule's
-            numbers |= {"mask": mask, "t": batch.t.where(mask > 0, self.process.schedule.range[0])}
-        return {"loss": loss, **{name: number.flatten() for name, number in numbers.items()}}
-
-    def _weights(self, batch: Any) -> Tensor:
-        """Return what the error of each sample, or of each of its parts, counts, of t's shape."""
-        process, t = self.process, batch.t
-        schedule = process.schedule.at_shape(getattr(batch, self.input).shape)
+        errors = square.flatten(1).mean(1) if parts is None else parts.mean(square)
         weights = process.weight.of(schedule, self.target, t, process.sigma_data)
         if isinstance(process.times, Importance) and self.training:
             weights = weights * process.times.importance_weight(t, schedule)
-        mask = self._mask(batch)
-        return weights if mask is None else weights.where(mask > 0, 0)
+        if parts is None or not parts.masks:
+            return errors, weights, None
+        return errors, weights.where(batch.part_mask > 0, 0), batch.part_mask
+
+    def _outputs(
+        self, t: Tensor, loss: Tensor, errors: Tensor, weights: Tensor, mask: Tensor | None
+    ) -> dict[str, Tensor]:
+        numbers = {"t": t, "errors": errors.detach(), "weights": weights}
+        if mask is not None:  # a clean part's t is none of the schedule's
+            numbers |= {"mask": mask, "t": t.where(mask > 0, self.process.schedule.range[0])}
+        return {"loss": loss, **{name: number.flatten() for name, number in numbers.items()}}
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        errors, weights = self._errors(batch), self._weights(batch)
+        errors, weights, mask = self._compare(batch)
         if isinstance(self.process.times, Importance):
             self.process.times.update(batch.t, errors)
-        loss = _mean(weights * errors, self._mask(batch))
+        loss = _mean(weights * errors, mask)
         self._watch(loss)
         self.log("train_loss", loss, prog_bar=True)
-        return self._outputs(batch, loss, errors, weights)
+        return self._outputs(batch.t, loss, errors, weights, mask)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         name = "val_loss" if dataloader_idx == 0 else f"val_loss_{dataloader_idx}"
         options = {"prog_bar": True, "sync_dist": True, "batch_size": len(batch.t), "add_dataloader_idx": False}
-        errors = self._errors(batch)
-        loss = _mean(errors, self._mask(batch))
+        errors, weights, mask = self._compare(batch)
+        loss = _mean(errors, mask)
         self._watch(loss)
         self.log(name, loss, **options)
-        return self._outputs(batch, loss, errors, self._weights(batch))
+        return self._outputs(batch.t, loss, errors, weights, mask)
 
     def _watch(self, loss: Tensor) -> None:
         loss, step = loss.detach(), torch.full((), self.global_step, device=loss.device)
@@ -266,7 +262,7 @@ class DenoiserBase(_Module):
         schedule = self.process.schedule.at_shape(x_t.shape)
         alpha, sigma = (per_sample(c, x_t) for c in schedule.alpha_sigma(t))
         x_in = as_input(schedule, self.input, x_t, t, self.process.sigma_data)
-        time, parts = self._time(t, x_t.shape), self.process.parts
+        time, parts = number_field(schedule, self.time, t), self.process.parts
         if parts is not None:  # all at one level
             counts = parts.counts(x_t.shape)
             time = time.view(-1, *(1,) * len(counts)).expand(-1, *counts)

@@ -12,17 +12,14 @@ from torch import Tensor
 from diffaug import plots
 from diffaug.checks import choice, refuse
 from diffaug.datamodules.packages import LightningModule, Trainer
-from diffaug.plots.curves import LEVEL_COLUMNS
+from diffaug.plots.curves import LEVEL_COLUMNS, LEVEL_EDGES
 from diffaug.plots.picture import write_csv
 from diffaug.schedules import Schedule
 from diffaug.schedules.numbers import keep
 from diffaug.training.callbacks import CallbackBase
 
 _log = logging.getLogger("diffaug")
-_EDGES = {
-    "log_snr": (-math.inf, -8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0, math.inf),
-    "unit": tuple(k / 10 for k in range(11)),
-}
+_EDGES = {"log_snr": LEVEL_EDGES, "unit": tuple(k / 10 for k in range(11))}
 
 
 class LossByLevelBase(CallbackBase):

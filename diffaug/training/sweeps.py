@@ -44,13 +44,18 @@ class JobFailed(CompactHydraException):
 
 
 class Guard(Callback):
-    """Hydra callback: refuse a run in a folder where another one is training, before Hydra writes its configs there.
+    """Hydra callback: refuse a folder where another run is training, or that cannot be made, before Hydra writes there.
 
     (A run that comes so near that it passes here is refused at setup.)
     """
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        refusal = find_holder(Path(config.hydra.run.dir, "checkpoints"))
+        folder = Path(config.hydra.run.dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            refusal = find_holder(folder / "checkpoints")
+        except OSError as error:
+            refusal = f"hydra.run.dir={folder} cannot be written: {error.strerror}."
         if refusal is not None:  # an Exception would be no more than a warning of Hydra's
             print(refusal, file=sys.stderr)
             raise SystemExit(1)

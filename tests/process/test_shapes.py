@@ -128,7 +128,7 @@ def test_a_denoiser_goes_by_the_size_of_its_batch():
         denoiser = Denoiser(network, mixed, time="log_snr")
         batch = mixed(images(64, 64), torch.arange(3), seed=1)
         drawn = denoiser.sample((2, 3, 64, 64), steps=4)
-        told[image] = [denoiser._errors(batch), denoiser._weights(batch), drawn, *network.times]
+        told[image] = [*denoiser._compare(batch)[:2], drawn, *network.times]
         levels = LossByLevel(schedule=mixed.schedule)
         told[image].append(levels._levels(None, None, batch.t, batch))
     assert len(told[64]) == 9

@@ -23,6 +23,7 @@ from diffaug.checks import number
 from diffaug.commands.plot import read_levels
 from diffaug.datasets.folder import ImageFolder
 from diffaug.training.errors import UserError, for_the_user, sentence
+from diffaug.training.sweeps import Guard
 
 
 def caught(function, *arguments, **options) -> Exception:
@@ -203,6 +204,12 @@ def test_a_plot_of_parts_wants_parts(capsys):
 def test_where_nothing_can_be_written_is_said_before_the_work(command, out, message, capsys):
     assert main([*command.split(), "data=no_such_data", f"out={out}"]) == 1
     assert re.search(message, capsys.readouterr().err.strip())
+
+
+def test_a_run_s_folder_that_cannot_be_made_is_said(capsys):
+    with pytest.raises(SystemExit):
+        Guard().on_run_start(OmegaConf.create({"hydra": {"run": {"dir": "/dev/null/run"}}}))
+    assert capsys.readouterr().err == "hydra.run.dir=/dev/null/run cannot be written: Not a directory.\n"
 
 
 def failed(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
