@@ -5,13 +5,11 @@ GPU, no cluster, no download and no earlier run is run for two steps. (Sweeps an
 """
 
 import re
-import sys
 
 import pytest
-import server
 from PIL import Image
 from shared import ROOT
-from tiny import OVERRIDES, environment
+from tiny import OVERRIDES, train
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -53,9 +51,7 @@ def test_commands_run_for_two_steps(command, tmp_path):
     here = [f"data.root={photos}", "data.channels=1", "process.compile=false"] if "image_folder" in command else []
     network = "experiment=diffusion_forcing" in command  # of clips, which the tests' own does not take
     overrides = [word for word in OVERRIDES if not (network and word.startswith("model."))]
-    words = [*command.split(), *overrides, *here, f"hydra.run.dir={tmp_path}/run"]
-    done = server.run([sys.executable, str(ROOT / "train.py"), *words], tmp_path, environment(tmp_path))
-    assert done.returncode == 0, done.stderr[-3000:]
+    train(tmp_path, *command.split(), *overrides, *here, f"hydra.run.dir={tmp_path}/run")
     assert (tmp_path / "run/checkpoints/last.ckpt").exists()
     assert (tmp_path / "run/summary.json").exists()
 

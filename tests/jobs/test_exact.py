@@ -1,68 +1,13 @@
 """Exactness of whole jobs: real Trainers, real processes, real signals; every triple compared bit for bit."""
 
-import json
-import os
-import pickle
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import recorded
-import server
 import torch
-from shared import HERE
-
-
-def run(out: Path, *, expect: int | None = 0, fresh: bool = False, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run recorded.py to its end. ``expect`` is its exit status; None is any but 0."""
-    words = [sys.executable, str(HERE / "jobs" / "recorded.py"), str(out), json.dumps(options)]
-    done = server.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, fresh=fresh)
-    assert (done.returncode != 0) if expect is None else (done.returncode == expect), done.stderr[-3000:]
-    return done
-
-
-def batches(out: Path, stage: str = "train") -> list[list[dict[str, Any]]]:
-    """What each rank was given, in order."""
-    ranks = []
-    for path in sorted(out.glob(f"{stage}-*")):
-        with path.open("rb") as file:
-            rank = []
-            while file.peek(1):
-                rank.append(pickle.load(file))
-        ranks.append(rank)
-    return ranks
-
-
-def triples(out: Path, stage: str = "train") -> dict[tuple[int, ...], tuple[torch.Tensor, ...]]:
-    """Every draw of a run, by (epoch, sample index, view): x_t, epsilon and t. No draw may come twice."""
-    found: dict[tuple[int, ...], tuple[torch.Tensor, ...]] = {}
-    for rank in batches(out, stage):
-        for batch in rank:
-            for i in range(len(batch["t"])):
-                key = (batch["epoch"], int(batch["index"][i]), int(batch["view"][i]))
-                assert key not in found, key
-                found[key] = tuple(batch[name][i] for name in ("x_t", "epsilon", "t"))
-    return found
-
-
-def same(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(x, y) for key in a for x, y in zip(a[key], b[key], strict=True))
-
-
-def sequence(out: Path, ranks: int) -> list[tuple[int, list[tuple[int, ...]]]]:
-    """The global batches in order: epoch, and the sorted draws of all ranks together."""
-    share = batches(out)
-    assert len(share) == ranks
-    return [
-        (
-            parts[0]["epoch"],
-            sorted((int(i), int(v)) for part in parts for i, v in zip(part["index"], part["view"], strict=True)),
-        )
-        for parts in zip(*share, strict=True)
-    ]
+from recordings import batches, batches_done, check_rest, first_views, go_on, run, same, sequence, triples
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +46,9 @@ def test_draws_do_not_depend_on_the_loader(options, reference, tmp_path):
 @pytest.mark.parametrize(("ranks", "batch_size"), [(2, 4), (4, 2)])
 def test_draws_do_not_depend_on_the_ranks(ranks, batch_size, reference, tmp_path):
     run(tmp_path, devices=ranks, batch_size=batch_size, fresh=ranks == 2)
-    draws, single = triples(tmp_path), triples(reference)
-    padding = {key: value for key, value in draws.items() if key[2] > 0}
-    assert len(padding) == 3 * (-75 % ranks)
-    assert same({key: value for key, value in draws.items() if key not in padding}, single)
+    draws = triples(tmp_path)
+    assert len(draws) - len(first_views(draws)) == 3 * (-75 % ranks)
+    assert same(first_views(draws), triples(reference))
     noise = torch.stack([epsilon.flatten() for _, epsilon, _ in draws.values()])
     assert len(torch.unique(noise, dim=0)) == len(draws)
     # Not the draws alone: the global batches are the same, in the same order.
@@ -131,8 +75,7 @@ def test_ranks_that_are_not_commands(strategy, wrapped, tmp_path):
     """Of our DataModule, and of a user's that is wrapped."""
     recorded.main(str(tmp_path / "one"), {"wrapped": wrapped, "max_epochs": 1})
     run(tmp_path / "two", devices=2, batch_size=4, strategy=strategy, wrapped=wrapped, max_epochs=1)
-    draws = triples(tmp_path / "two")
-    assert same({key: value for key, value in draws.items() if key[2] == 0}, triples(tmp_path / "one"))
+    assert same(first_views(triples(tmp_path / "two")), triples(tmp_path / "one"))
 
 
 @pytest.fixture(scope="module", params=[{}, {"devices": 2, "batch_size": 4, "num_workers": 2}], ids=str)
@@ -143,20 +86,6 @@ def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return out
 
 
-def batches_done(out: Path) -> int:
-    loops = torch.load(out / "last.ckpt", weights_only=True)["loops"]["fit_loop"]
-    return loops["epoch_loop.batch_progress"]["total"]["processed"]
-
-
-def go_on(before: Path, after: Path, **options: Any) -> None:
-    """Go on with a run, in this process if on one rank."""
-    options |= {"ckpt_path": str(before / "last.ckpt")}
-    if options.get("devices", 1) == 1:
-        recorded.main(str(after), options)
-    else:
-        run(after, **options)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "resumed",
@@ -165,15 +94,8 @@ def go_on(before: Path, after: Path, **options: Any) -> None:
 )
 def test_a_killed_run_goes_on_exactly(killed, resumed, reference, tmp_path):
     """kill -9, then ckpt_path=, on as many ranks or others: what comes is what the uninterrupted run had left."""
-    done = batches_done(killed)
     go_on(killed, tmp_path, **resumed)
-    ranks = resumed.get("devices", 1)
-    rest = [(epoch, [draw for draw in batch if draw[1] == 0]) for epoch, batch in sequence(tmp_path, ranks)]
-    assert 0 < done < 30
-    assert rest == sequence(reference, 1)[done:]
-    single = triples(reference)
-    draws = {key: value for key, value in triples(tmp_path).items() if key[2] == 0}
-    assert same(draws, {key: single[key] for key in draws})
+    check_rest(tmp_path, resumed.get("devices", 1), reference, batches_done(killed))
 
 
 def global_batches(out: Path) -> list[list[tuple[Any, ...]]]:

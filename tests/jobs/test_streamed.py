@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import recorded
-import torch
+from recordings import batches_done, check_rest, first_views, run, same, sequence, triples
 from shared import HERE
-from test_exact import run, same, sequence, triples
 
 
 def write(library: str, root: Path) -> dict[str, str]:
@@ -74,15 +73,8 @@ def test_draws_are_those_of_the_images_in_memory(whole, tmp_path):
 def test_a_killed_run_goes_on_exactly(killed, resumed, stream, whole, tmp_path):
     before, after = tmp_path / "before", tmp_path / "after"
     run_on(killed[0], before, expect=None, num_workers=killed[1], kill_at=17, **stream)
-    loops = torch.load(before / "last.ckpt", weights_only=True)["loops"]["fit_loop"]
-    done = loops["epoch_loop.batch_progress"]["total"]["processed"]
     run_on(resumed[0], after, num_workers=resumed[1], ckpt_path=str(before / "last.ckpt"), **stream)
-    rest = [(epoch, [draw for draw in batch if draw[1] == 0]) for epoch, batch in sequence(after, resumed[0])]
-    assert 0 < done < 30
-    assert rest == sequence(whole, 1)[done:]
-    single = triples(whole)
-    draws = {key: value for key, value in triples(after).items() if key[2] == 0}
-    assert same(draws, {key: single[key] for key in draws})
+    check_rest(after, resumed[0], whole, batches_done(before))
 
 
 @pytest.mark.slow
@@ -90,5 +82,4 @@ def test_litdata_on_ranks_that_lightning_starts(tmp_path):
     stream = write("litdata", tmp_path / "set")
     run(tmp_path / "one", max_epochs=1, **stream)
     run(tmp_path / "two", max_epochs=1, devices=2, batch_size=4, fresh=True, **stream)
-    draws = {key: value for key, value in triples(tmp_path / "two").items() if key[2] == 0}
-    assert same(draws, triples(tmp_path / "one"))
+    assert same(first_views(triples(tmp_path / "two")), triples(tmp_path / "one"))

@@ -11,18 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-import server
 from omegaconf import OmegaConf
-from tiny import OVERRIDES, ROOT, TWO, environment, gone, start, until
+from tiny import LONG, OVERRIDES, ROOT, TWO, gone, losses, start, train, until
 
 from diffaug.training.sweeps import build_command, choose_port, config_options, export_ranks, format_table, read_results
 
-
-def sweep(folder: Path, *overrides: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, str(ROOT / "train.py"), "-m", *OVERRIDES, "hydra.sweep.dir=sweep", *overrides]
-    done = server.run(words, folder, environment(folder))
-    assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-3000:]
-    return done
+SWEEP = ("-m", *OVERRIDES, "hydra.sweep.dir=sweep")
 
 
 def marks(folder: Path) -> set[str]:
@@ -33,7 +27,7 @@ def marks(folder: Path) -> set[str]:
 def test_ranks_stay_with_their_job_after_jobs_that_failed(tmp_path):
     """One job fails before it fits, one on rank 1 alone; then two ranks train the third, and no other."""
     folders = 'hydra.sweep.subdir="n=${hydra.job.num},${seed}"'
-    done = sweep(tmp_path, *TWO, "+model.network.mark=before,rank1,neither", folders, expect=1)
+    done = train(tmp_path, *SWEEP, *TWO, "+model.network.mark=before,rank1,neither", folders, expect=1)
     assert marks(tmp_path) == {"rank1-0-of-2", "rank1-1-of-2", "neither-0-of-2", "neither-1-of-2"}
     lines = done.stdout[done.stdout.index(" job  overrides") :].splitlines()
     assert re.search(r"^ +0  \+model\.network\.mark=before +failed: .*fails before it fits", lines[1])
@@ -50,7 +44,7 @@ def test_ranks_stay_with_their_job_after_jobs_that_failed(tmp_path):
 
 @pytest.mark.slow
 def test_two_schedules_in_one_table(tmp_path):
-    done = sweep(tmp_path, "schedule=linear,cosine", 'hydra.sweep.subdir="n=${hydra.job.num},${seed}"')
+    done = train(tmp_path, *SWEEP, "schedule=linear,cosine", 'hydra.sweep.subdir="n=${hydra.job.num},${seed}"')
     rows = list(csv.DictReader((tmp_path / "sweep" / "results.csv").open()))
     assert [row["overrides"] for row in rows] == ["schedule=linear", "schedule=cosine"]
     assert [row["folder"] for row in rows] == ["n=0,0", "n=1,0"]
@@ -65,10 +59,7 @@ def test_two_schedules_in_one_table(tmp_path):
 @pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
 def test_a_sweep_that_is_told_to_end_ends_its_job_which_keeps_what_it_did(told, tmp_path):
     """By SIGTERM to the sweep alone, or by SIGINT to all of it, as from a terminal."""
-    words = [sys.executable, str(ROOT / "train.py"), "-m", *OVERRIDES, "hydra.sweep.dir=sweep", "seed=1,2"]
-    words += ["trainer.max_steps=100000", "+model.network.seconds=0.05", "trainer.val_check_interval=100000"]
-    with (tmp_path / "log").open("w") as log:
-        process = start(words, tmp_path, log)
+    process = start(tmp_path, *SWEEP, "seed=1,2", *LONG)
     until(lambda: marks(tmp_path), process, tmp_path / "log")
     job = int(next(tmp_path.glob("*-of-*")).read_text())
     if told == signal.SIGINT:
@@ -89,9 +80,7 @@ def test_a_sweep_that_is_told_to_end_ends_its_job_which_keeps_what_it_did(told, 
 
 @pytest.mark.slow
 def test_a_sweep_that_is_told_twice_ends_at_once(tmp_path):
-    words = [sys.executable, str(ROOT / "train.py"), "-m", *OVERRIDES, "hydra.sweep.dir=sweep", "seed=1,2"]
-    with (tmp_path / "log").open("w") as log:
-        process = start([*words, "+model.network.seconds=300"], tmp_path, log)
+    process = start(tmp_path, *SWEEP, "seed=1,2", "+model.network.seconds=300")
     until(lambda: marks(tmp_path), process, tmp_path / "log")
     job = int(next(tmp_path.glob("*-of-*")).read_text())
     deadline = time.monotonic() + 60
@@ -107,15 +96,7 @@ def test_a_sweep_that_is_told_twice_ends_at_once(tmp_path):
 def launched_locally(folder: Path, tasks: int, *overrides: str) -> subprocess.Popen[bytes]:
     """A sweep of two seeds by submitit, on this machine: its processes and its queue are SLURM's in small."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    words = [sys.executable, str(ROOT / "train.py"), "-m", *OVERRIDES, "hydra.sweep.dir=sweep", *overrides]
-    words += ["hydra/launcher=local", f"hydra.launcher.tasks_per_node={tasks}"]
-    with (folder / "log").open("a") as log:
-        return server.Popen(words, cwd=folder, env=environment(folder), stdout=log, stderr=log)
-
-
-def trained(run: Path) -> list[int]:
-    with (run / "metrics.csv").open() as file:
-        return [int(row["step"]) for row in csv.DictReader(file) if row["train_loss"]]
+    return start(folder, *SWEEP, *overrides, "hydra/launcher=local", f"hydra.launcher.tasks_per_node={tasks}")
 
 
 @pytest.mark.slow
@@ -151,8 +132,7 @@ def test_submitit_puts_a_job_of_two_ranks_back_into_the_queue_and_it_goes_on(tmp
     step = int(re.search(r"SIGUSR2: saved step (\d+)", logs + (run / "train.log").read_text()).group(1))
     assert 0 < step < 100
     assert step % 5 == 0
-    assert sorted(set(trained(run))) == list(range(100))
-    assert len(trained(run)) == 100, "steps were lost or done again"
+    assert sorted(step for step, _ in losses(run)) == list(range(100)), "steps were lost or done again"
     assert json.loads((run / "summary.json").read_text())["steps"] == 100
 
 

@@ -6,32 +6,16 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
+import numpy as np
 import pytest
-import server
 import torch
 from PIL import Image
 from shared import ROOT
-from tiny import OVERRIDES, TWO, environment
+from tiny import OVERRIDES, TWO, environment, losses, train
 
 SHARED = ROOT.parent / "shared" / "data"
 pytestmark = pytest.mark.slow
-
-
-def command(*overrides: str) -> list[str]:
-    return [sys.executable, str(ROOT / "train.py"), *overrides]
-
-
-def train(cwd: Path, *overrides: str, expect: int = 0, fresh: bool = False) -> subprocess.CompletedProcess[str]:
-    done = server.run(command(*overrides), cwd, environment(cwd), fresh=fresh)
-    assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-3000:]
-    return done
-
-
-def steps(run: Path) -> list[int]:
-    with (run / "metrics.csv").open() as file:
-        return [int(row["step"]) for row in csv.DictReader(file) if row["train_loss"]]
 
 
 QUICK = (
@@ -48,7 +32,7 @@ QUICK = (
 def test_a_recipe_of_pairs_runs(name, tmp_path):
     words = ("callbacks=none", "trainer.max_steps=20", "data.batch_size=16", "trainer.limit_val_batches=1")
     train(tmp_path, f"experiment={name}", "hydra.run.dir=run", "trainer.log_every_n_steps=20", *words)
-    assert steps(tmp_path / "run") == [19]
+    assert [step for step, _ in losses(tmp_path / "run")] == [19]
 
 
 def test_a_run_leaves_its_files(tmp_path):
@@ -85,7 +69,7 @@ def test_a_finished_run_is_made_longer_under_its_own_recipe(tmp_path):
     options = (*OVERRIDES, "hydra.run.dir=run")
     train(tmp_path, *options)
     train(tmp_path, *options, "ckpt_path=last", "trainer.max_steps=5")
-    assert steps(tmp_path / "run") == [0, 1, 2, 3, 4]
+    assert [step for step, _ in losses(tmp_path / "run")] == [0, 1, 2, 3, 4]
     other = train(tmp_path, *options, "ckpt_path=last", "model.target=v", expect=1)
     assert re.search(r"(?s)another recipe.*target: epsilon -> v", other.stderr)
 
@@ -130,10 +114,34 @@ def test_clips_train_with_a_time_for_each_frame(tmp_path):
     steps_of = ("trainer.max_steps=20", "trainer.val_check_interval=20", "trainer.log_every_n_steps=1")
     rest = ("data.batch_size=16", "trainer.limit_val_batches=2", "callbacks.progress.samples=1")
     train(tmp_path, "hydra.run.dir=run", *clips, *law, *steps_of, *rest)
-    with (tmp_path / "run/metrics.csv").open() as file:
-        losses = [float(row["train_loss"]) for row in csv.DictReader(file) if row["train_loss"]]
-    assert len(losses) == 20
-    assert sum(losses[-5:]) < sum(losses[:5])
+    found = [loss for _, loss in losses(tmp_path / "run")]
+    assert len(found) == 20
+    assert sum(found[-5:]) < sum(found[:5])
     with (tmp_path / "run/loss_by_level.csv").open() as file:
         counts = [int(row["count"]) for row in csv.DictReader(file)]
     assert sum(counts) == 20 * 16 * 3 + 2 * 16 * 3  # frames that are learned, one of four being given
+
+
+def test_photos_of_their_own_proportions_on_two_ranks(tmp_path):
+    """Under a schedule that follows each batch's size."""
+    photos, generator = tmp_path / "photos", np.random.default_rng(0)
+    photos.mkdir()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for number in range(60):
+        height, width = ((40, 40), (40, 60), (60, 40))[number % 3]
+        soft = Image.fromarray(generator.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize((width, height))
+        soft.save(photos / f"{number}.jpg", exif=turned if number % 6 == 1 else Image.Exif())
+    overrides = ["data=image_folder", "data.root=photos", "data.buckets.area=256", "data.batch_size=4"]
+    overrides += ["schedule=shifted", "schedule.image=auto", "schedule.base_image=16", "data.buckets.crop=random"]
+    overrides += ["data.buckets.hflip=0.5", "process.fields=[x_t,epsilon,t,original_size,crop,target_size]"]
+    overrides += ["trainer.max_steps=20", "trainer.log_every_n_steps=1", "callbacks.pictures.samples=4"]
+    overrides += ["callbacks.pictures.steps=3", "hydra.run.dir=run", "process.compile=false", "data.num_workers=0"]
+    train(tmp_path, *overrides, *TWO)
+    found = [loss for _, loss in losses(tmp_path / "run")]
+    assert len(found) == 20
+    assert np.isfinite(found).all()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert "image='auto'" in summary["schedule"]
+    assert np.isfinite(summary["val_loss"])
+    assert (photos / ".diffaug-sizes.npz").is_file()

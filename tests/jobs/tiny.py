@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import server
 import torch
@@ -41,6 +41,22 @@ def environment(folder: Path) -> dict[str, str]:
     """The variables of a process that imports this module, and the package beside it, and leaves marks in a folder."""
     paths = os.pathsep.join([str(Path(__file__).parent), str(ROOT)])
     return {**os.environ, "PYTHONPATH": paths, "TINY_FOLDER": str(folder), "OMP_NUM_THREADS": "1"}
+
+
+def train(
+    folder: Path, *words: str, expect: int = 0, fresh: bool = False, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run train.py in a folder to its end, and return what it said."""
+    command = [sys.executable, str(ROOT / "train.py"), *words]
+    done = server.run(command, folder, {**environment(folder), **variables}, fresh=fresh)
+    assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    """The step and the training loss of each row of a run's metrics.csv."""
+    with (run / "metrics.csv").open() as file:
+        return [(int(row["step"]), float(row["train_loss"])) for row in csv.DictReader(file) if row["train_loss"]]
 
 
 class Tiny(nn.Module):
@@ -75,15 +91,18 @@ class Tiny(nn.Module):
         return self.convolution(x) + self.weight * t.reshape(-1, 1, 1, 1) / 1000
 
 
-def start(words: list[str], folder: Path, log: IO[str], fresh: bool = False) -> subprocess.Popen[bytes]:
-    """Start a command as a terminal would: in a group of its own, where Ctrl-C is heard.
+def start(folder: Path, *words: str, fresh: bool = False) -> subprocess.Popen[bytes]:
+    """Start train.py in a folder as a terminal would: in a group of its own, where Ctrl-C is heard.
 
-    (What a shell starts in the background ignores it, and so does all that such a process starts.)
+    What it says goes to the file ``log`` there. (What a shell starts in the background ignores Ctrl-C, and so does all
+    that such a process starts.)
     """
     own: dict[str, Any] = {}
     if fresh or server.FRESH:  # what the server does for its jobs
         own = {"start_new_session": True, "preexec_fn": partial(signal.signal, signal.SIGINT, signal.SIG_DFL)}
-    process = server.Popen(words, cwd=folder, env=environment(folder), stdout=log, stderr=log, **own)
+    command = [sys.executable, str(ROOT / "train.py"), *words]
+    with (folder / "log").open("a") as log:
+        process = server.Popen(command, cwd=folder, env=environment(folder), stdout=log, stderr=log, **own)
     atexit.register(process.kill)  # an interrupt of the tests does not reach it
     return process
 
@@ -106,9 +125,7 @@ class Run:
         self.folder, self.run = folder, folder / "run"
         self.last = self.run / "checkpoints" / "last.ckpt"
         self.log = folder / "log"
-        words = [sys.executable, str(ROOT / "train.py"), *OVERRIDES, "hydra.run.dir=run", *overrides]
-        with self.log.open("a") as log:
-            self.process = start(words, folder, log, fresh)
+        self.process = start(folder, *OVERRIDES, "hydra.run.dir=run", *overrides, fresh=fresh)
 
     def until(self, ready: Callable[[], object]) -> None:
         until(ready, self.process, self.log)
@@ -150,9 +167,7 @@ def goes_on(folder: Path, *overrides: str) -> int:
     assert run.end() == 0, run.log.read_text()[-3000:]
     assert step_of(run.last) == began + 2
     assert json.loads((run.run / "summary.json").read_text())["steps"] == began + 2
-    with (run.run / "metrics.csv").open() as file:
-        steps = [int(row["step"]) for row in csv.DictReader(file) if row["train_loss"]]
-    assert steps[-2:] == [began, began + 1]
+    assert [step for step, _ in losses(run.run)[-2:]] == [began, began + 1]
     return began
 
 

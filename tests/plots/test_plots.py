@@ -24,8 +24,10 @@ from diffaug import (
     plots,
 )
 from diffaug.__main__ import main
-from diffaug.commands.plot import write_label
+from diffaug.commands.plot import read_levels, write_label
+from diffaug.plots.curves import LEVEL_COLUMNS
 from diffaug.plots.images import whole_bins
+from diffaug.plots.picture import new_figure, write_csv
 from diffaug.process.density import density
 from diffaug.targets import ConstantDecrement, EDMWeight, MinSNR
 
@@ -38,19 +40,33 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def test_the_numbers_of_schedules_are_the_schedules(tmp_path):
+def rows_of(picture):
+    return [dict(zip(picture.columns, row, strict=True)) for row in picture.rows]
+
+
+@pytest.mark.parametrize(("ending", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".PDF", b"%PDF")])
+def test_a_picture_is_saved_with_its_numbers_to_the_last_digit(ending, magic, tmp_path):
+    picture = plots.Picture(new_figure(1, 1), ("t", "log_snr"), [(0.1 + 0.2, -math.inf), (3, "")])
+    path = picture.save(tmp_path / "new" / f"a{ending}")
+    assert path.read_bytes().startswith(magic)
+    assert path.with_suffix(".csv").read_text() == "t,log_snr\n0.30000000000000004,-inf\n3,\n"
+    again = picture.save(tmp_path / f"b{ending}")
+    assert again.read_bytes() == path.read_bytes()
+    plots.Picture(new_figure(1, 1)).save(tmp_path / f"c{ending}")
+    assert not (tmp_path / "c.csv").exists()
+
+
+def test_the_numbers_of_schedules_are_the_schedules():
     named = {"linear": LinearBeta(), "flow": Rectified(), "zero": ZeroTerminalSNR(LinearBeta(10))}
-    plots.schedules(named).save(tmp_path / "s.svg")
-    rows = read(tmp_path / "s.csv")
+    rows = rows_of(plots.schedules(named))
     assert [sum(row["schedule"] == name for row in rows) for name in named] == [1000, 1001, 10]
     last = rows[999]
-    assert float(last["alpha_bar"]) == pytest.approx(4.035829765375676e-05, rel=1e-12)
-    assert float(last["beta"]) == pytest.approx(0.02)
-    assert float(last["log_snr"]) == pytest.approx(-10.11767, abs=1e-5)
+    assert last["alpha_bar"] == pytest.approx(4.035829765375676e-05, rel=1e-12)
+    assert last["beta"] == pytest.approx(0.02)
+    assert last["log_snr"] == pytest.approx(-10.11767, abs=1e-5)
     middle = rows[1500]
-    assert (middle["t"], middle["beta"], middle["alpha"], middle["sigma"]) == ("0.5", "", "0.5", "0.5")
-    assert rows[-1]["log_snr"] == "-inf"
-    assert (tmp_path / "s.svg").read_text().startswith("<?xml")
+    assert (middle["t"], middle["beta"], middle["alpha"], middle["sigma"]) == (0.5, "", 0.5, 0.5)
+    assert rows[-1]["log_snr"] == -math.inf
 
 
 def test_the_legend_says_what_is_left_at_the_end():
@@ -110,14 +126,13 @@ def test_a_weight_means_the_same_on_every_loss():
     assert not torch.allclose(same[0], plain[1], rtol=0.1)
 
 
-def test_recipes_are_densities(tmp_path):
+def test_recipes_are_densities():
     named = {"ddpm": ForwardProcess(LinearBeta()), "zero": ForwardProcess(ZeroTerminalSNR(LinearBeta()), target="v")}
-    plots.recipes(named).save(tmp_path / "r.pdf")
-    rows = read(tmp_path / "r.csv")
+    rows = rows_of(plots.recipes(named))
     for name in named:
         own = [row for row in rows if row["recipe"] == name]
         for column in ("draws_per_nat", "draws_times_weight"):
-            area = sum(float(row[column]) * (float(row["log_snr_high"]) - float(row["log_snr_low"])) for row in own)
+            area = sum(row[column] * (row["log_snr_high"] - row["log_snr_low"]) for row in own)
             # Some of the last steps of the second lie beyond 14 nats.
             assert area == pytest.approx(1, abs=0.02 if name == "zero" else 1e-6)
 
@@ -145,17 +160,18 @@ def test_a_recipe_of_few_timesteps_a_nat_does_not_wobble():
         assert max(abs(b - a) for a, b in itertools.pairwise(steps)) < 0.02 * max(height)
 
 
-def test_a_strip_has_the_levels_of_its_schedules_and_the_same_noise(tmp_path):
+def test_a_strip_has_the_levels_of_its_schedules_and_the_same_noise():
     picture = plots.strip({"linear": LinearBeta(), "vp": VPSDE()}, IMAGE, sizes=[4, 16], columns=5)
-    picture.save(tmp_path / "strip.png")
-    rows = read(tmp_path / "strip.csv")
+    rows = rows_of(picture)
     assert len(rows) == 2 * 2 * 4
-    assert {row["size"] for row in rows} == {"4", "16"}
-    assert float(rows[3]["log_snr"]) == pytest.approx(-10.11767, abs=1e-5)
+    assert {row["size"] for row in rows} == {4, 16}
+    assert rows[3]["log_snr"] == pytest.approx(-10.11767, abs=1e-5)
     shown = [axes.images[0].get_array() for axes in picture.figure.axes]
     assert [image.shape for image in shown[::5]] == [(4, 4), (4, 4), (16, 16), (16, 16)]
     coarse = IMAGE.reshape(4, 4, 4, 4).mean((1, 3))  # averaged over squares
     torch.testing.assert_close(torch.tensor(shown[0]), (coarse + 1) / 2, rtol=1e-5, atol=1e-6)
+    said = [axes.get_xlabel() for axes in picture.figure.axes]
+    assert (said[0], said[1], said[4]) == ("", f"log-SNR {rows[0]['log_snr']:.1f}", "log-SNR -10.1")
     # At the end both schedules are all noise, and it is the same.
     torch.testing.assert_close(torch.tensor(shown[4]), torch.tensor(shown[9]), rtol=0, atol=0.01)
     assert shown[4].std() > 0.2
@@ -227,7 +243,7 @@ def test_what_cannot_be_drawn_is_said(call, message, tmp_path):
         call(tmp_path)
 
 
-def test_parts_are_drawn_at_their_own_levels(tmp_path):
+def test_parts_are_drawn_at_their_own_levels():
     clip = torch.linspace(-1, 1, 5 * 64).reshape(1, 1, 5, 8, 8)  # (B, C, F, H, W)
     fields = ("x_t", "x_0", "t", "log_snr")
     named = {
@@ -235,14 +251,13 @@ def test_parts_are_drawn_at_their_own_levels(tmp_path):
         "given": ForwardProcess(Rectified(), parts=Parts(2, law=ContextParts(2)), fields=fields),
     }
     picture = plots.parts(named, clip)
-    picture.save(tmp_path / "parts.png")
-    rows = read(tmp_path / "parts.csv")
+    rows = rows_of(picture)
     assert [row["law"] for row in rows] == ["each"] * 5 + ["given"] * 5
-    assert [float(row["t"]) for row in rows[5:7]] == [0, 0]
+    assert [row["t"] for row in rows[5:7]] == [0, 0]
     assert [row["t"] for row in rows[7:]] == [row["t"] for row in rows[2:5]]
     said = [axes.get_xlabel() for axes in picture.figure.axes]
     assert said[:5] == [""] * 5  # x_0
-    assert said[5] == f"t = {float(rows[0]['t']):.3g}"
+    assert said[5] == f"t = {rows[0]['t']:.3g}"
     assert said[10:12] == ["clean", "clean"]
     patches = ForwardProcess(Rectified(), parts=Parts([-2, -1], 4), fields=fields)
     assert len(plots.parts({"patches": patches}, IMAGE.expand(3, 1, 16, 16)).figure.axes) == 6
@@ -251,7 +266,9 @@ def test_parts_are_drawn_at_their_own_levels(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_line_draws(tmp_path, capsys):
+def test_the_command_line_draws(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("diffaug.process.compiler.compiler_for", lambda _: False)  # it takes seconds
+
     def plot(*arguments):
         assert main(["plot", *arguments]) == 0
 
@@ -273,6 +290,12 @@ def test_the_command_line_draws(tmp_path, capsys):
     assert str(tmp_path / "c.png") in capsys.readouterr().out
     assert main(["plot", "schedules", f"out={tmp_path / 'd.png'}"]) == 1
     assert "wants at least one name" in capsys.readouterr().err
+    write_csv(
+        tmp_path / "loss_by_level.csv", LEVEL_COLUMNS, [("val", 1, 0, 0.0, math.inf, 3, 0.9, 0.2, 0.8, "log_snr")]
+    )
+    plot("levels", str(tmp_path), f"out={tmp_path / 'f.png'}")
+    assert (tmp_path / "f.csv").read_bytes() == (tmp_path / "loss_by_level.csv").read_bytes()
+    (tmp_path / "loss_by_level.csv").unlink()
     assert main(["plot", "levels", str(tmp_path)]) == 1
     assert "train with callbacks=loss_by_level" in capsys.readouterr().err
 
@@ -331,6 +354,5 @@ def test_a_csv_of_levels_is_drawn_again(tmp_path):
         ("val", 10, 0, -math.inf, 0.0, 5, 0.5, 0.1, 0.4, "log_snr"),
         ("val", 10, 0, 0.0, math.inf, 3, 0.9, 0.2, 0.8, "log_snr"),
     ]
-    plots.levels(rows).save(tmp_path / "loss_by_level.png")
-    assert main(["plot", "levels", str(tmp_path), f"out={tmp_path / 'again.png'}"]) == 0
-    assert read(tmp_path / "again.csv") == read(tmp_path / "loss_by_level.csv")
+    write_csv(tmp_path / "loss_by_level.csv", LEVEL_COLUMNS, rows)
+    assert plots.levels(read_levels(str(tmp_path))).rows == rows

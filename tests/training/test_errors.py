@@ -4,17 +4,15 @@ import logging
 import pickle
 import re
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
-import server
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
-from tiny import OVERRIDES, ROOT, TWO, environment
+from tiny import OVERRIDES, TWO, train
 from torch._utils import ExceptionWrapper
 
 from diffaug import LinearBeta
@@ -213,10 +211,7 @@ def test_a_run_s_folder_that_cannot_be_made_is_said(capsys):
 
 
 def failed(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    words = (sys.executable, str(ROOT / "train.py"), *OVERRIDES, "hydra.run.dir=run", *words)
-    done = server.run([*words], folder, {**environment(folder), **variables})
-    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-3000:]
-    return done
+    return train(folder, *OVERRIDES, "hydra.run.dir=run", *words, expect=1, **variables)
 
 
 @pytest.mark.slow
@@ -256,10 +251,8 @@ def test_of_two_ranks_each_says_its_own(tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_repeats_the_sentence_in_its_table(tmp_path):
-    words = [sys.executable, str(ROOT / "train.py"), "-m", *OVERRIDES, "hydra.sweep.dir=sweep"]
-    words += ["schedule.beta_end=abc,0.02"]
-    done = server.run(words, tmp_path, environment(tmp_path))
-    assert done.returncode == 1
+    words = ("-m", *OVERRIDES, "hydra.sweep.dir=sweep", "schedule.beta_end=abc,0.02")
+    done = train(tmp_path, *words, expect=1)
     assert "Traceback" not in done.stderr
     assert re.search(
         r"\n +0  schedule\.beta_end=abc +failed: schedule\.beta_end must be .*, but got 'abc' \(str\)\.\n",

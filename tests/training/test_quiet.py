@@ -2,15 +2,13 @@
 
 import logging
 import re
-import subprocess
-import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
-from tiny import OVERRIDES, ROOT, environment
+from tiny import OVERRIDES, train
 
 from diffaug.training.quiet import LOGGED, LOGGERS, WARNED, quieten
 
@@ -54,14 +52,7 @@ def test_only_that_is_left_out(caplog):
 
 @pytest.mark.slow
 def test_a_first_run_says_little(tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *OVERRIDES, "hydra.run.dir=run"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=tmp_path,
-        env=environment(tmp_path),
-    )
+    done = train(tmp_path, *OVERRIDES, "hydra.run.dir=run", fresh=True)
     said = re.sub(r"\[[\d\-: ,]+\]", "", done.stderr + done.stdout).strip().splitlines()
     of_lightning = re.compile(r"\[pytorch_lightning\S*\]\[INFO\] - (GPU available|`Trainer)")
     lines = [line for line in said if not of_lightning.match(line)]
