@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
@@ -29,6 +30,9 @@ def names(group: str) -> list[str]:
 
 
 SCHEDULES = names("schedule")
+QUICK = ("linear", "zero_terminal_snr", "edm", "rectified")
+MOSTLY_SLOW = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SCHEDULES]
+"""Every schedule, of which few are quick: for laws that take long, and of which one schedule tells most of another."""
 
 
 def composed(*overrides: str, config: str | None = None) -> Any:

@@ -131,7 +131,8 @@ def test_stages_rise_as_in_ect():
 
 def process_of(law: Any, schedule: Any = EDM()) -> ForwardProcess:  # noqa: B008
     third = ("r",) if law.third else ()
-    return ForwardProcess(schedule, LogNormal(-1.1, 2.0), fields=("x_t", "t", "s", "index", *third), pair=Pair(law))
+    fields = ("x_t", "t", "s", "index", *third)
+    return ForwardProcess(schedule, LogNormal(-1.1, 2.0), fields=fields, pair=Pair(law), compile=False)
 
 
 def data_of(process: ForwardProcess, batch_size: int, ranks: int = 1, rank: int = 0, **options: Any) -> Any:

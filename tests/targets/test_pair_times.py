@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import special, stats
-from shared import SCHEDULES, names, part, schedule_of
+from shared import MOSTLY_SLOW, names, part, schedule_of
 
 from diffaug import ForwardProcess, targets
 from diffaug.randomness.keys import Keys
@@ -87,6 +87,7 @@ def test_two_draws_are_meanflow_s(equal: float) -> None:
     check_against((t, s), (later, np.where(random.random(COUNT) < equal, later, draws.min(0))))
 
 
+@pytest.mark.slow
 def test_two_draws_of_a_discrete_schedule() -> None:
     random = np.random.default_rng(2)
     t, s = drawn(TwoDraws(0.25), LinearBeta(), Uniform())
@@ -95,6 +96,7 @@ def test_two_draws_of_a_discrete_schedule() -> None:
     check_against((t, s), (draws.max(0), np.where(random.random(COUNT) < 0.25, draws.max(0), draws.min(0))))
 
 
+@pytest.mark.slow
 def test_two_draws_of_two_densities() -> None:
     random = np.random.default_rng(3)
     t, s = drawn(TwoDraws(0.5, LogNormal(-2.0, 0.5)), EDM(), LogNormal(-0.4, 1.0))
@@ -186,14 +188,9 @@ def test_each_law_has_one_config_and_each_config_a_law() -> None:
         assert pair == Pair(default)
 
 
-QUICK = ("linear", "zero_terminal_snr", "edm", "rectified")
-
-
 @pytest.mark.parametrize("noise", ["same", "chain"])
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SCHEDULES]
-)
+@pytest.mark.parametrize("name", MOSTLY_SLOW)
 def test_no_law_makes_what_is_not_finite(name: str, law: PairTimes, noise: str) -> None:
     """Also at both ends of the schedule, given as t: least noise, full noise. What is refused is of continuous time."""
     schedule = schedule_of(name).at_shape((3, 1, 8, 8))
