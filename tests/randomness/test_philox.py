@@ -112,8 +112,8 @@ def test_no_two_draws_share_a_counter():
         parts = torch.cartesian_prod(*map(torch.tensor, (indices, datasets, views, epochs))).T
         index, dataset, view, epoch = parts
         keys = Keys.pack(index, seed=seed, stage=stage, dataset=dataset, epoch=epoch, view=view)
-        for purpose in (Purpose.TIME, Purpose.EPSILON, Purpose.COVERAGE, 16, 2**PURPOSE_BITS - 1):
-            seen.append(torch.stack(words(keys, purpose, torch.tensor([0, 1])), -1).flatten(0, 1))
+        purposes = (Purpose.TIME, Purpose.EPSILON, Purpose.COVERAGE, 16, 2**PURPOSE_BITS - 1)
+        seen += [torch.stack(words(keys, purpose, torch.tensor([0, 1])), -1).flatten(0, 1) for purpose in purposes]
     draws = torch.cat(seen)
     assert len(draws.unique(dim=0)) == len(draws) == 4 * 5 * 3 * 5 * (3 + 3) * 5 * 2
 

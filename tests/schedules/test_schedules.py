@@ -5,7 +5,6 @@ A new schedule is found by its file; nothing here changes.
 
 import dataclasses
 import math
-import re
 import textwrap
 
 import pytest
@@ -152,65 +151,6 @@ def test_tables(schedule):
     assert schedule.betas.sum() > 0  # what is handed out is a copy
 
 
-def test_equal_fields_are_equal_objects(schedule):
-    again = dataclasses.replace(schedule)
-    assert again is not schedule
-    assert again == schedule
-    assert hash(again) == hash(schedule)
-    assert {again: 1}[schedule] == 1
-    assert eval(repr(schedule), vars(schedules)) == schedule
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        schedule.timesteps = 7
-    for field in settable(schedule):
-        if isinstance(getattr(schedule, field), float):
-            try:
-                other = dataclasses.replace(schedule, **{field: getattr(schedule, field) * (1 - 1e-9) + 1e-12})
-            except ValueError:
-                continue
-            assert other != schedule
-
-
-def settable(schedule: Schedule) -> list[str]:
-    return [f.name for f in dataclasses.fields(schedule) if f.init and f.name != "base"]
-
-
-def wrong_values(schedule: Schedule, name: str) -> list:
-    value = getattr(schedule, name)
-    if isinstance(value, str):
-        return ["abc", 0 if value == "auto" else 3, None]
-    if isinstance(value, tuple):
-        return ["abc.txt", math.nan, [math.nan], ["abc"], [], [0.5, math.inf], [0.5, 1.5], [-0.5], [True]]
-    wrong = ["abc", math.nan, math.inf, [], {}]
-    if isinstance(value, bool):
-        return wrong
-    largest = 10**12 if isinstance(value, int) else 1e300
-    outside = [x for x in (-largest, largest) if refusal(schedule, name, x)]
-    assert outside, f"{name} takes any number, however large"
-    return [*wrong, True, *outside]
-
-
-def refusal(schedule: Schedule, name: str, value) -> str:
-    try:
-        dataclasses.replace(schedule, **{name: value})
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def test_bad_fields_are_refused_by_name_value_and_range(schedule):
-    for name in settable(schedule):
-        for wrong in wrong_values(schedule, name):
-            message = refusal(schedule, name, wrong)
-            shown = wrong[-1] if isinstance(wrong, list) and wrong else wrong
-            assert f"schedule.{name}" in message, (name, wrong, message)
-            if wrong == "abc.txt":
-                continue  # a file that is not there
-            assert repr(shown) in message or shown in ([], {})
-            assert re.search(
-                r"in [\[(].+, ?.*[\])]|>=? \d|at most schedule\.|one of|a finite number|true or false", message
-            ), message
-
-
 def test_a_time_out_of_range_or_of_the_wrong_kind_is_refused(schedule):
     low, high = schedule.range
     kind = torch.int64 if schedule.discrete else torch.float64
@@ -289,8 +229,6 @@ def test_a_discrete_wrapper_on_a_continuous_schedule_says_what_to_do(wrapper):
 
 
 def test_other_bases_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"schedule\.base must be a schedule, but got 'cosine'"):
-        schedules.Shifted("cosine", factor=2.0)
     with pytest.raises(ValueError, match="variance preserving"):
         schedules.ZeroTerminalSNR(schedules.Discretised(schedules.Rectified()))
     with pytest.raises(ValueError, match=r"schedule\.base must be a continuous schedule.*Respaced"):
@@ -305,21 +243,6 @@ def test_other_bases_that_do_not_fit_are_refused():
         schedules.Truncated(schedules.Cosine(), low=0.5)
     with pytest.raises(ValueError, match=r"schedule\.low must be less than schedule\.high, 0\.2"):
         schedules.Truncated(schedules.VPSDE(), low=0.3, high=0.2)
-
-
-def test_ends_in_the_wrong_order_are_refused():
-    for wrong in (
-        lambda: schedules.LinearBeta(beta_start=0.03),
-        lambda: schedules.ScaledLinearBeta(beta_end=1e-5),
-        lambda: schedules.SigmoidBeta(beta_start=0.03),
-        lambda: schedules.SigmoidAlphaBar(start=4.0),
-        lambda: schedules.VPSDE(beta_min=21.0),
-        lambda: schedules.LinearLogSNR(log_snr_min=14.0),
-        lambda: schedules.VE(sigma_min=200.0),
-        lambda: schedules.EDM(sigma_min=200.0),
-    ):
-        with pytest.raises(ValueError, match=r"schedule\.\w+ must be (less than|at most) schedule\.\w+, "):
-            wrong()
 
 
 def test_a_rescaled_linear_schedule_needs_more_than_20_steps():

@@ -296,10 +296,7 @@ def test_laws(name: str, schedule: Schedule, device: torch.device) -> None:
 def test_any_coverage_goes_with_any_density_on_the_command_line(name: str, coverage: str) -> None:
     times = composed(f"times={name}", f"coverage@times.coverage={coverage}")
     assert type(times.coverage).__name__.lower() == coverage.replace("_", "")
-    again = replace(configured(name), coverage=times.coverage)
-    assert times == again
-    assert hash(times) == hash(again)
-    assert eval(repr(times), vars(T)) == times
+    assert times == replace(configured(name), coverage=times.coverage)
     assert (times == configured(name)) == (coverage == "independent")
 
 
@@ -309,48 +306,21 @@ def test_every_field_is_in_its_yaml_and_changes_the_object() -> None:
         for field in fields(times):
             assert not field.init or field.name in text, (name, field.name)
     assert composed("times=logit_normal", "times.mean=1") == T.LogitNormal(1.0)
-    assert T.LogitNormal(1.0) != T.LogitNormal()
     assert T.LogNormal() != T.SplitLogNormal()
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "message"),
     [
-        (lambda: T.LogitNormal(std=0), ["times.std", "0 (int)", "> 0"]),
-        (lambda: T.LogitNormal(mean="a"), ["times.mean", "'a' (str)", "finite"]),
-        (lambda: T.LogitNormal(mean=math.nan), ["times.mean", "nan"]),
-        (lambda: T.Mode(1.8), ["times.s", "1.8", "[-1, 1.75194]"]),
-        (lambda: T.PlateauLogitNormal(std=1.5), ["times.std", "1.5", "(0, 1.41421]"]),
-        (lambda: T.MixedTimes(share=1), ["times.share", "1", "(0, 1)"]),
-        (lambda: T.MixedTimes("uniform"), ["times.first", "'uniform' (str)", "Times"]),
-        (lambda: T.MixedTimes(second=T.Importance()), ["times.second", "Importance", "does not learn"]),
-        (lambda: T.Beta(a=0), ["times.a", "0 (int)", "[0.1, 100]"]),
-        (lambda: T.Beta(b=0.1), ["times.b", "0.1 (float)", "[0.5, 100]"]),
-        (lambda: T.Biased(multiplier=-1), ["times.multiplier", "-1", "> 0"]),
-        (lambda: T.Biased(begin=0.5, end=0.5), ["times.begin", "times.end", "0.5"]),
-        (lambda: T.Biased(end=1.5), ["times.end", "1.5", "(0, 1]"]),
-        (lambda: T.Stepwise((1, -1)), ["times.weights", "-1", ">= 0"]),
-        (lambda: T.Stepwise((0, 0)), ["times.weights", "sum"]),
-        (lambda: T.Stepwise(3), ["times.weights", "3 (int)", "list"]),
-        (lambda: T.Stepwise("nowhere.npy"), ["times.weights", "nowhere.npy", "no such file"]),
-        (lambda: T.LogNormal(std=-1), ["times.std", "-1", "> 0"]),
-        (lambda: T.SplitLogNormal(std_high=0), ["times.std_high", "0", "> 0"]),
-        (lambda: T.LogUniform(80, 0.002), ["times.sigma_min", "times.sigma_max", "80", "0.002"]),
-        (lambda: T.LogUniform(sigma_min=0), ["times.sigma_min", "0", "> 0"]),
-        (lambda: T.LogLogistic(scale=0), ["times.scale", "0", "> 0"]),
-        (lambda: T.LogLogistic(sigma_min=1e9), ["times.sigma_min", "times.sigma_max", "share"]),
-        (lambda: T.VDiffusion(sigma_max=-1), ["times.sigma_max", "-1", "> 0"]),
-        (lambda: T.LaplaceLogSNR(scale=True), ["times.scale", "True (bool)"]),
-        (lambda: T.Importance(history=0), ["times.history", "0 (int)", ">= 1"]),
-        (lambda: T.Importance(uniform_share=0.0), ["times.uniform_share", "0.0", "(0, 1]"]),
-        (lambda: T.Uniform(coverage="sobol"), ["times.coverage", "'sobol' (str)", "Coverage"]),
+        (lambda: T.MixedTimes(second=T.Importance()), r"times\.second must be a density that does not learn, .*Import"),
+        (lambda: T.Stepwise((0, 0)), r"times\.weights must be of a sum > 0, but got '2 that sum to 0'"),
+        (lambda: T.Stepwise(3), r"times\.weights must be a list of numbers, or a file of them, but got 3 \(int\)"),
+        (lambda: T.LogLogistic(sigma_min=1e9), r"times\.sigma_min and times\.sigma_max must leave .* lies a share of "),
     ],
 )
-def test_a_bad_field_is_refused_by_name_value_and_range(make: Callable[[], Times], words: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"times\.") as error:
+def test_what_is_no_density_is_refused(make: Callable[[], Times], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make()
-    for word in words:
-        assert word in str(error.value)
 
 
 def test_a_density_that_misses_the_schedule_is_refused_with_the_reason() -> None:
