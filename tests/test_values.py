@@ -1,12 +1,13 @@
 """What the config groups make: values whose fields are all that they are, and are refused by their keys."""
 
 import dataclasses
+import inspect
 import math
 import re
 from typing import Any
 
 import pytest
-from shared import names, part
+from shared import CONFIGS, names, part
 
 from diffaug import noise, schedules, targets, times
 
@@ -23,6 +24,27 @@ FREE = {"LogitNormal.mean", "LogNormal.mean", "SplitLogNormal.mode", "LaplaceLog
 NAMES = {name: kind for room in (noise, schedules, targets, times) for name, kind in vars(room).items()}
 
 of_every_group = pytest.mark.parametrize(("value", "key"), VALUES.values(), ids=VALUES)
+
+
+BASES = {"schedule": schedules.Schedule, "times": times.Times, "coverage": times.Coverage, "noise": noise.Noise}
+BASES |= {"weight": targets.Weight, "part_law": times.PartLaw, "the law of pair": targets.PairTimes}
+
+
+@pytest.mark.parametrize("group", BASES)
+def test_every_class_has_a_file(group: str) -> None:
+    """And every public class is of a group, so that all laws of the groups are laws of the classes."""
+    kinds = {kind for kind in NAMES.values() if isinstance(kind, type) and issubclass(kind, BASES[group])}
+    kinds = {kind for kind in kinds if not inspect.isabstract(kind)} - {schedules.Schedule, schedules.Wrapper}
+    assert kinds == {type(value) for name, (value, _) in VALUES.items() if name.startswith(f"{group}=")}
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in KEYS for name in names(group)])
+def test_every_field_is_in_its_file(group: str, name: str) -> None:
+    text = (CONFIGS / group / f"{name}.yaml").read_text()
+    value = part(group, name)
+    for field in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
+        left_out = not field.init or (name == "sd3" and field.name in ("image", "base_image"))  # it has a factor
+        assert left_out or field.name in text, field.name
 
 
 def with_field(value: Any, name: str, changed: Any) -> Any:

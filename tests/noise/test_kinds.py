@@ -3,40 +3,28 @@
 Statistical limits have a false-alarm chance of at most 10^-6; the draws are keyed, so what passes once passes always.
 """
 
-import functools
 import math
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from scipy import stats
-from shared import CONFIGS
+from shared import composed, names, part
 
 from diffaug import ForwardProcess, LinearBeta, Pair, Rectified
-from diffaug.noise import Immiscible, InputPerturbation, Noise, Offset, Pyramid, StudentT, gaussian
+from diffaug.noise import Immiscible, InputPerturbation, Offset, Pyramid, StudentT, gaussian
 from diffaug.noise.kinds import sum_samples
 from diffaug.randomness.keys import Keys, Purpose
 
-NAMES = sorted(path.stem for path in CONFIGS.glob("noise/*.yaml"))
+NAMES = names("noise")
 Z = stats.norm.isf(0.5e-6)
 COUNT = 2048
 SHAPE = (2, 8, 8)
 
 
-@functools.cache
-def of_yaml(name: str, *overrides: str) -> Noise:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return instantiate(compose(overrides=[f"+noise={name}", *overrides]).noise)
-
-
 def some(count: int = COUNT, shape: tuple[int, ...] = SHAPE, seed: int = 5) -> tuple[Keys, torch.Tensor]:
     images = torch.rand(count, *shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     return Keys.pack(torch.arange(count) * 7919 % 2**33, seed=2**50 + seed, epoch=3), images
-
-
-def part(key: Keys, which: object) -> Keys:
-    return key.part(which)
 
 
 def mean_is(x: torch.Tensor, expected: float, deviation: float) -> None:
@@ -52,7 +40,7 @@ def mean_is(x: torch.Tensor, expected: float, deviation: float) -> None:
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 7, 5)])
 def test_a_sample_s_noise_is_its_own(name, shape, same_random_state):
     """Any batch split, any order: the same bits."""
-    kind = of_yaml(name)
+    kind = part("noise", name)
     key, x_0 = some(48, shape)
     before = x_0.clone()
     whole = kind.draw(key, x_0)
@@ -62,14 +50,14 @@ def test_a_sample_s_noise_is_its_own(name, shape, same_random_state):
     for size in (1, 7, 32):
         for start in range(0, 48, size):
             which = slice(start, start + size)
-            assert torch.equal(kind.draw(part(key, which), x_0[which]), whole[which])
+            assert torch.equal(kind.draw(key.part(which), x_0[which]), whole[which])
     order = torch.randperm(48, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(kind.draw(part(key, order), x_0[order]), whole[order])
+    assert torch.equal(kind.draw(key.part(order), x_0[order]), whole[order])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_key_alone_decides(name):
-    kind = of_yaml(name)
+    kind = part("noise", name)
     key, x_0 = some(8)
     whole = kind.draw(key, x_0)
     assert torch.equal(kind.draw(key, x_0), whole)
@@ -82,7 +70,7 @@ def test_the_key_alone_decides(name):
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "immiscible"])
 def test_mean_and_variance_of_an_element(name):
     """Element (0, 0, 0) of 2048 samples: mean 0 and the variance that the kind states."""
-    kind = of_yaml(name)
+    kind = part("noise", name)
     x = kind.draw(*some())[:, 0, 0, 0].double()
     variance = {"offset": 1.01, "pyramid": None}.get(name, 1.0)
     if variance is None:
@@ -170,7 +158,7 @@ def test_pyramid_is_its_levels(shape):
     sizes = kind.sizes(key, full)
     assert sizes[:, 0].tolist() == [full] * 20
     for i in range(20):
-        own = part(key, slice(i, i + 1))
+        own = key.part(slice(i, i + 1))
         total = math.sqrt(2) * gaussian(own, shape).double()
         variance, first, most = 2.0, 128, full
         for level in range(1, 10):
@@ -275,11 +263,10 @@ def test_immiscible_noise_has_less_variance_than_1_as_it_says():
 @pytest.mark.parametrize("base", ["gaussian", "offset", "student_t", "immiscible"])
 def test_input_perturbation(base):
     """epsilon is the base's own; what is mixed in has strength^2 more variance, independent of epsilon."""
-    kind = of_yaml("input_perturbation", f"noise@noise.base={base}", "noise.strength=0.5")
-    assert kind == InputPerturbation(0.5, of_yaml(base))
+    kind = InputPerturbation(0.5, part("noise", base))
     key, x_0 = some(1024)
     epsilon = kind.draw(key, x_0)
-    assert torch.equal(epsilon, of_yaml(base).draw(key, x_0))
+    assert torch.equal(epsilon, part("noise", base).draw(key, x_0))
     process = ForwardProcess(LinearBeta(), noise=kind, fields=("x_t", "epsilon", "v", "sigma", "alpha"), compile=False)
     x_t, told, v, sigma, alpha = process.draw(x_0, key)
     assert torch.equal(told, epsilon)
@@ -294,13 +281,15 @@ def test_input_perturbation(base):
 @pytest.mark.parametrize("base", ["gaussian", "offset"])
 def test_perturbed_samples_are_their_own(base):
     """Drawn within the pass or not, what is mixed in does not depend on the batch, and an earlier state has it too."""
-    kind = of_yaml("input_perturbation", f"noise@noise.base={base}")
+    config = composed("noise=input_perturbation", f"noise@noise.base={base}", config="train")
+    kind = instantiate(config.noise)
+    assert kind == InputPerturbation(base=part("noise", base))
     fields = ("x_t", "x_in", "epsilon", "x_s", "s")
     process = ForwardProcess(Rectified(), noise=kind, fields=fields, pair=Pair(), compile=False)
     key, x_0 = some(12)
     whole = process.draw(x_0, key)
     for which in (slice(0, 1), slice(3, 10)):
-        assert all(map(torch.equal, process.draw(x_0[which], part(key, which)), [field[which] for field in whole]))
+        assert all(map(torch.equal, process.draw(x_0[which], key.part(which)), [field[which] for field in whole]))
     level = (whole.s.view(-1, 1, 1, 1), ForwardProcess(Rectified(), fields=("t",)).draw(x_0, key).t.view(-1, 1, 1, 1))
     mixed = [(state - (1 - t) * x_0) / t for state, t in zip((whole.x_s, whole.x_t), level, strict=True)]
     torch.testing.assert_close(mixed[0], mixed[1], rtol=1e-3, atol=1e-3)

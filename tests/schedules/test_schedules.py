@@ -15,13 +15,6 @@ from shared import SCHEDULES, composed, schedule_of, times
 
 from diffaug import schedules
 from diffaug.checks import bounded
-from diffaug.schedules import Schedule
-
-
-def test_every_schedule_class_has_a_file():
-    classes = {c for c in vars(schedules).values() if isinstance(c, type) and issubclass(c, Schedule)}
-    abstract = {schedules.Schedule, schedules.BetaSchedule, schedules.Wrapper}
-    assert classes - abstract == {type(schedule_of(name)) for name in SCHEDULES}
 
 
 def test_coefficients_are_finite_and_never_nan(schedule):

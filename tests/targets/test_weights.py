@@ -1,15 +1,13 @@
 """Loss weights: known values, closed forms at high precision, and what they come to on the other targets' losses."""
 
-import functools
+import itertools
 import math
 
 import mpmath
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
-from shared import CONFIGS, schedule_of, times_inside
+from shared import names, part, schedule_of, times_inside
 
 from diffaug import ForwardProcess
 from diffaug.schedules import Cosine, Discretised, LinearBeta, Rectified, ZeroTerminalSNR
@@ -28,16 +26,10 @@ from diffaug.targets import (
     SoftMinSNR,
     TruncatedSNR,
     Unweighted,
-    Weight,
 )
 
-NAMES = sorted(path.stem for path in CONFIGS.glob("weight/*.yaml"))
+NAMES = names("weight")
 mp = mpmath.mp
-
-
-@functools.cache
-def of_yaml(name: str) -> Weight:
-    return instantiate(OmegaConf.load(CONFIGS / "weight" / f"{name}.yaml"))
 
 
 def stated(name: str, alpha: mpmath.mpf, sigma: mpmath.mpf) -> tuple[str, mpmath.mpf]:
@@ -66,7 +58,7 @@ def test_weights_are_their_papers(name, which):
     under = schedule_of(which)
     t = times_inside(under)
     target, _ = stated(name, mpmath.mpf(1), mpmath.mpf(1))
-    found = of_yaml(name).of(under, target, t).tolist()
+    found = part("weight", name).of(under, target, t).tolist()
     alphas, sigmas = (c.tolist() for c in under.alpha_sigma(t, torch.float64))
     for value, alpha, sigma in zip(found, alphas, sigmas, strict=True):
         expected = stated(name, mpmath.mpf(alpha), mpmath.mpf(sigma))[1]
@@ -87,7 +79,7 @@ def test_elbo_in_continuous_time_is_half_the_slope_of_each_closed_form():
     }
     for name, values in expected.items():
         schedule = schedule_of(name)
-        found = of_yaml("elbo").of(schedule, "epsilon", schedule.from_unit(torch.from_numpy(u)))
+        found = part("weight", "elbo").of(schedule, "epsilon", schedule.from_unit(torch.from_numpy(u)))
         np.testing.assert_allclose(found.double(), values, rtol=1e-6, err_msg=name)
     t = torch.from_numpy(u)
     np.testing.assert_allclose(ELBO().of(Rectified(), "flow", t).double(), (1 - u) / u, rtol=1e-6)
@@ -136,8 +128,8 @@ def test_identities():
     one = torch.ones(1000)
     close = {"rtol": 2e-7, "atol": 0}
     torch.testing.assert_close(EDMWeight().of(linear, "F", t), one, **close)
-    torch.testing.assert_close(of_yaml("snr").of(linear, "epsilon", t), one, **close)
-    torch.testing.assert_close(of_yaml("sigma_sqrt").of(Rectified(), "flow", (t + 0.5) / 1000), one, **close)
+    torch.testing.assert_close(part("weight", "snr").of(linear, "epsilon", t), one, **close)
+    torch.testing.assert_close(part("weight", "sigma_sqrt").of(Rectified(), "flow", (t + 0.5) / 1000), one, **close)
     assert torch.equal(Unweighted().of(linear, "x_0", t), one)
     snr = linear.log_snr(t, torch.float64).exp()
     torch.testing.assert_close(MinSNR().of(linear, "x_0", t).double(), snr.clamp_max(5), **close)
@@ -179,21 +171,20 @@ def test_one_weight_is_one_loss_whatever_the_target(schedule, name):
     for target in TARGETS:
         p, q = (c[:, None] for c in IMAGE_FIELDS[target](level))
         squared = (p * wrong + q * epsilon).square().mean(1)
-        losses[target] = of_yaml(name).of(schedule, target, t[inner]).double() * squared
+        losses[target] = part("weight", name).of(schedule, target, t[inner]).double() * squared
     for target, loss in losses.items():
         torch.testing.assert_close(loss, losses["x_0"], rtol=1e-6, atol=0, msg=lambda m, x=target: f"{x}: {m}")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_no_nan_anywhere(schedule, name):
+def test_no_nan_anywhere(schedule):
     """At the ends, with SNR 0 or infinite, too; and inf only there."""
     t = schedule.from_unit(torch.linspace(0, 1, 201, dtype=torch.float64))
     alpha, sigma = schedule.alpha_sigma(t, torch.float64)
-    for target in TARGETS:
-        weight = of_yaml(name).of(schedule, target, t)
-        assert not weight.isnan().any(), target
-        assert (weight >= 0).all(), target
-        assert weight[(alpha > 0) & (sigma > 0)].isfinite().all(), target
+    for name, target in itertools.product(NAMES, TARGETS):
+        weight = part("weight", name).of(schedule, target, t)
+        assert not weight.isnan().any(), (name, target)
+        assert (weight >= 0).all(), (name, target)
+        assert weight[(alpha > 0) & (sigma > 0)].isfinite().all(), (name, target)
 
 
 def test_limits_where_snr_is_0_or_infinite():
@@ -229,7 +220,7 @@ def test_the_step_without_signal_is_learned_as_the_min_snr_authors_have_it(name)
     """Their code sets the weight to 1 where SNR is 0, whatever is predicted; every other step keeps its own."""
     zero, t = schedule_of("zero_terminal_snr"), torch.arange(1000)
     for target in ("v", "x_0", "flow", "F"):
-        weights = of_yaml(name).of(zero, target, t)
+        weights = part("weight", name).of(zero, target, t)
         assert weights[999] == 1
         assert 0 < weights[998] < 1e-6
     snr = zero.log_snr(t[:999], torch.float64).exp()
@@ -252,9 +243,9 @@ def test_other_weights_are_not_warned_of(caplog):
     zero = schedule_of("zero_terminal_snr")
     for name in NAMES:
         if name not in ("p2", "sigmoid", "debiased"):
-            of_yaml(name).check(zero, "v")
-        of_yaml(name).check(Cosine(), "v")
-        of_yaml(name).check(Rectified(), "v")
+            part("weight", name).check(zero, "v")
+        part("weight", name).check(Cosine(), "v")
+        part("weight", name).check(Rectified(), "v")
     P2().check(zero, "epsilon")
     assert not caplog.records
 
@@ -267,7 +258,7 @@ def test_an_infinite_weight_is_refused():
     with pytest.raises(ValueError, match=message):
         Debiased().check(zero, "epsilon")
     with pytest.raises(ValueError, match=r"weight=SigmaSqrt\(\) on the loss of epsilon is infinite"):
-        of_yaml("sigma_sqrt").check(zero, "epsilon")
+        part("weight", "sigma_sqrt").check(zero, "epsilon")
     for weight, target in ((Debiased(), "v"), (MinSNR(), "epsilon"), (EDMWeight(), "v")):
         weight.check(zero, target)
     Debiased().check(Cosine(), "epsilon")

@@ -8,44 +8,36 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from scipy import stats
+from shared import composed, names, part
 
 import diffaug.times as T
 from diffaug import ForwardProcess
-from diffaug.config import config_dir
 from diffaug.randomness.keys import Keys
 from diffaug.schedules import EDM, VE, LinearBeta, Rectified, Schedule, ZeroTerminalSNR
 from diffaug.times import Importance, Independent, LevelTimes, Times
 
 DRAWS = 100_000
 KS = 2.7 / math.sqrt(DRAWS)
-NAMES = sorted(path.stem for path in (config_dir() / "times").glob("*.yaml"))
-COVERAGES = sorted(path.stem for path in (config_dir() / "coverage").glob("*.yaml"))
+NAMES = names("times")
 EXTREMES = [2.0**-54, 1e-15, 1e-9, 1e-4, 1 - 1e-4, 1 - 1e-9, 1 - 2.0**-52, 1 - 2.0**-53]
 Q = torch.cat([torch.tensor(EXTREMES, dtype=torch.float64), torch.linspace(1e-3, 1 - 1e-3, 999).double()]).sort().values
 
 
 def configured(name: str) -> Times:
-    """What a YAML file says by itself, with the coverage it starts from."""
-    if name == "mixture":
-        return composed("times=mixture")
-    config = OmegaConf.load(config_dir() / f"times/{name}.yaml")
-    assert config.pop("defaults") == [{"/coverage@coverage": "independent"}, "_self_"]
-    return instantiate(config)
+    """What a YAML file says; anew, as importance learns."""
+    return replace(part("times", name))
 
 
-def composed(*overrides: str) -> Times:
+def made(*overrides: str) -> Times:
     """What the command line makes of it."""
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return instantiate(compose("train", [*overrides]).times)
+    return instantiate(composed(*overrides, config="train").times)
 
 
 def mode_cdf(s: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -232,7 +224,7 @@ def test_a_mixture_is_the_inverse_cdf_of_the_sum() -> None:
     assert cdf(u) == pytest.approx(q, rel=1e-2, abs=1e-13)
     assert cdf(u[2:6]) == pytest.approx(q[2:6], abs=1e-6)
     assert (1 - cdf(u[6])) == pytest.approx(1e-7, rel=1e-2)
-    assert composed(
+    assert made(
         "times=mixture", "times@times.first=log_normal", "times@times.second=mixture", "times@times.second.first=cubic"
     ) == T.MixedTimes(T.LogNormal(), T.MixedTimes(T.Cubic()))
 
@@ -292,21 +284,12 @@ def test_laws(name: str, schedule: Schedule, device: torch.device) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "coverage"), list(zip(NAMES, itertools.cycle(COVERAGES), strict=False)))
+@pytest.mark.parametrize(("name", "coverage"), list(zip(NAMES, itertools.cycle(names("coverage")), strict=False)))
 def test_any_coverage_goes_with_any_density_on_the_command_line(name: str, coverage: str) -> None:
-    times = composed(f"times={name}", f"coverage@times.coverage={coverage}")
+    times = made(f"times={name}", f"coverage@times.coverage={coverage}")
     assert type(times.coverage).__name__.lower() == coverage.replace("_", "")
     assert times == replace(configured(name), coverage=times.coverage)
     assert (times == configured(name)) == (coverage == "independent")
-
-
-def test_every_field_is_in_its_yaml_and_changes_the_object() -> None:
-    for name in NAMES:
-        times, text = configured(name), (config_dir() / f"times/{name}.yaml").read_text()
-        for field in fields(times):
-            assert not field.init or field.name in text, (name, field.name)
-    assert composed("times=logit_normal", "times.mean=1") == T.LogitNormal(1.0)
-    assert T.LogNormal() != T.SplitLogNormal()
 
 
 @pytest.mark.parametrize(
@@ -379,10 +362,10 @@ def test_stepwise_weights_come_from_files(tmp_path) -> None:
     (tmp_path / "words.csv").write_text("a,b\n")
     for file in ("w.npy", "w.npz", "w.csv", "row.csv"):
         assert T.Stepwise(str(tmp_path / file)) == T.Stepwise(tuple(values))
-    assert composed("times=stepwise", f"times.weights={tmp_path / 'w.npy'}") == T.Stepwise(tuple(values))
-    assert composed("times=stepwise", "times.weights=[1,2,1,0]") == T.Stepwise((1, 2, 1, 0))
-    for file, names in {"two.npz": "arr_0, arr_1", "words.csv": "a, b"}.items():
-        with pytest.raises(ValueError, match=rf"times\.weights must be a file with one row of numbers; it has {names}"):
+    assert made("times=stepwise", f"times.weights={tmp_path / 'w.npy'}") == T.Stepwise(tuple(values))
+    assert made("times=stepwise", "times.weights=[1,2,1,0]") == T.Stepwise((1, 2, 1, 0))
+    for file, has in {"two.npz": "arr_0, arr_1", "words.csv": "a, b"}.items():
+        with pytest.raises(ValueError, match=rf"times\.weights must be a file with one row of numbers; it has {has}"):
             T.Stepwise(str(tmp_path / file))
 
 
