@@ -1,7 +1,9 @@
 """What several tests share: the YAML files through Hydra, a module that keeps its batches, small pictures."""
 
 import functools
+import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,23 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch.utils.data import Dataset, TensorDataset
 
-from diffaug import DiffusionDataModule, ForwardProcess
+from diffaug import (
+    EDM,
+    DiffusionDataModule,
+    ForwardProcess,
+    LinearBeta,
+    LogitNormal,
+    Mode,
+    Pair,
+    Parts,
+    Rectified,
+    Stratified,
+    Uniform,
+)
 from diffaug.commands.encode import encode
 from diffaug.pytorch_lightning import Encoding
 from diffaug.schedules import Schedule
+from diffaug.targets import FIELDS, PAIR_FIELDS, TARGETS, THIRD_FIELDS, TwoDraws
 from diffaug.times import Fixed, Grid
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -181,3 +196,45 @@ def recipe(schedule: Any, density: str = "uniform", **options: Any) -> ForwardPr
         return ForwardProcess(schedule, times, **options)
     except ValueError:
         return None
+
+
+Make = Callable[[bool], ForwardProcess | None]
+TWO = tuple(name for name in PAIR_FIELDS if name not in THIRD_FIELDS)
+
+
+@functools.cache
+def recipes() -> dict[str, dict[str, Make]]:
+    """A maker of each process, compiled or not, by what is chosen, and by the choice's name."""
+    made: dict[str, dict[str, Any]] = {}
+
+    def add(kind: str, name: str, function: Callable[..., Any], *args: Any, **options: Any) -> None:
+        made.setdefault(kind, {})[name] = lambda compile: function(*args, **options, compile=compile)
+
+    every = tuple(name for name in FIELDS if name not in PAIR_FIELDS and name != "score")
+    two_draws = Pair(TwoDraws(second=LogitNormal()), "chain")
+    for name in SCHEDULES:
+        schedule = schedule_of(name)
+        add("schedule", name, recipe, schedule, fields=every, weight=part("weight", "min_snr"), target="v")
+        times = Mode(coverage=Stratified())
+        add("two times of schedule", name, ForwardProcess, schedule, times, fields=("x_t", "t", *TWO), pair=two_draws)
+    for schedule in (LinearBeta(), Rectified(), EDM()):
+        of = type(schedule).__name__
+        for name in names("times"):
+            add("times", f"{of}, {name}", recipe, schedule, name, fields=("x_t", "epsilon", "t", "importance_weight"))
+        for name in (*names("coverage"), "Grid", "Fixed"):
+            add("coverage", f"{of}, {name}", ForwardProcess, schedule, Uniform(coverage=part("coverage", name)))
+        for name in names("noise"):
+            add("noise", f"{of}, {name}", recipe, schedule, noise=part("noise", name))
+        for name in TARGETS:
+            add("target", f"{of}, {name}", recipe, schedule, fields=("x_t", name, "t"))
+        for name in names("weight"):
+            options = {"fields": ("x_t", "v", "t", "weight"), "weight": part("weight", name), "target": "v"}
+            add("weight", f"{of}, {name}", recipe, schedule, **options)
+        for name in names("part_law"):
+            parts = Parts([-2, -1], 4, law=part("part_law", name))
+            add("part_law", f"{of}, {name}", recipe, schedule, parts=parts, fields=("x_t", "t", "alpha", "part_mask"))
+        for name, noise in itertools.product(set(names("pair")) - {"none"}, ("same", "chain")):
+            pair = replace(part("pair", name), noise=noise)
+            fields = ("x_t", "t", *(PAIR_FIELDS if pair.times.third else TWO))
+            add("pair", f"{of}, {name}, {noise}", recipe, schedule, fields=fields, pair=pair)
+    return made

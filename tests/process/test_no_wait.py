@@ -8,44 +8,31 @@ from typing import Any
 
 import pytest
 import torch
-from shared import MOSTLY_SLOW, SCHEDULES, names, part, recipe, schedule_of
+from shared import QUICK as QUICK_SCHEDULES
+from shared import recipes
 
 watched = pytest.importorskip("watched", reason="needs torch's private names where they were", exc_type=ImportError)
 
 from diffaug import ForwardProcess, LinearBeta, Rectified, ZeroTerminalSNR  # noqa: E402
-from diffaug.targets import (  # noqa: E402
-    FIELDS,
-    PAIR_FIELDS,
-    TARGETS,
-    THIRD_FIELDS,
-    Pair,
-    StepEarlier,
-    TwoDraws,
-    UniformEarlier,
-    as_input,
-    convert,
-    convertible,
-)
-from diffaug.times import Importance, Uniform  # noqa: E402
+from diffaug.targets import as_input, convert, convertible  # noqa: E402
+from diffaug.times import Importance  # noqa: E402
 
 MOST = 20
 """So many operations beside the pass, at most."""
-MORE = {"importance": (64, "it draws from the losses, which are on the device, and weighs by them")}
-"""Densities that are allowed more, and why."""
+MORE = {"times: LinearBeta, importance": (64, "it draws from the losses, which are on the device, and weighs by them")}
+"""Recipes that are allowed more, and why."""
 WAITS = {"prior_kl": "one number of the whole data set, asked for on the host"}
 """Helpers that wait, and why."""
-EVERY = tuple(name for name in FIELDS if name not in PAIR_FIELDS)
-TWO = tuple(name for name in PAIR_FIELDS if name not in THIRD_FIELDS)
 
 
 def check(process: ForwardProcess, most: int = MOST) -> None:
     index = torch.arange(4)
     with watched.watched() as watch:
         x = watched.on_device(4, 3, 16, 16, dtype=torch.uint8)
-        process(x, index, position=index)
+        process(x, index, position=index, handed=index)
         for stage in ("train", "val"):
             watch.clear()
-            batch = process(x, index, stage=stage, epoch=index, view=index, position=index)
+            batch = process(x, index, stage=stage, epoch=index, view=index, position=index, handed=index)
             assert all(value.device == watched.DEVICE for value in batch)
             assert watch.waits == []
             assert watch.operations <= most, stage
@@ -72,55 +59,20 @@ def test_the_watch_sees_what_waits():
         assert watch.operations == 2
 
 
-@pytest.mark.parametrize("name", MOSTLY_SLOW)
-def test_schedules(name):
-    schedule = schedule_of(name)
-    fields = tuple(name for name in EVERY if name != "score")
-    process = recipe(schedule, fields=fields, weight=part("weight", "min_snr"), target="v")
-    assert process is not None
-    check(process)
+QUICK = {f"schedule: {name}" for name in QUICK_SCHEDULES}
+QUICK |= {"two times of schedule: rectified", "coverage: LinearBeta, stratified", "times: LinearBeta, importance"}
+QUICK |= {"noise: EDM, pyramid", "weight: Rectified, elbo", "pair: Rectified, imm, same", "part_law: EDM, context"}
+RECIPES = {f"{kind}: {name}": make for kind, some in recipes().items() for name, make in some.items()}
 
 
-@pytest.mark.parametrize("name", [*names("coverage"), "Grid", "Fixed"])
-def test_coverages(name):
-    for schedule in (LinearBeta(), Rectified()):
-        check(ForwardProcess(schedule, Uniform(coverage=part("coverage", name))))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["linear", "rectified", "edm"])
-def test_every_recipe_of_a_schedule(name):
-    schedule = schedule_of(name)
-    for density in names("times"):
-        process = recipe(schedule, density, fields=("x_t", "epsilon", "t", "importance_weight"))
-        if process is not None:
-            check(process, MORE.get(density, (MOST, ""))[0])
-    for target in TARGETS:
-        process = recipe(schedule, fields=("x_t", target, "t"))
-        if process is not None:
-            check(process)
-    for weight in names("weight"):
-        process = recipe(schedule, fields=("x_t", "v", "t", "weight"), weight=part("weight", weight), target="v")
-        if process is not None:
-            check(process)
-    for noise in names("noise"):
-        check(ForwardProcess(schedule, noise=part("noise", noise)))
-    for law in ("same", "chain"):
-        for times in (UniformEarlier(), StepEarlier(20), TwoDraws()):
-            check(ForwardProcess(schedule, pair=Pair(times, law), fields=("x_t", "t", *TWO)))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_what_asks_a_schedule_for_more_than_its_coefficients(name):
-    """A density of noise levels, one of unit time, what covers them, and two times on one path."""
-    schedule = schedule_of(name)
-    for density in ("logit_normal", "mode"):
-        process = recipe(schedule, density)
-        assert process is not None
-        check(process)
-    check(ForwardProcess(schedule, Uniform(coverage=part("coverage", "stratified"))))
-    check(ForwardProcess(schedule, pair=Pair(TwoDraws(), "chain"), fields=("x_t", "t", *TWO)))
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
+)
+def test_every_recipe(name):
+    process = RECIPES[name](True)
+    if process is None:
+        pytest.skip("the two do not go together")
+    check(process, MORE.get(name, (MOST, ""))[0])
 
 
 def test_the_pass_itself():
