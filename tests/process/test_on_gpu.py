@@ -7,27 +7,24 @@ import pytest
 import torch
 from shared import recipes
 
+from diffaug import ForwardProcess, LinearBeta
+
 KINDS = ("schedule", "times", "coverage", "noise", "pair")
 RECIPES = {f"{kind}: {name}": make for kind in KINDS for name, make in recipes()[kind].items() if "EDM" not in name}
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("compile", [True, False], ids=["compiled", "eager"])
-def test_the_cpu_s_numbers_and_nothing_waits(name: str, compile: bool, device: torch.device) -> None:
-    process, eager = RECIPES[name](compile), RECIPES[name](False)
-    if process is None or eager is None:
-        pytest.skip("the two do not go together")
-    images = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8)
-    there, index = images.to(device), torch.arange(6) * 1_000_003 + 2**33
+def check(process: ForwardProcess, eager: ForwardProcess, device: torch.device, index_there: torch.device) -> None:
+    images, index = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8), torch.arange(6) * 1_000_003 + 2**33
+    there, place = images.to(device), torch.arange(6)
     for stage in ("train", "val"):
-        options = {"seed": 2**63 + 5, "stage": stage, "epoch": 2**19, "view": 3, "position": torch.arange(6)}
-        options["handed"] = options["position"]
-        expected = eager(images, index, **options)
-        process(there, index, **options)  # tables cross once
+        key = {"seed": 2**63 + 5, "stage": stage, "epoch": 2**19, "view": 3}
+        expected = eager(images, index, **key, position=place, handed=place)
+        options = {**key, "position": place.to(index_there), "handed": place.to(index_there)}
+        own = index.to(index_there)
+        process(there, own, **options)  # tables cross once
         torch.cuda.set_sync_debug_mode("error")
         try:
-            got = process(there, index, **options)
+            got = process(there, own, **options)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         for field, a, b in zip(process.fields, expected, got, strict=True):
@@ -37,3 +34,18 @@ def test_the_cpu_s_numbers_and_nothing_waits(name: str, compile: bool, device: t
             else:
                 off = (a - b.cpu()).abs().max() / a.abs().max().clamp_min(1)
                 assert off <= 1e-6, (stage, field, float(off))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("compile", [True, False], ids=["compiled", "eager"])
+def test_the_cpu_s_numbers_and_nothing_waits(name: str, compile: bool, device: torch.device) -> None:
+    process, eager = RECIPES[name](compile), RECIPES[name](False)
+    if process is None or eager is None:
+        pytest.skip("the two do not go together")
+    check(process, eager, device, torch.device("cpu"))
+
+
+@pytest.mark.gpu
+def test_keys_on_the_gpu_are_right_too(device: torch.device) -> None:
+    check(ForwardProcess(LinearBeta()), ForwardProcess(LinearBeta(), compile=False), device, device)
