@@ -39,7 +39,7 @@ from diffaug.datasets.bucketed import describe_buckets
 from diffaug.datasets.buckets import Buckets, fields, without_empty
 from diffaug.datasets.sizes import read_sizes
 from diffaug.images.fit import Size, fit
-from diffaug.images.pixels import plain
+from diffaug.images.pixels import open_image, plain
 
 _log = logging.getLogger("diffaug")
 _ENDINGS = (
@@ -205,7 +205,7 @@ class ImageFolder(Dataset[Any]):
 
     def _read(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Read one image, and what there is to say of it where it is fitted to a bucket."""
-        with Image.open(self.paths[index]) as image:
+        with open_image(self.paths[index]) as image:
             if self.buckets is None:
                 side = self.image_size or 1
                 return fit(self._upright(image, (side, side)), (side, side), self.channels), {}
