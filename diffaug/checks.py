@@ -126,6 +126,18 @@ def number(
     return float(value)
 
 
+def span(where: str, value: Any, otherwise: str = "") -> tuple[float, float]:
+    """Return a range of values as a pair of floats, or raise `ValueError` if it is none; ``otherwise`` is said then."""
+    match value:
+        case [first, second]:
+            low, high = number(where, first), number(where, second)
+            if low < high:
+                return low, high
+        case _:
+            pass
+    raise refuse(where, value, f"a pair [low, high] with low < high{otherwise}")
+
+
 def integer(where: str, value: object, at_least: int | None = None, at_most: int | None = None) -> int:
     """Return ``value``, or raise `ValueError` if it is no whole number within the bounds, both included."""
     wanted = "a whole number"

@@ -65,8 +65,9 @@ class NoisingBase(ABC):
         image_key: which part of an item is the image: a name, or a place in a tuple. None where there is only one.
         images: which parts of an item are images that transforms flip and crop together: a role for each by its name,
             "target" for the one to noise, "condition" (a field in [-1, 1], scaled as the target is) or "mask" (a field
-            as it is), or a dict of ``role`` and ``scale`` where a batch holds it in another size than the target's, as
-            {"role": "condition", "scale": 0.25}. None says nothing: an item with several and a transform is refused.
+            as it is), or a dict of it and of ``scale``, how many times the target's height and width it has in a batch,
+            and ``value_range``, what its floats span: {"role": "condition", "scale": 0.25, "value_range": [0, 1]}. None
+            says nothing: then an item with several images and a transform is refused.
         condition_noise: a ForwardProcess for each condition that is noised too, by its name; its time is then a field
             named likewise with ``_t`` behind.
         hole: a mask for inpainting, drawn for each image and view, of `diffaug.on_device.holes`: the fields ``hole``

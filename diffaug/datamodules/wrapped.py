@@ -216,7 +216,7 @@ class WrappedBase(NoisingBase):
             if not isinstance(extra[name], Tensor):
                 raise refuse(f"{name} of {where}", extra[name], "one tensor of shape (B, ...), as data.images names it")
         for name in self.aligned.conditions:
-            self._noiser.check_once(extra[name], f"{name} of {where}", f"{what}, {name}")
+            self._noiser.check_once(extra[name], where, what, name)
         if self._noiser.check_once(image, where, what):
             warn_of_half_range([image], self.process.value_range, where)
         if isinstance(places, Place):

@@ -6,8 +6,9 @@ torchvision's tv_tensors (``Image`` for the target and conditions, ``Mask`` for 
 the images alone, and a mask is never interpolated. kornia's AugmentationSequential is called with plain tensors by
 place, and data keys of these roles: of a dict it would leave alone, in silence, what is not named as one of its keys.
 
-Conditions become fields in [-1, 1], float32, scaled as the target is; masks stay as they are. In a batch each has the
-target's height and width, or these times the ``scale`` that is declared of it: a low-resolution condition 0.25 times.
+Conditions become fields in [-1, 1], float32: of uint8 from [0, 255], of floats from the target's range, or from the
+``value_range`` that is declared of one. Masks stay as they are. In a batch each has the target's height and width, or
+these times the ``scale`` that is declared of it: a low-resolution condition 0.25 times.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -15,12 +16,15 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from diffaug.checks import choice, number, refuse
-from diffaug.images.items import as_mask, as_tensor, describe_value, is_image
+from diffaug.checks import choice, number, refuse, span
+from diffaug.images.items import as_mask, as_tensor, check_range, describe_value, is_image
+from diffaug.process import ForwardProcess
 from diffaug.targets import FIELDS
 
+Range = tuple[float, float]
 ROLES = ("target", "condition", "mask")
 TOGETHER = ", which is given a dict of the images that data.images names, as torchvision's v2 transforms take it"
 
@@ -29,9 +33,9 @@ class Aligned:
     """What the images of an item are.
 
     Arguments:
-        images: a role for each by its name in the item, exactly one of them "target"; of the others a dict of
-            ``role`` and ``scale`` too: how many times the target's height and width they have in a batch, where that is
-            not 1. None where nothing is said.
+        images: a role for each by its name in the item, exactly one of them "target"; of the others also a
+            dict of ``role``, ``scale`` (how many times the target's height and width they have in a batch) and, of a
+            condition, ``value_range`` (what its floats span). None where nothing is said.
         image_key: which part is the image, where ``images`` does not say it.
 
     Attributes:
@@ -39,6 +43,7 @@ class Aligned:
         target: the key of the image to noise.
         beside: the roles of the others by name.
         scales: how many times the target's height and width these have.
+        ranges: what the floats of some span, where it is not what the target's do.
         conditions: the names of those that are conditions.
     """
 
@@ -51,6 +56,7 @@ class Aligned:
         self.target: str | int | None = image_key
         self.beside: dict[str, str] = {}
         self.scales: dict[str, float] = {}
+        self.ranges: dict[str, Range] = {}
         self.conditions: tuple[str, ...] = ()
         if images is None:
             return
@@ -66,8 +72,9 @@ class Aligned:
             )
         self.target = targets[0]
         self.beside = {name: role for name, role in roles.items() if role != "target"}
-        scaled = {name: said["scale"] for name, said in self.roles.items() if isinstance(said, dict)}
-        self.scales = {name: scaled.get(name, 1.0) for name in self.beside}
+        more = {name: said for name, said in self.roles.items() if isinstance(said, dict)}
+        self.scales = {name: more.get(name, {}).get("scale", 1.0) for name in self.beside}
+        self.ranges = {name: tuple(said["value_range"]) for name, said in more.items() if "value_range" in said}
         self.conditions = tuple(name for name, role in self.beside.items() if role == "condition")
 
     def wanted(self, fields: Collection[str], made: Collection[str] = ()) -> list[str]:
@@ -86,7 +93,7 @@ class Aligned:
         made = {
             name: as_mask(extra[name], f"{name} of {where}")
             if role == "mask"
-            else as_tensor(extra[name], f"{name} of {where}", value_range)
+            else as_tensor(extra[name], f"{name} of {where}", self.ranges.get(name, value_range))
             for name, role in self.beside.items()
         }
         return as_tensor(image, where, value_range), {**extra, **made}
@@ -141,6 +148,18 @@ class Aligned:
             name: (tv_tensors.Mask if self.beside.get(name) == "mask" else tv_tensors.Image)(part)
             for name, part in parts.items()
         }
+
+    def check_range(self, name: str, condition: Tensor, value_range: Range | None, where: str) -> None:
+        """Refuse a condition whose floats are outside its range: its own, or where none is declared the target's."""
+        own = self.ranges.get(name, value_range)
+        check_range(condition, own, f"{name} of {where}", f"data.images.{name}.value_range")
+
+    def scale(self, name: str, condition: Tensor, process: ForwardProcess) -> Tensor:
+        """Scale a batch's condition to float32 in [-1, 1]."""
+        if name not in self.ranges or condition.dtype == torch.uint8:
+            return process.scale(condition)
+        low, high = self.ranges[name]
+        return (2.0 * condition.float() - (high + low)) / (high - low)
 
     def check_sizes(self, image: Tensor, extra: Mapping[str, Any], where: str, batch: bool) -> None:
         """Refuse images that are not of the size that is declared, to within a pixel.
@@ -222,10 +241,17 @@ def _plain(where: str, said: Any) -> str | dict[str, Any]:
     """Return what is said of an image in plain types, to keep and to compare."""
     if not isinstance(said, Mapping):
         return choice(where, str(said), ROLES)
-    if said.keys() != {"role", "scale"}:
-        raise refuse(where, dict(said), "a role, or a role and a scale, {role: condition, scale: 0.25}")
-    role = choice(f"{where}.role", str(said["role"]), ROLES[1:])
-    return {"role": role, "scale": number(f"{where}.scale", said["scale"], above=0)}
+    wanted = "a role, or a dict of role, scale and value_range, {role: condition, scale: 0.25}"
+    if "role" not in said or not said.keys() <= {"role", "scale", "value_range"}:
+        raise refuse(where, dict(said), wanted)
+    made: dict[str, Any] = {"role": choice(f"{where}.role", str(said["role"]), ROLES[1:])}
+    if "scale" in said:
+        made["scale"] = number(f"{where}.scale", said["scale"], above=0)
+    if "value_range" in said:
+        if made["role"] != "condition":
+            raise refuse(where, dict(said), "of role condition to have a value_range: a mask stays as it is")
+        made["value_range"] = list(span(f"{where}.value_range", said["value_range"]))
+    return made
 
 
 def _call_kornia(function: Any, masks: list[bool], parts: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -202,7 +202,9 @@ def _from_array(array: np.ndarray[Any, Any], where: str) -> Tensor:
         ) from error
 
 
-def check_range(image: Tensor, value_range: tuple[float, float] | None, where: str) -> None:
+def check_range(
+    image: Tensor, value_range: tuple[float, float] | None, where: str, key: str = "process.value_range"
+) -> None:
     """Refuse a float image outside its stated range, by more than rounding; NaN, and what is infinite, always."""
     if value_range is None:
         if not bool(torch.isfinite(image).all()):
@@ -217,7 +219,7 @@ def check_range(image: Tensor, value_range: tuple[float, float] | None, where: s
     # Written so that NaN, which compares as false, is refused too.
     if not (seen_low >= low - slack and seen_high <= high + slack):
         raise ValueError(
-            f"{where} spans [{seen_low:.4g}, {seen_high:.4g}], outside process.value_range=[{low:g}, {high:g}]. "
-            "Set process.value_range to the range of your float images (torchvision's ToTensor gives [0, 1]), or yield "
-            "uint8 images. For latents set process.value_range=null: they are noised as they are."
+            f"{where} spans [{seen_low:.4g}, {seen_high:.4g}], outside {key}=[{low:g}, {high:g}]. "
+            f"Set {key} to the range of your float images (torchvision's ToTensor gives [0, 1]), or yield uint8 "
+            "images. For latents set process.value_range=null: they are noised as they are."
         )

@@ -166,7 +166,7 @@ class Images(Keyed):
             check_range(tensor, self.value_range, where)
         for name in self.aligned.conditions if self.check_range else ():
             if extra[name].is_floating_point():
-                check_range(extra[name], self.value_range, f"{name} of {where}")
+                self.aligned.check_range(name, extra[name], self.value_range, where)
         if not self.wanted:
             return tensor, place, {}
         missing = [name for name in self.wanted if name not in extra]

@@ -85,7 +85,7 @@ class Noiser:
         self.posterior, self.aligned, self.condition_noise = posterior, aligned, condition_noise
         self.views = integer("data.views", views, 1, 2**VIEW_BITS - 1)
         self.eager = False  # whether the compiled pass is left aside: where some rank cannot compile it
-        self._checked: set[str] = set()
+        self._checked: set[tuple[str, str | None]] = set()
 
     def __call__(
         self,
@@ -117,7 +117,8 @@ class Noiser:
                 image, extra = self._transform(image, extra)
         self.aligned.check_sizes(image, extra, "a batch", batch=True)
         if self.aligned.conditions:
-            extra = extra | {name: self.process.scale(extra[name]) for name in self.aligned.conditions}
+            scaled = {name: self.aligned.scale(name, extra[name], self.process) for name in self.aligned.conditions}
+            extra = extra | scaled
         moments = None if self.encoder is None else self.encode(image, (*key, 1))
         if dtype is not None:
             whole = self.condition_noise.processes  # cast with their noise in them
@@ -180,16 +181,19 @@ class Noiser:
         image = check_batch(made, image)
         self.check_once(image, f"{where}'s result", "device_transform")
         for name in self.aligned.conditions:
-            self.check_once(extra[name], f"{name} of {where}'s result", f"device_transform, {name}")
+            self.check_once(extra[name], f"{where}'s result", "device_transform", name)
         return image, extra
 
-    def check_once(self, image: Tensor, where: str, what: str) -> bool:
-        """Refuse float images outside ``process.value_range``; only at the first batch, as to look is to wait for the
-        device. Returns whether it looked."""
-        if what in self._checked or not image.is_floating_point():
+    def check_once(self, image: Tensor, where: str, what: str, condition: str | None = None) -> bool:
+        """Refuse float images outside their range, the target's or a condition's; only at the first batch, as to look
+        is to wait for the device. Returns whether it looked."""
+        if (what, condition) in self._checked or not image.is_floating_point():
             return False
-        check_range(image, self.process.value_range, where)
-        self._checked.add(what)
+        if condition is None:
+            check_range(image, self.process.value_range, where)
+        else:
+            self.aligned.check_range(condition, image, self.process.value_range, where)
+        self._checked.add((what, condition))
         return True
 
     def encode(self, image: Tensor, key: tuple[int, ...] = (0,)) -> Moments:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffaug.checks import guess, instance, number, refuse
+from diffaug.checks import guess, instance, refuse
 from diffaug.noise import Noise
 from diffaug.randomness.keys import ELEMENTS_MAX
 from diffaug.schedules import Schedule
@@ -36,20 +36,6 @@ def check_names(fields: Sequence[object]) -> tuple[str, ...]:
     if len(names) != len(fields):
         raise refuse("process.fields", fields, "a list of names")
     return names
-
-
-def check_value_range(value_range: Sequence[float] | None) -> tuple[float, float] | None:
-    """Check that the range is a pair, and return it; None for latents."""
-    match value_range:
-        case None:
-            return None
-        case [first, second]:
-            low, high = number("process.value_range", first), number("process.value_range", second)
-        case _:
-            raise refuse("process.value_range", value_range, "a pair [low, high], or null for latents")
-    if low >= high:
-        raise refuse("process.value_range", value_range, "a pair [low, high] with low < high")
-    return low, high
 
 
 def check_dtype(dtype: object) -> torch.dtype | None:

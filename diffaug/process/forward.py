@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffaug.checks import choice, number
+from diffaug.checks import choice, number, span
 from diffaug.noise import Gaussian, Noise
 from diffaug.process.arguments import (
     check_call,
@@ -22,7 +22,6 @@ from diffaug.process.arguments import (
     check_images,
     check_like,
     check_names,
-    check_value_range,
     number_images,
 )
 from diffaug.process.batch import Fields, NoisyBatch, batch_type
@@ -99,7 +98,9 @@ class ForwardProcess(Drawing):
         self.weight, self.target = weight, choice("process.target", target, TARGETS)
         self.pair, self.parts = pair, parts
         self.sigma_data = number("process.sigma_data", sigma_data, above=0)
-        self.value_range = check_value_range(value_range)
+        self.value_range = (
+            None if value_range is None else span("process.value_range", value_range, ", or null for latents")
+        )
         self.compile_mode = choice("process.compile", compile, (True, False, "auto"))
         self.dtype = check_dtype(dtype)
         check_components(self)

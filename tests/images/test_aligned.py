@@ -199,6 +199,30 @@ def test_a_small_condition_is_made_inside_the_transform():
         assert torch.equal(batch.low_res, batch.x_0[..., ::2, ::2])
 
 
+@pytest.mark.parametrize("where", ["transform", "device_transform"])
+def test_a_condition_has_a_range_of_its_own(where: str):
+    """Depths in [0, 8] beside bytes, and beside latents, which have no range; bytes are in [0, 255] under any."""
+
+    def make(i: int) -> dict[str, Any]:
+        return {"image": coordinates(), "depth": coordinates() / 1.0, "bytes": coordinates()}
+
+    span = {"role": "condition", "value_range": [0, 8]}
+    images: dict[str, Any] = {"image": "target", "depth": span, "bytes": span}
+    batch = batches(module(make, images=images, process=process("depth", "bytes"), **{where: FLIP}))[0]
+    whole = (batch.x_0 + 1) * 127.5
+    torch.testing.assert_close((batch.depth + 1) * 4, whole)
+    assert torch.equal(batch.bytes, batch.x_0)
+    latents = process("depth", "bytes", value_range=None)
+    of_latents = batches(module(make, images=images, process=latents, **{where: FLIP}))[0]
+    assert torch.equal(of_latents.depth, batch.depth)
+    with pytest.raises(
+        ValueError, match=r"depth of .* spans \[0, 7\], outside data\.images\.depth\.value_range=\[0, 6\]"
+    ):
+        batches(
+            module(make, images={**images, "depth": {**span, "value_range": [0, 6]}}, process=latents, **{where: FLIP})
+        )
+
+
 def low(height: int, width: int) -> Callable[[int], dict[str, Any]]:
     return lambda i: {**aligned(i), "low_res": torch.zeros(3, height, width)}
 
@@ -346,12 +370,22 @@ def test_several_images_without_a_word_name_both_keys():
         (
             {"image": "target", "low_res": {"role": "condition", "ratio": 2}},
             None,
-            r"data\.images\.low_res must be a role, or a role and a scale, .*, 'ratio': 2\}",
+            r"data\.images\.low_res must be a role, or a dict of role, scale and value_range, .*, 'ratio': 2\}",
         ),
         (
             {"image": {"role": "target", "scale": 2}},
             None,
             r"data\.images\.image\.role must be one of 'condition', 'mask', but got 'target'",
+        ),
+        (
+            {"image": "target", "mask": {"role": "mask", "value_range": [0, 1]}},
+            None,
+            r"data\.images\.mask must be of role condition to have a value_range",
+        ),
+        (
+            {"image": "target", "depth": {"role": "condition", "value_range": [1, 0]}},
+            None,
+            r"data\.images\.depth\.value_range must be a pair \[low, high\] with low < high, but got \[1, 0\]",
         ),
         (
             {"image": "target", "mask": {"role": "mask", "scale": 0}},
@@ -417,7 +451,7 @@ def test_roles_are_checked(images: Any, key: Any, message: str):
         (
             aligned,
             {"device_transform": lambda parts: {**parts, "low_res": parts["low_res"].float()}},
-            r"low_res of data\.device_transform's result spans \[0, 7\], outside process\.value_range",
+            r"low_res of data\.device_transform's result spans \[0, 7\], outside data\.images\.low_res\.value_range",
         ),
     ],
     ids=lambda value: "" if callable(value) or isinstance(value, dict) else None,
