@@ -12,7 +12,7 @@ from diffaug.process import ForwardProcess
 from diffaug.process.chain import prior_kl
 from diffaug.process.density import trained_on
 from diffaug.schedules import Schedule
-from diffaug.schedules.wrappers import find_auto
+from diffaug.schedules.shifts import find_auto
 from diffaug.targets import FusedSNR
 
 _POINTS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)

@@ -20,7 +20,7 @@ from diffaug.schedules import (
     ZeroTerminalSNR,
 )
 from diffaug.schedules.base import STRAIGHT, VARIANCE_EXPLODING, VARIANCE_PRESERVING, betas_of
-from diffaug.schedules.wrappers import find_auto
+from diffaug.schedules.shifts import find_auto
 from diffaug.targets import check_target
 
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x_0": "sample", "flow": "flow_prediction", "F": "epsilon"}

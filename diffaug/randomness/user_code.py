@@ -3,7 +3,7 @@ left as they were found."""
 
 import random
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -96,17 +96,11 @@ def call_keyed(function: Callable[[Any], _Result], items: Sequence[Any], seeds: 
     In the main process the states are put back afterwards; in a worker process nothing else draws from them. (Code
     with generators of its own seeds them itself.)
     """
-    if get_worker_info() is None:
-        with untouched_random_state():
-            return _call_seeded(function, items, seeds)
-    return _call_seeded(function, items, seeds)
-
-
-def _call_seeded(function: Callable[[Any], _Result], items: Sequence[Any], seeds: Sequence[int]) -> list[_Result]:
     results: list[_Result] = []
-    for item, seed in zip(items, seeds, strict=True):
-        _seed_all(seed)
-        results.append(function(item))
+    with untouched_random_state() if get_worker_info() is None else nullcontext():
+        for item, seed in zip(items, seeds, strict=True):
+            _seed_all(seed)
+            results.append(function(item))
     return results
 
 

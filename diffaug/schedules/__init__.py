@@ -19,13 +19,13 @@ from diffaug.schedules.discrete import SigmoidBeta as SigmoidBeta
 from diffaug.schedules.paths import LinearAlpha as LinearAlpha
 from diffaug.schedules.paths import OptimalTransport as OptimalTransport
 from diffaug.schedules.paths import Polynomial as Polynomial
-from diffaug.schedules.paths import ShiftedByTokens as ShiftedByTokens
 from diffaug.schedules.paths import SubVPSDE as SubVPSDE
+from diffaug.schedules.shifts import InterpolatedShift as InterpolatedShift
+from diffaug.schedules.shifts import Shifted as Shifted
+from diffaug.schedules.shifts import ShiftedByTokens as ShiftedByTokens
 from diffaug.schedules.subsets import Respaced as Respaced
 from diffaug.schedules.subsets import Truncated as Truncated
 from diffaug.schedules.tabulated import Tabulated as Tabulated
 from diffaug.schedules.wrappers import Discretised as Discretised
-from diffaug.schedules.wrappers import InterpolatedShift as InterpolatedShift
-from diffaug.schedules.wrappers import Shifted as Shifted
 from diffaug.schedules.wrappers import Wrapper as Wrapper
 from diffaug.schedules.wrappers import ZeroTerminalSNR as ZeroTerminalSNR

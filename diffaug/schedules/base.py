@@ -48,7 +48,7 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import bounded, check_fields
-from diffaug.schedules.numbers import in_float64, keep
+from diffaug.schedules.numbers import in_float64, keep, log_odds
 
 
 @dataclass(frozen=True)
@@ -222,8 +222,7 @@ class BetaSchedule(Schedule):
         return (1.0 - table(self, "betas")).cumprod(0)
 
     def compute_log_snr_table(self) -> Tensor:
-        log_alpha_bars = torch.log1p(-table(self, "betas")).cumsum(0)
-        return log_alpha_bars - torch.log(-torch.expm1(log_alpha_bars))
+        return log_odds(torch.log1p(-table(self, "betas")).cumsum(0))
 
 
 @keep

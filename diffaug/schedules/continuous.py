@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffaug.checks import bounded
 from diffaug.schedules.base import STRAIGHT, VARIANCE_EXPLODING, Scaling, Schedule
-from diffaug.schedules.numbers import in_float64
+from diffaug.schedules.numbers import in_float64, log_odds
 
 LARGEST = torch.finfo(torch.float32).max
 
@@ -31,8 +31,7 @@ class VPSDE(Schedule):
     beta_max: float = bounded(20.0, above=0, at_most=1000)
 
     def compute_log_snr(self, t: Tensor) -> Tensor:
-        b = t * (self.beta_min + t * ((self.beta_max - self.beta_min) / 2))
-        return -b - torch.log(-torch.expm1(-b))
+        return log_odds(-t * (self.beta_min + t * ((self.beta_max - self.beta_min) / 2)))
 
     def compute_t_of_log_snr(self, log_snr: Tensor) -> Tensor:
         total = (self.beta_min + self.beta_max) / 2

@@ -46,6 +46,11 @@ def in_float64(function: Callable[[Tensor], Tensor], t: Tensor, dtype: torch.dty
     return result.to(dtype).to(t.device)
 
 
+def log_odds(log_p: Tensor) -> Tensor:
+    """Return ln(p / (1 - p)) of ln p: with its digits where p is nearly 1."""
+    return log_p - torch.log(-torch.expm1(log_p))
+
+
 def per_sample(number: Tensor, like: Tensor) -> Tensor:
     """Return one number a sample, shape (B,), with a dimension of 1 for each of ``like``'s others."""
     return number.view(-1, *(1,) * (like.ndim - 1))

@@ -1,17 +1,15 @@
 """Further paths in continuous time, by the names of their papers: u in [0, 1], noise at 1."""
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from diffaug.checks import bounded, number, refuse
+from diffaug.checks import bounded
 from diffaug.schedules.base import STRAIGHT, Scaling, Schedule
 from diffaug.schedules.continuous import VPSDE
-from diffaug.schedules.numbers import keep
-from diffaug.schedules.wrappers import AUTO, ShiftedByOne
+from diffaug.schedules.numbers import log_odds
 
 SUB_VP = Scaling(
     "sub-variance preserving",
@@ -50,8 +48,7 @@ class Polynomial(Schedule):
         return STRAIGHT
 
     def compute_log_snr(self, t: Tensor) -> Tensor:
-        log_alpha = self.power * torch.log1p(-t)
-        return 2 * (log_alpha - torch.log(-torch.expm1(log_alpha)))
+        return 2 * log_odds(self.power * torch.log1p(-t))
 
     def compute_t_of_log_snr(self, log_snr: Tensor) -> Tensor:
         return -torch.expm1(torch.nn.functional.logsigmoid(log_snr / 2) / self.power)
@@ -125,59 +122,3 @@ class OptimalTransport(Schedule):
     def compute_t_of_log_snr(self, log_snr: Tensor) -> Tensor:
         alpha, sigma = self.scaling.of_log_snr(log_snr)
         return torch.where(alpha < 0.5, 1 - alpha, (sigma - self.sigma_min) / (1 - self.sigma_min)).clamp(0.0, 1.0)
-
-
-@dataclass(frozen=True)
-class ShiftedByTokens(ShiftedByOne):
-    """The base with sigma / alpha e^mu times as large at every t, mu linear in how many tokens an image has.
-
-    Dynamic shifting as in FLUX.1 (Black Forest Labs 2024; ``calculate_shift`` of diffusers' FluxPipeline, whose numbers
-    are the defaults), there over `Rectified`: mu goes from 0.5 at 256 tokens to 1.15 at 4096, and on beyond either.
-
-    Arguments:
-        base: any schedule.
-        tokens: how many, at least 1, or "auto": of each batch that is noised, (B, C, H, W), but not of clips: it does
-            not know which axis holds frames; where there is no batch, as in a plot, the base is shown as it is.
-        patch: the side of the square of pixels, or of latents, that makes a token.
-        few: where mu is mu_few, at most many.
-        many: where mu is mu_many.
-        mu_few: in [-10, 10].
-        mu_many: in [-10, 10].
-    """
-
-    tokens: int | float | str = AUTO
-    patch: int = bounded(2, at_least=1)
-    few: int = bounded(256, at_least=1, at_most="many")
-    many: int = bounded(4096, at_least=1)
-    mu_few: float = bounded(0.5, at_least=-10, at_most=10)
-    mu_many: float = bounded(1.15, at_least=-10, at_most=10)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.tokens != AUTO:
-            if isinstance(self.tokens, str):
-                raise refuse("schedule.tokens", self.tokens, f"a number >= 1, or {AUTO}, those of each batch")
-            number("schedule.tokens", self.tokens, at_least=1)
-
-    def at_shape(self, shape: Sequence[int]) -> Schedule:
-        schedule = super().at_shape(shape)
-        if self.tokens != AUTO:
-            return schedule
-        if len(shape) != 4:
-            raise ValueError(
-                f"schedule.tokens={AUTO} counts the patches of a batch, (B, C, H, W), but got one of shape "
-                f"{tuple(shape)}: set schedule.tokens=N, a number."
-            )
-        return _of_tokens(schedule, max(1.0, shape[2] * shape[3] / self.patch**2))
-
-    @property
-    def shift(self) -> float:
-        if isinstance(self.tokens, str):
-            return 0.0
-        share = (self.tokens - self.few) / max(self.many - self.few, 1)
-        return -2 * (self.mu_few + share * (self.mu_many - self.mu_few))
-
-
-@keep
-def _of_tokens(schedule: Schedule, tokens: float) -> Schedule:
-    return replace(schedule, tokens=tokens)

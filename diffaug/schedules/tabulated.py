@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffaug.checks import instance, one_of, refuse
 from diffaug.schedules.base import Schedule, betas_of
-from diffaug.schedules.numbers import read_numbers
+from diffaug.schedules.numbers import log_odds, read_numbers
 
 KEYS = ("betas", "alpha_bars")
 
@@ -49,10 +49,7 @@ class Tabulated(Schedule):
 
     def compute_log_snr_table(self) -> Tensor:
         values = torch.tensor(self.values, dtype=torch.float64)
-        if self.key == "alpha_bars":
-            return torch.logit(values)
-        log_alpha_bars = torch.log1p(-values).cumsum(0)
-        return log_alpha_bars - torch.log(-torch.expm1(log_alpha_bars))
+        return torch.logit(values) if self.key == "alpha_bars" else log_odds(torch.log1p(-values).cumsum(0))
 
     def compute_alpha_bars(self) -> Tensor:
         values = torch.tensor(self.values, dtype=torch.float64)

@@ -17,17 +17,10 @@ TABLES = ("compute_betas", "compute_log_snr_table", "compute_alpha_bars")
 ALLOWED = {
     "randomness/philox.py": {"uniforms": "its callers: points are on the host, or of_points takes them there"},
     "schedules/numbers.py": {"in_float64": "the one that knows", "read_numbers": "of a file, by numpy"},
-    "schedules/base.py": {
-        "Schedule.ends": "two numbers on the CPU",
-        "_interpolate": "within in_float64",
-    },
+    "schedules/base.py": {"Schedule.ends": "two numbers on the CPU", "_interpolate": "within in_float64"},
     "schedules/subsets.py": {"Truncated._units": "two numbers on the CPU"},
-    "schedules/wrappers.py": {
-        "InterpolatedShift.__post_init__": "two numbers on the CPU",
-    },
-    "times/densities.py": {
-        "Times.histogram": "of quantiles on the CPU",
-    },
+    "schedules/shifts.py": {"InterpolatedShift.__post_init__": "two numbers on the CPU"},
+    "times/densities.py": {"Times.histogram": "of quantiles on the CPU"},
     "times/part_laws.py": {"ContextParts.finish": "one number on the CPU"},
     "times/mixed.py": {"MixedTimes.check": "one number on the CPU", "_cdf": "a table on the CPU"},
     "targets/pair_times.py": {"grid_cell": "of times, which are drawn where float64 is"},

@@ -419,7 +419,7 @@ def test_a_shift_by_tokens_is_flux_s():
             process(torch.zeros(shape), torch.arange(4))
     process = ForwardProcess(ShiftedByTokens(Rectified(), tokens=512), fields=("sigma", "t"))
     assert process(torch.zeros(4, 8, 3, 16, 16), torch.arange(4)).sigma.isfinite().all()
-    with pytest.raises(ValueError, match=r"schedule\.tokens must be a number >= 1, but got 0"):
+    with pytest.raises(ValueError, match=r"schedule\.tokens must be a finite number >= 1, or auto, .* but got 0"):
         ShiftedByTokens(Rectified(), tokens=0)
 
 
