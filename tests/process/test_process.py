@@ -94,18 +94,6 @@ def test_a_draw_does_not_depend_on_memory_layout_or_grad_mode(compile):
     assert not inside.x_t.is_inference()
 
 
-def test_what_was_built_in_validation_serves_training():
-    """A table first made in inference mode must not break a later backward pass (Lightning validates first)."""
-    schedule = Cosine(timesteps=77)
-    process = ForwardProcess(schedule, fields=("x_t", "alpha", "t"))
-    with torch.inference_mode():
-        process(IMAGES, INDEX)
-    x_t, alpha, _ = process(IMAGES, INDEX)
-    weight = torch.ones(1, requires_grad=True)
-    (weight * x_t.mean() * alpha.mean() * schedule.log_snr(torch.tensor([5]))).sum().backward()
-    assert weight.grad is not None
-
-
 @pytest.mark.slow
 @has_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

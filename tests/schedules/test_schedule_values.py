@@ -146,19 +146,6 @@ def test_recorded_sigmas():
     assert t.tolist() == pytest.approx([258.09301969495516, 565.354043177532, 768.2537274153202], rel=1e-10)
 
 
-def test_recorded_spacings():
-    for spacing, first, last in (("trailing", 99, 999), ("leading", 0, 900), ("linspace", 0, 999)):
-        kept = Respaced(LinearBeta(), 10, spacing).kept
-        assert kept.tolist() == list(range(first, last + 1, (last - first) // 9))
-
-
-def test_edm_vp_in_sigma():
-    u = torch.linspace(0, 1, 101)
-    sigma = torch.exp(-VPSDE().log_snr(u, torch.float64) / 2)
-    u = u.double()
-    torch.testing.assert_close(sigma, torch.expm1(19.9 / 2 * u**2 + 0.1 * u).sqrt(), rtol=1e-12, atol=0)
-
-
 # 2. The papers' formulas at 50 digits: alpha_bars of a discrete schedule, (alpha, sigma) at t of a continuous one.
 
 
@@ -423,21 +410,9 @@ def test_a_shift_by_tokens_is_flux_s():
         ShiftedByTokens(Rectified(), tokens=0)
 
 
-def test_a_larger_image_gets_more_noise():
+def test_a_factor_is_taken_before_a_size():
     t = torch.arange(T)
-    large, small = (Shifted(Cosine(), image=size).log_snr(t, torch.float64) for size in (128, 32))
-    torch.testing.assert_close(small - large, torch.full((T,), 4 * math.log(2), dtype=torch.float64))
     assert Shifted(Cosine(), image=128).log_snr(t).equal(Shifted(Cosine(), factor=2.0, image=7).log_snr(t))
-
-
-def test_the_interpolated_shift_goes_from_its_start_to_its_end():
-    base = LinearLogSNR()
-    schedule = InterpolatedShift(base, 512, 256, 32)
-    shift = schedule.log_snr(torch.tensor([0.0, 0.5, 1.0])) - base.log_snr(torch.tensor([0.0, 0.5, 1.0]))
-    wanted = [2 * math.log(256 / 512), math.log(32 / 512) + math.log(256 / 512), 2 * math.log(32 / 512)]
-    assert shift.tolist() == pytest.approx(wanted, abs=1e-6)
-    t = schedule.t_of_log_snr(schedule.log_snr(torch.tensor([0.25, 0.75], dtype=torch.float64), torch.float64))
-    assert t.tolist() == pytest.approx([0.25, 0.75], abs=1e-12)
 
 
 def test_the_interpolated_shift_gives_time_back_to_fine_details():

@@ -15,6 +15,7 @@ from shared import SCHEDULES, composed, schedule_of, times
 
 from diffaug import schedules
 from diffaug.checks import bounded
+from diffaug.schedules.numbers import keep
 
 
 def test_coefficients_are_finite_and_never_nan(schedule):
@@ -159,15 +160,17 @@ def test_a_time_out_of_range_or_of_the_wrong_kind_is_refused(schedule):
             schedule.log_snr(torch.tensor([math.nan]))
 
 
-def test_it_is_used_in_inference_mode_and_trained_with_after(schedule):
-    fresh = dataclasses.replace(schedule)
-    t = times(schedule)[:3]
-    schedules.base.table.cache_clear()
-    with torch.inference_mode():
-        fresh.alpha_sigma(t)
-    weight = torch.ones(3, requires_grad=True)
-    (fresh.alpha_sigma(t)[0] * weight).sum().backward()
-    assert weight.grad is not None
+def test_a_table_is_made_outside_of_the_mode_and_device_that_its_first_user_is_in():
+    """Lightning validates first, in inference mode: a tensor of that would break a later training."""
+
+    @keep
+    def make(count: int) -> torch.Tensor:
+        return torch.ones(count)
+
+    with torch.inference_mode(), torch.device("meta"):
+        made = make(3)
+    assert (made.is_inference(), made.device.type) == (False, "cpu")
+    assert make(3) is made
 
 
 # Composition, as a user writes it.
