@@ -1,10 +1,10 @@
-"""Validation of ForwardProcess's arguments, of its parts together, and of its calls."""
+"""The components of a ForwardProcess, and the validation of these, together, and of its calls."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffaug.checks import guess, instance, refuse
 from diffaug.noise import Noise
@@ -14,8 +14,23 @@ from diffaug.targets import FIELDS, PAIR_FIELDS, TARGETS, THIRD_FIELDS, Pair, We
 from diffaug.times import Parts, Times
 
 
-class Components(Protocol):
-    """What a ForwardProcess is made of, as `check_components` looks at it."""
+class Components(nn.Module):
+    """What a `diffaug.process.ForwardProcess` is made of.
+
+    Attributes:
+        schedule: how signal turns into noise with t.
+        times: how t is drawn.
+        noise: the kind of noise.
+        weight: the loss weight.
+        target: what the network predicts.
+        pair: how an earlier state is drawn; None where none is.
+        parts: the parts of a sample that have a t of their own; None where it has one.
+        sigma_data: the standard deviation of the images in [-1, 1].
+        fields: what a batch holds.
+        value_range: the values that float images span; None for latents.
+        compile_mode: "auto", True or False.
+        dtype: of the images that come out; None is float32.
+    """
 
     schedule: Schedule
     times: Times
@@ -26,6 +41,9 @@ class Components(Protocol):
     parts: Parts | None
     sigma_data: float
     fields: tuple[str, ...]
+    value_range: tuple[float, float] | None
+    compile_mode: bool | str
+    dtype: torch.dtype | None
 
 
 def check_names(fields: Sequence[object]) -> tuple[str, ...]:
@@ -49,14 +67,17 @@ def check_components(process: Components) -> None:
     """Refuse components that are not what they should be, or make no sense together."""
     for name, kind in (("schedule", Schedule), ("times", Times), ("noise", Noise), ("weight", Weight)):
         instance(f"process.{name}", getattr(process, name), kind, f"a {kind.__name__} object")
-    pair, noise = process.pair, process.noise
-    if pair is not None:
-        instance("pair", pair, Pair, "a Pair object or None, which pair=meanflow, say, sets on the command line")
-        pair.times.check(process.schedule, process.times)
     process.times.check(process.schedule)
-    _check_times_of_parts(process)
-    if pair is not None:
-        _check_told(process.fields, pair)
+    if process.parts is not None:
+        _check_parts(process, process.parts)
+    of_a_pair = sorted(set(process.fields) & set(PAIR_FIELDS))
+    if process.pair is not None:
+        _check_pair(process, process.pair)
+    elif of_a_pair:
+        raise ValueError(
+            f"process.fields asks for {of_a_pair}, an earlier state of each image, but pair does not say which: set "
+            "it, such as pair=uniform_earlier, to a diffaug.targets.Pair."
+        )
     asked = [name for name in process.fields if name in TARGETS]
     if "weight" in process.fields and process.weight.stated_on and asked and process.target not in asked:
         raise ValueError(
@@ -64,34 +85,19 @@ def check_components(process: Components) -> None:
             "process.target to what the network predicts."
         )
     process.weight.check(process.schedule, process.target, process.sigma_data)
-    if set(process.fields) & set(PAIR_FIELDS) and pair is None:
+    if "score" in (*process.fields, process.target) and not process.noise.standard_normal:
         raise ValueError(
-            f"process.fields asks for {sorted(set(process.fields) & set(PAIR_FIELDS))}, an earlier state of each "
-            "image, but pair does not say which: set it, such as pair=uniform_earlier, to a diffaug.targets.Pair."
-        )
-    if noise.standard_normal:
-        return
-    if "score" in process.fields or process.target == "score":
-        raise ValueError(
-            f"the score of q(x_t | x_0) is -epsilon / sigma only for standard normal noise, but noise is {noise!r}. "
-            "Use noise=gaussian, or another target."
-        )
-    if pair is not None and pair.noise == "chain":
-        raise ValueError(
-            f"a pair under the chain's law needs standard normal noise, but noise is {noise!r}. Use noise=gaussian, or "
-            "pair.noise=same."
+            "the score of q(x_t | x_0) is -epsilon / sigma only for standard normal noise, but noise is "
+            f"{process.noise!r}. Use noise=gaussian, or another target."
         )
 
 
-def _check_times_of_parts(process: Components) -> None:
-    if process.parts is None:
-        return
-    instance("process.parts", process.parts, Parts, "a Parts object or None")
-    padding = process.parts.padding
-    if padding is not None and padding not in process.fields:
+def _check_parts(process: Components, parts: Parts) -> None:
+    instance("process.parts", parts, Parts, "a Parts object or None")
+    if parts.padding is not None and parts.padding not in process.fields:
         raise ValueError(
-            f"process.parts.padding={padding} is a field of the dataset, which is handed on only where process.fields "
-            f"asks for it, but that is {list(process.fields)}: add it."
+            f"process.parts.padding={parts.padding} is a field of the dataset, which is handed on only where "
+            f"process.fields asks for it, but that is {list(process.fields)}: add it."
         )
     if process.pair is not None:
         raise ValueError("pair is of two times a sample, process.parts of one for each part: set one of them.")
@@ -102,25 +108,32 @@ def _check_times_of_parts(process: Components) -> None:
         )
 
 
-def _check_told(fields: tuple[str, ...], pair: Pair) -> None:
-    asked = [name for name in fields if name in THIRD_FIELDS]
-    if asked and not pair.times.third:
+def _check_pair(process: Components, pair: Pair) -> None:
+    instance("pair", pair, Pair, "a Pair object or None, which pair=meanflow, say, sets on the command line")
+    pair.times.check(process.schedule, process.times)
+    third = [name for name in process.fields if name in THIRD_FIELDS]
+    if third and not pair.times.third:
         raise ValueError(
-            f"process.fields asks for {asked}, a time between s and t, but pair.times={pair.times!r} draws these two "
+            f"process.fields asks for {third}, a time between s and t, but pair.times={pair.times!r} draws these two "
             "only. Leave them out, or use a law of three times, such as pair=imm."
         )
-    if pair.times.third and not asked:
+    if pair.times.third and not third:
         raise ValueError(
             f"pair.times={pair.times!r} draws a third time, r, but none of process.fields tells it: add r, and x_r for "
             "the state there, or use a law of two times, such as pair=uniform_earlier."
         )
-    if not set(fields) & set(PAIR_FIELDS):
+    if not set(process.fields) & set(PAIR_FIELDS):
         raise ValueError(
             f"pair={pair!r} is drawn, but none of process.fields tells it: add s, and x_s for the state there, or "
             "another of " + ", ".join(name for name in PAIR_FIELDS if name not in THIRD_FIELDS) + "; or set pair=none."
         )
-    if "x_r" in fields and pair.noise == "chain":
+    if pair.noise == "chain" and "x_r" in process.fields:
         raise ValueError("x_r shares the noise of x_t and x_s, but pair.noise=chain gives x_s its own: use same.")
+    if pair.noise == "chain" and not process.noise.standard_normal:
+        raise ValueError(
+            f"a pair under the chain's law needs standard normal noise, but noise is {process.noise!r}. Use "
+            "noise=gaussian, or pair.noise=same."
+        )
 
 
 def check_images(where: str, images: object, *, bytes_too: bool = True) -> None:

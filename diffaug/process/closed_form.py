@@ -3,31 +3,17 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffaug.process import chain, kernel
-from diffaug.process.arguments import check_images, check_like
+from diffaug.process.arguments import Components, check_images, check_like
 from diffaug.randomness.keys import Keys
-from diffaug.schedules import Schedule
 from diffaug.schedules.numbers import in_float64
 from diffaug.targets import mixes
-from diffaug.times import Parts
 
 
-class ClosedForm(nn.Module):
-    """The part of a `diffaug.process.ForwardProcess` that draws no times.
-
-    Attributes:
-        schedule: how signal turns into noise with t.
-        parts: those of a sample that have times of their own; None where it has one.
-        value_range: the values that float images span; None for latents.
-        dtype: of the images that come out; None is float32.
-    """
-
-    schedule: Schedule
-    parts: Parts | None
-    value_range: tuple[float, float] | None
-    dtype: torch.dtype | None
+class ClosedForm(Components):
+    """The part of a `diffaug.process.ForwardProcess` that draws no times."""
 
     def _scale_and_centre(self, x_0: Tensor) -> tuple[float, float]:
         low, high = (0.0, 255.0) if x_0.dtype == torch.uint8 else self.value_range or (-1.0, 1.0)

@@ -10,14 +10,13 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from diffaug.noise import Noise
 from diffaug.process import compiler, kernel
 from diffaug.process.closed_form import ClosedForm
 from diffaug.process.coefficients import coefficients
 from diffaug.randomness.keys import Keys, Purpose
 from diffaug.randomness.transfer import move
-from diffaug.targets import PAIR_STATES, Pair, PairPlaces, Weight, mix_table
-from diffaug.times import ByIndex, Parts, Times, Uniform
+from diffaug.targets import PAIR_STATES, PairPlaces, mix_table
+from diffaug.times import ByIndex, Times, Uniform
 
 EVALUATION_TIMES = Uniform(coverage=ByIndex())
 """The times of validation, test and predict: even over unit time, and each image's own, whatever training draws."""
@@ -27,29 +26,8 @@ _UNIFORM = Uniform()
 
 
 class Drawing(ClosedForm):
-    """The part of a `diffaug.process.ForwardProcess` that draws, and knows whether it compiles.
+    """The part of a `diffaug.process.ForwardProcess` that draws, and knows whether it compiles."""
 
-    Attributes:
-        times: how t is drawn.
-        noise: the kind of noise.
-        weight: the loss weight.
-        target: what the network predicts.
-        pair: how an earlier state is drawn.
-        parts: the parts of a sample that have a t of their own.
-        sigma_data: the standard deviation of the images in [-1, 1].
-        fields: what a batch holds.
-        compile_mode: "auto", True or False.
-    """
-
-    times: Times
-    noise: Noise
-    weight: Weight
-    target: str
-    pair: Pair | None
-    parts: Parts | None
-    sigma_data: float
-    fields: tuple[str, ...]
-    compile_mode: bool | str
     _images: tuple[str, ...]  # the image-shaped fields, the states of a pair last
     _purposes: tuple[Purpose, ...]
     _has_compiled = False
