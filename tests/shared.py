@@ -31,8 +31,8 @@ from diffaug import (
 from diffaug.commands.encode import encode
 from diffaug.pytorch_lightning import Encoding
 from diffaug.schedules import Schedule
-from diffaug.targets import FIELDS, PAIR_FIELDS, TARGETS, THIRD_FIELDS, TwoDraws
-from diffaug.times import Fixed, Grid
+from diffaug.targets import FIELDS, PAIR_FIELDS, TARGETS, THIRD_FIELDS
+from diffaug.times import Fixed, Grid, TwoDraws
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"

@@ -39,7 +39,7 @@ SEVERAL = (
     zip_longest(*(choices(group) for group in ("data", "model", "trainer", "callbacks", "logger"))),
     zip(choices("experiment")),
     zip_longest(["parts=frames", "parts=tokens"], choices("part_law@process.parts.law"), fillvalue="parts=patches"),
-    [("pair=imm schedule=rectified process.fields=[x_t,epsilon,t,x_r]",)],  # the others: see test_pair_times
+    [("pair=imm schedule=rectified process.fields=[x_t,epsilon,t,x_r]",)],  # the others: see test_pair_laws
 )
 CHOICES = [" ".join(filter(None, some)) for several in SEVERAL for some in several]
 

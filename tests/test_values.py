@@ -27,7 +27,7 @@ of_every_group = pytest.mark.parametrize(("value", "key"), VALUES.values(), ids=
 
 
 BASES = {"schedule": schedules.Schedule, "times": times.Times, "coverage": times.Coverage, "noise": noise.Noise}
-BASES |= {"weight": targets.Weight, "part_law": times.PartLaw, "the law of pair": targets.PairTimes}
+BASES |= {"weight": targets.Weight, "part_law": times.PartLaw, "the law of pair": times.PairTimes}
 
 
 @pytest.mark.parametrize("group", BASES)

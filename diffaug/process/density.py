@@ -6,7 +6,8 @@ from torch import Tensor
 from diffaug.process.drawing import AT_THE_END
 from diffaug.process.forward import ForwardProcess
 from diffaug.randomness.keys import Keys
-from diffaug.targets import PairPlaces, PairTimes, convert
+from diffaug.targets import convert
+from diffaug.times import PairPlaces, PairTimes
 
 
 def even_times(process: ForwardProcess, count: int) -> Tensor:

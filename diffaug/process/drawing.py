@@ -15,8 +15,8 @@ from diffaug.process.closed_form import ClosedForm
 from diffaug.process.coefficients import coefficients
 from diffaug.randomness.keys import Keys, Purpose
 from diffaug.randomness.transfer import move
-from diffaug.targets import PAIR_STATES, PairPlaces, mix_table
-from diffaug.times import ByIndex, Times, Uniform
+from diffaug.targets import PAIR_STATES, mix_table
+from diffaug.times import ByIndex, PairPlaces, Times, Uniform
 
 EVALUATION_TIMES = Uniform(coverage=ByIndex())
 """The times of validation, test and predict: even over unit time, and each image's own, whatever training draws."""

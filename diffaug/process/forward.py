@@ -38,12 +38,11 @@ from diffaug.targets import (
     SIGMA_DATA,
     TARGETS,
     Pair,
-    PairPlaces,
     Unweighted,
     Weight,
     number_field,
 )
-from diffaug.times import Parts, Times, Uniform
+from diffaug.times import PairPlaces, Parts, Times, Uniform
 
 
 class ForwardProcess(Drawing):

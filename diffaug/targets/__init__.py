@@ -1,10 +1,11 @@
 """Targets, fields and loss weights: what a network is given and asked for, and how much an error weighs.
 
-``level`` (alpha, sigma and their rates), ``fields`` (everything a batch can hold), ``conversions`` (from one target to
-another), ``weight`` and ``weight_kinds`` (of the loss), ``pairs``, ``pair_times`` and ``pair_levels`` (two or three
-states of one image).
+``fields`` (everything a batch can hold), ``conversions`` (from one target to another), ``weight`` and ``weight_kinds``
+(of the loss), ``pairs`` (two or three states of one image; their times are laws of `diffaug.times`).
 """
 
+from diffaug.schedules.level import SIGMA_DATA as SIGMA_DATA
+from diffaug.schedules.level import Level as Level
 from diffaug.targets.conversions import as_input as as_input
 from diffaug.targets.conversions import check_target as check_target
 from diffaug.targets.conversions import convert as convert
@@ -21,18 +22,6 @@ from diffaug.targets.fields import THIRD_FIELDS as THIRD_FIELDS
 from diffaug.targets.fields import mix_table as mix_table
 from diffaug.targets.fields import mixes as mixes
 from diffaug.targets.fields import number_field as number_field
-from diffaug.targets.level import SIGMA_DATA as SIGMA_DATA
-from diffaug.targets.level import Level as Level
-from diffaug.targets.pair_levels import ConstantDecrement as ConstantDecrement
-from diffaug.targets.pair_levels import Neighbours as Neighbours
-from diffaug.targets.pair_levels import SigmaRatio as SigmaRatio
-from diffaug.targets.pair_times import DyadicStep as DyadicStep
-from diffaug.targets.pair_times import PairPlaces as PairPlaces
-from diffaug.targets.pair_times import PairTimes as PairTimes
-from diffaug.targets.pair_times import StepEarlier as StepEarlier
-from diffaug.targets.pair_times import TwoDraws as TwoDraws
-from diffaug.targets.pair_times import UniformEarlier as UniformEarlier
-from diffaug.targets.pair_times import interval as interval
 from diffaug.targets.pairs import Pair as Pair
 from diffaug.targets.weight import Weight as Weight
 from diffaug.targets.weight_kinds import ELBO as ELBO

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from diffaug.checks import choice
 from diffaug.schedules import Schedule
+from diffaug.schedules.level import SIGMA_DATA, Level, Mix
 from diffaug.schedules.numbers import per_sample
 from diffaug.targets.fields import IMAGE_FIELDS, INPUTS, TARGETS
-from diffaug.targets.level import SIGMA_DATA, Level, Mix
 
 _ROOM = 2.0**-16
 """The share of a dtype's greatest number that a or b may have: values up to 65,536 times it do not overflow."""

@@ -24,15 +24,14 @@ flow where the schedule is straight; see `Level.rates`.
 schedule and device, so a batch costs one look-up.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from diffaug.schedules import Schedule
+from diffaug.schedules.level import LOG_SNR_TOLD, SIGMA_DATA, Level, Mix, split_clean
 from diffaug.schedules.numbers import keep
-from diffaug.targets.level import SIGMA_DATA, Level, Mix, split_clean
 
 
 def _constant(p: float, q: float) -> Callable[[Level], Mix]:
@@ -66,14 +65,6 @@ INPUTS = ("x_t", "x_in")
 
 TARGETS = tuple(name for name in IMAGE_FIELDS if name not in INPUTS)
 """The image fields that a network can be asked for."""
-
-LOG_SNR_TOLD = 48 * math.log(2)
-"""The greatest log-SNR, either way, that a batch tells: 33.27, where sigma / alpha is 2^-24 or 2^24.
-
-Beyond it float32 tells no levels apart: the weaker of signal and noise, if both are of size 1, is lost in the rounding
-of x_t. It is also where `Rectified`'s float32 time ends, 1 - 2^-24. `Schedule.log_snr` itself is infinite where alpha
-or sigma is 0; a network that is told infinity answers nan.
-"""
 
 
 def _told_log_snr(schedule: Schedule, t: Tensor) -> Tensor:

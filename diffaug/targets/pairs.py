@@ -1,6 +1,6 @@
 """Pairs of states: an earlier x_s of each image beside x_t, for consistency training and distillation.
 
-How the times are drawn is a law of `diffaug.targets.pair_times`. How the two states share their noise is another
+How the times are drawn is a law of `diffaug.times.pair_laws`. How the two states share their noise is another
 matter. Two joint laws have the marginals x_s = alpha_s x_0 + sigma_s epsilon_s and x_t = alpha_t x_0 + sigma_t epsilon:
 
 same    epsilon_s = epsilon: both lie on the straight line of one noise (Song et al. 2023, "Consistency Models",
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from diffaug.checks import check_fields, instance, one_of
 from diffaug.schedules import Schedule
-from diffaug.targets.level import Level
-from diffaug.targets.pair_times import PairTimes, UniformEarlier, interval
+from diffaug.schedules.level import Level
+from diffaug.times.pair_laws import PairTimes, UniformEarlier, interval
 
 NOISES = ("same", "chain")
 
@@ -30,7 +30,7 @@ class Pair:
     """The law by which an earlier time s and state x_s are drawn beside t and x_t.
 
     Arguments:
-        times: how the times are drawn; see `diffaug.targets.pair_times`.
+        times: how the times are drawn; see `diffaug.times.pair_laws`.
         noise: how the two states share their noise, "same" or "chain"; see the top.
 
     A discrete s of -1 is the clean image, x_s = x_0, as in `ForwardProcess.step`. A continuous s goes down to unit
@@ -41,7 +41,7 @@ class Pair:
     noise: str = one_of("same", NOISES)
 
     def __post_init__(self) -> None:
-        instance("pair.times", self.times, PairTimes, "a law of diffaug.targets.pair_times or pair_levels")
+        instance("pair.times", self.times, PairTimes, "a law of diffaug.times, such as TwoDraws()")
         check_fields(self, "pair")
 
     def numbers(

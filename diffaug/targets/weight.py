@@ -29,9 +29,9 @@ from torch import Tensor
 
 from diffaug.checks import check_fields, choice
 from diffaug.schedules import Schedule
+from diffaug.schedules.level import SIGMA_DATA, Level, split_clean
 from diffaug.schedules.numbers import keep
 from diffaug.targets.fields import IMAGE_FIELDS, TARGETS
-from diffaug.targets.level import SIGMA_DATA, Level, split_clean
 
 _log = logging.getLogger("diffaug")
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from diffaug.checks import bounded
 from diffaug.schedules import Schedule
 from diffaug.schedules.base import table
+from diffaug.schedules.level import LOG_SNR_LIMIT, SIGMA_DATA, Level, split_clean
 from diffaug.schedules.numbers import keep
-from diffaug.targets.level import LOG_SNR_LIMIT, SIGMA_DATA, Level, split_clean
 from diffaug.targets.weight import Weight, on_target
 
 

@@ -1,5 +1,5 @@
-"""Times: the density of t (`diffaug.times.densities`), its coverage (`diffaug.times.coverage`), and times of parts
-(`diffaug.times.parts`, by the laws of `diffaug.times.part_laws`)."""
+"""Times: the density of t (`diffaug.times.densities`), its coverage (`diffaug.times.coverage`), the times of parts
+(`diffaug.times.parts`, by the laws of `diffaug.times.part_laws`) and of pairs (`diffaug.times.pair_laws`)."""
 
 from diffaug.times.coverage import Antithetic as Antithetic
 from diffaug.times.coverage import ByIndex as ByIndex
@@ -22,6 +22,16 @@ from diffaug.times.level_densities import LogUniform as LogUniform
 from diffaug.times.level_densities import SplitLogNormal as SplitLogNormal
 from diffaug.times.level_densities import VDiffusion as VDiffusion
 from diffaug.times.mixed import MixedTimes as MixedTimes
+from diffaug.times.pair_laws import DyadicStep as DyadicStep
+from diffaug.times.pair_laws import PairPlaces as PairPlaces
+from diffaug.times.pair_laws import PairTimes as PairTimes
+from diffaug.times.pair_laws import StepEarlier as StepEarlier
+from diffaug.times.pair_laws import TwoDraws as TwoDraws
+from diffaug.times.pair_laws import UniformEarlier as UniformEarlier
+from diffaug.times.pair_laws import interval as interval
+from diffaug.times.pair_level_laws import ConstantDecrement as ConstantDecrement
+from diffaug.times.pair_level_laws import Neighbours as Neighbours
+from diffaug.times.pair_level_laws import SigmaRatio as SigmaRatio
 from diffaug.times.part_laws import ContextParts as ContextParts
 from diffaug.times.part_laws import IndependentParts as IndependentParts
 from diffaug.times.part_laws import MonotoneParts as MonotoneParts

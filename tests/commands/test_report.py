@@ -11,7 +11,8 @@ from diffaug.__main__ import main
 from diffaug.commands.report import facts
 from diffaug.process.density import density, even_times, trained_on
 from diffaug.schedules import Truncated
-from diffaug.targets import ConstantDecrement, DyadicStep, MinSNR, SNRWeight, TwoDraws
+from diffaug.targets import MinSNR, SNRWeight
+from diffaug.times import ConstantDecrement, DyadicStep, TwoDraws
 
 
 def test_facts_of_the_linear_schedule():

@@ -34,7 +34,7 @@ from diffaug import (
     TwoLevelParts,
 )
 from diffaug.pytorch_lightning import store
-from diffaug.targets import ConstantDecrement, SigmaRatio
+from diffaug.times import ConstantDecrement, SigmaRatio
 
 FIELDS = ("x_t", "epsilon", "t", "index", "view", "dataset")
 RECIPES: dict[str, Callable[[], dict[str, Any]]] = {

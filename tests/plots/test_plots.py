@@ -29,7 +29,8 @@ from diffaug.plots.curves import LEVEL_COLUMNS
 from diffaug.plots.images import whole_bins
 from diffaug.plots.picture import new_figure, write_csv
 from diffaug.process.density import density
-from diffaug.targets import ConstantDecrement, EDMWeight, MinSNR
+from diffaug.targets import EDMWeight, MinSNR
+from diffaug.times import ConstantDecrement
 
 pytest.importorskip("matplotlib")
 IMAGE = torch.linspace(-1, 1, 256).reshape(1, 16, 16)

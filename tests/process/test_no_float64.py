@@ -23,8 +23,8 @@ ALLOWED = {
     "times/densities.py": {"Times.histogram": "of quantiles on the CPU"},
     "times/part_laws.py": {"ContextParts.finish": "one number on the CPU"},
     "times/mixed.py": {"MixedTimes.check": "one number on the CPU", "_cdf": "a table on the CPU"},
-    "targets/pair_times.py": {"grid_cell": "of times, which are drawn where float64 is"},
-    "targets/pair_levels.py": dict.fromkeys(("SigmaRatio._stages", "Neighbours.cells"), "of places, likewise"),
+    "times/pair_laws.py": {"grid_cell": "of times, which are drawn where float64 is"},
+    "times/pair_level_laws.py": dict.fromkeys(("SigmaRatio._stages", "Neighbours.cells"), "of places, likewise"),
     "times/importance.py": {
         "Importance._shares": "where_float64_is",
         "Importance.quantile": "of what _shares gives",

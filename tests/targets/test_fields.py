@@ -17,8 +17,6 @@ from diffaug.targets import (
     TARGETS,
     Level,
     Pair,
-    StepEarlier,
-    UniformEarlier,
     as_input,
     check_target,
     convert,
@@ -26,7 +24,7 @@ from diffaug.targets import (
     mixes,
     recover,
 )
-from diffaug.times import Uniform
+from diffaug.times import StepEarlier, Uniform, UniformEarlier
 
 mpmath.mp.dps = 40
 

@@ -3,19 +3,29 @@
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from test_pair_times import COUNT, check_against, drawn
 
 from diffaug import DiffusionDataModule, ForwardProcess
 from diffaug.loader.training import EpochSampler
 from diffaug.order.epoch import Shuffled
 from diffaug.randomness.keys import Keys
-from diffaug.schedules import EDM, LinearBeta, Rectified, Trigonometric, Truncated
-from diffaug.targets import ConstantDecrement, DyadicStep, Neighbours, Pair, PairPlaces, SigmaRatio, TwoDraws
-from diffaug.times import Antithetic, LogNormal, Sobol, Stratified, Uniform
+from diffaug.schedules import EDM, LinearBeta, Rectified, Trigonometric
+from diffaug.targets import Pair
+from diffaug.times import (
+    Antithetic,
+    ConstantDecrement,
+    DyadicStep,
+    LogNormal,
+    Neighbours,
+    PairPlaces,
+    SigmaRatio,
+    Sobol,
+    Stratified,
+    TwoDraws,
+    Uniform,
+)
 
 
 def of(law: Any, count: int, times: Any = Uniform(), schedule: Any = Rectified(), begin: int = 0) -> Any:  # noqa: B008
@@ -49,22 +59,6 @@ def test_roles_are_apart_from_stratified_times(coverage: Any):
     for role in (s == t, s < t):
         counts = torch.histc(drawn_t[role], 16, 0, 1)
         assert (counts / role.sum() - 1 / 16).abs().max() < 5 * (1 / 16 / role.sum().item()) ** 0.5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("halvings", [3, 12, 15])
-def test_a_constant_decrement_is_inductive_moment_matching_s(halvings: int):
-    random, law = np.random.default_rng(10), ConstantDecrement(halvings, group=1)
-    schedule = Truncated(Rectified(), high=0.994)
-    t, s = drawn(law, schedule, Uniform())
-    r = law.between(schedule, *(torch.tensor(x, dtype=torch.float32) for x in (t, s))).double().numpy()
-    theirs = random.random(COUNT) * 0.994
-    later = theirs * random.random(COUNT)
-    eta = theirs / (1 - theirs) - 160 / 2**halvings
-    between = np.maximum(later, np.where(eta > 0, eta / (1 + eta), 0))
-    check_against((t, s), (theirs, later))
-    check_against((t, r), (theirs, between))
-    check_against((r, s), (between, later))
 
 
 def test_a_decrement_is_of_eta_on_any_schedule():

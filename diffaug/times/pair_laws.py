@@ -10,7 +10,7 @@
 | `Neighbours`        | the grid's point below the drawn t       | the point above it     | consistency training, iCT  |
 | `ConstantDecrement` | uniform over all earlier times           | one for a group        | IMM                        |
 
-The last three, stated in the noise level, are in `diffaug.targets.pair_levels`. A sample's times are of its own key,
+The last three, stated in the noise level, are in `diffaug.times.pair_level_laws`. A sample's times are of its own key,
 and for some laws of its place in the epoch's order (`DyadicStep`, `ConstantDecrement`) or of how many samples the run
 has handed out before it (a curriculum of `SigmaRatio` or `Neighbours`): never of the batch, its size or the optimiser's
 steps. In evaluation t is drawn evenly, and a curriculum has come to its end.
@@ -28,7 +28,8 @@ from diffaug.randomness.keys import Keys, Purpose
 from diffaug.randomness.philox import indices, points, uniforms
 from diffaug.randomness.transfer import move
 from diffaug.schedules import Schedule
-from diffaug.times import Independent, Sobol, Times
+from diffaug.times.coverage import Independent, Sobol
+from diffaug.times.densities import Times
 
 _ROLES = 0x5C4F3E2D  # of the key: the roles' shift of Sobol's sequence is not that of another use of it
 
@@ -50,6 +51,8 @@ class PairPlaces(NamedTuple):
 
 
 NOWHERE = PairPlaces()
+TwoTimes = tuple[Tensor, Tensor]
+"""t and an earlier s, of one dtype and shape."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,7 @@ class PairTimes(ABC):
             )
 
     @abstractmethod
-    def draw(
-        self, keys: Keys, schedule: Schedule, times: Times, t: Tensor, places: PairPlaces = NOWHERE
-    ) -> tuple[Tensor, Tensor]:
+    def draw(self, keys: Keys, schedule: Schedule, times: Times, t: Tensor, places: PairPlaces = NOWHERE) -> TwoTimes:
         """Return (t, s), both of t's dtype, shape (B,), on t's device.
 
         Arguments:
@@ -112,9 +113,7 @@ class UniformEarlier(PairTimes):
     """s is uniform over all earlier times: in unit time, or over -1, ..., t - 1 if discrete, where -1 is the clean
     image."""
 
-    def draw(
-        self, keys: Keys, schedule: Schedule, times: Times, t: Tensor, places: PairPlaces = NOWHERE
-    ) -> tuple[Tensor, Tensor]:
+    def draw(self, keys: Keys, schedule: Schedule, times: Times, t: Tensor, places: PairPlaces = NOWHERE) -> TwoTimes:
         if schedule.discrete:
             return t, indices(points(keys, Purpose.SECOND_TIME), t + 1) - 1
         unit = schedule.to_unit(t, torch.float64) * uniforms(points(keys, Purpose.SECOND_TIME))
@@ -133,9 +132,7 @@ class StepEarlier(PairTimes):
 
     steps: int = bounded(18, at_least=1)
 
-    def draw(
-        self, keys: Keys, schedule: Schedule, times: Times, t: Tensor, places: PairPlaces = NOWHERE
-    ) -> tuple[Tensor, Tensor]:
+    def draw(self, keys: Keys, schedule: Schedule, times: Times, t: Tensor, places: PairPlaces = NOWHERE) -> TwoTimes:
         if schedule.discrete:
             return t, (t - max(1, round(schedule.timesteps / self.steps))).clamp_min(-1)
         unit = (schedule.to_unit(t, torch.float64) - 1 / self.steps).clamp_min(0.0)
@@ -176,12 +173,11 @@ class TwoDraws(PairTimes):
         if self.second is not None:
             self.second.check(schedule)
 
-    def draw(
-        self, keys: Keys, schedule: Schedule, times: Times, t: Tensor, places: PairPlaces = NOWHERE
-    ) -> tuple[Tensor, Tensor]:
+    def draw(self, keys: Keys, schedule: Schedule, times: Times, t: Tensor, places: PairPlaces = NOWHERE) -> TwoTimes:
         other = (self.second or times).of_points(points(keys, Purpose.SECOND_TIME), schedule)
         later = torch.maximum(t, other)
-        return later, torch.where(_share(keys, self.equal), later, torch.minimum(t, other))
+        same = uniforms(points(keys, Purpose.SAME_TIME)) < self.equal
+        return later, torch.where(same, later, torch.minimum(t, other))
 
 
 @dataclass(frozen=True)
@@ -217,12 +213,10 @@ class DyadicStep(PairTimes):
                 "tell the other: set coverage@times.coverage to stratified, or to another."
             )
 
-    def draw(
-        self, keys: Keys, schedule: Schedule, times: Times, t: Tensor, places: PairPlaces = NOWHERE
-    ) -> tuple[Tensor, Tensor]:
+    def draw(self, keys: Keys, schedule: Schedule, times: Times, t: Tensor, places: PairPlaces = NOWHERE) -> TwoTimes:
         rows = keys.rows.clone()
         rows[1] ^= _ROLES
-        share = uniforms(Sobol().points(Keys(rows), require_numbers(self, places.position, "position")))
+        share = uniforms(Sobol().points(Keys(rows), require(self, places, "position")))
         same = share < self.equal
         level = ((share - self.equal) / max(1 - self.equal, 2.0**-53) * self.levels).long().clamp(0, self.levels - 1)
         later, s = grid_cell(schedule, t, torch.ones_like(level) << torch.where(same, self.levels, level))
@@ -249,18 +243,12 @@ def grid_cell(schedule: Schedule, t: Tensor, count: Tensor) -> tuple[Tensor, Ten
     return later, round_below(schedule.from_unit(cell / count), later, schedule)
 
 
-def _share(keys: Keys, share: float) -> Tensor:
-    """Choose a share of samples, each by its key: bool, shape (B,)."""
-    return uniforms(points(keys, Purpose.SAME_TIME)) < share
-
-
-def require_numbers(law: PairTimes, numbers: Tensor | None, name: str) -> Tensor:
-    """Return the samples' numbers of this name, or say that they are needed."""
+def require(law: PairTimes, places: PairPlaces, name: str) -> Tensor:
+    """Return the samples' places of this name, position or handed, or say that they are needed."""
+    numbers: Tensor | None = getattr(places, name)
     if numbers is None:
-        what = {
-            "position": "the sample's place in the epoch's order",
-            "handed": "how many samples the run has handed out before",
-        }[name]
+        handed = "how many samples the run has handed out before"
+        what = "the sample's place in the epoch's order" if name == "position" else handed
         raise ValueError(
             f"pair.times={law!r} goes by {what}, but got {name}=None: pass {name}=, int64 of shape (B,). "
             "DiffusionDataModule does for a dataset with a length; a stream's samples it cannot count."

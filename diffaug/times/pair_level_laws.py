@@ -15,10 +15,9 @@ from diffaug.checks import bounded, one_of, refuse
 from diffaug.randomness.keys import Keys, Purpose
 from diffaug.randomness.philox import points, uniforms
 from diffaug.schedules import Schedule
-from diffaug.targets.fields import LOG_SNR_TOLD
-from diffaug.targets.level import Level
-from diffaug.targets.pair_times import NOWHERE, PairPlaces, PairTimes, grid_cell, require_numbers, round_below
-from diffaug.times import Times
+from diffaug.schedules.level import LOG_SNR_TOLD, Level
+from diffaug.times.densities import Times
+from diffaug.times.pair_laws import NOWHERE, PairPlaces, PairTimes, TwoTimes, grid_cell, require, round_below
 
 GROWTHS = ("doubling", "square_root")
 
@@ -54,9 +53,7 @@ class SigmaRatio(PairTimes):
         super().__post_init__()
         _check_curriculum(self, "stage", "last_stage")
 
-    def draw(
-        self, keys: Keys, schedule: Schedule, times: Times, t: Tensor, places: PairPlaces = NOWHERE
-    ) -> tuple[Tensor, Tensor]:
+    def draw(self, keys: Keys, schedule: Schedule, times: Times, t: Tensor, places: PairPlaces = NOWHERE) -> TwoTimes:
         log_snr = schedule.log_snr(t, torch.float64)
         longer = 1 + self.k * torch.sigmoid(-self.b * (-log_snr / 2).exp())
         ratio = (1 - longer / self.q ** self._stages(places)).clamp_min(0.0)
@@ -65,7 +62,7 @@ class SigmaRatio(PairTimes):
     def _stages(self, places: PairPlaces) -> Any:
         if self.last_stage is None or self.samples is None:
             return self.stage
-        handed = require_numbers(self, places.handed, "handed").clamp_max(self.samples)
+        handed = require(self, places, "handed").clamp_max(self.samples)
         count = self.last_stage - self.stage + 1
         return (self.stage + handed * count // self.samples).clamp_max(self.last_stage).double()
 
@@ -109,16 +106,14 @@ class Neighbours(PairTimes):
         super().__post_init__()
         _check_curriculum(self, "points", "last_points")
 
-    def draw(
-        self, keys: Keys, schedule: Schedule, times: Times, t: Tensor, places: PairPlaces = NOWHERE
-    ) -> tuple[Tensor, Tensor]:
+    def draw(self, keys: Keys, schedule: Schedule, times: Times, t: Tensor, places: PairPlaces = NOWHERE) -> TwoTimes:
         return grid_cell(schedule, t, self.cells(t, places))
 
     def cells(self, t: Tensor, places: PairPlaces) -> Tensor:
         """Return N - 1 of each sample, int64, of t's shape."""
         if self.last_points is None or self.samples is None:
             return torch.full_like(t, self.points - 1, dtype=torch.int64)
-        handed, last = require_numbers(self, places.handed, "handed").clamp_max(self.samples), self.last_points - 1
+        handed, last = require(self, places, "handed").clamp_max(self.samples), self.last_points - 1
         if self.growth == "doubling":
             first = self.points - 1
             length = max(1, math.floor(self.samples / (math.log2(last // first) + 1)))
@@ -162,10 +157,8 @@ class ConstantDecrement(PairTimes):
     a: float = bounded(1.0, at_least=0)
     b: float = bounded(5.0, at_least=-100, at_most=100)
 
-    def draw(
-        self, keys: Keys, schedule: Schedule, times: Times, t: Tensor, places: PairPlaces = NOWHERE
-    ) -> tuple[Tensor, Tensor]:
-        number = require_numbers(self, places.position, "position") // self.group
+    def draw(self, keys: Keys, schedule: Schedule, times: Times, t: Tensor, places: PairPlaces = NOWHERE) -> TwoTimes:
+        number = require(self, places, "position") // self.group
         # The keys that its samples' own times and second times would be of, had they any.
         rows = keys.shared(keys.order).rows.clone()
         rows[2], rows[3] = number & 0xFFFFFFFF, number >> 32 & 255

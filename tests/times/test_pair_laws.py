@@ -10,23 +10,25 @@ from shared import MOSTLY_SLOW, names, part, schedule_of
 
 from diffaug import ForwardProcess
 from diffaug.randomness.keys import Keys
-from diffaug.schedules import EDM, LinearBeta, Rectified, Schedule
-from diffaug.targets import (
-    FIELDS,
-    TARGETS,
-    THIRD_FIELDS,
+from diffaug.schedules import EDM, LinearBeta, Rectified, Schedule, Truncated
+from diffaug.targets import FIELDS, TARGETS, THIRD_FIELDS, Pair
+from diffaug.times import (
+    Antithetic,
     ConstantDecrement,
     DyadicStep,
+    Importance,
+    LogitNormal,
+    LogNormal,
     Neighbours,
-    Pair,
     PairPlaces,
     PairTimes,
     SigmaRatio,
     StepEarlier,
+    Times,
     TwoDraws,
+    Uniform,
     UniformEarlier,
 )
-from diffaug.times import Antithetic, Importance, LogitNormal, LogNormal, Times, Uniform
 
 COUNT = 10**6
 KS = 2.7 * (2 / COUNT) ** 0.5  # of two samples: a false alarm of 1e-6
@@ -165,6 +167,22 @@ def test_neighbours_are_improved_consistency_training_s() -> None:
     share = np.diff(special.erf((np.log(sigma) + 1.1) / (2**0.5 * 2.0)))
     lower = np.random.default_rng(8).choice(20, COUNT, p=share / share.sum())
     check_against(drawn(Neighbours(21), EDM(), times), (sigma[lower + 1], sigma[lower]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("halvings", [3, 12, 15])
+def test_a_constant_decrement_is_inductive_moment_matching_s(halvings: int):
+    random, law = np.random.default_rng(10), ConstantDecrement(halvings, group=1)
+    schedule = Truncated(Rectified(), high=0.994)
+    t, s = drawn(law, schedule, Uniform())
+    r = law.between(schedule, *(torch.tensor(x, dtype=torch.float32) for x in (t, s))).double().numpy()
+    theirs = random.random(COUNT) * 0.994
+    later = theirs * random.random(COUNT)
+    eta = theirs / (1 - theirs) - 160 / 2**halvings
+    between = np.maximum(later, np.where(eta > 0, eta / (1 + eta), 0))
+    check_against((t, s), (theirs, later))
+    check_against((t, r), (theirs, between))
+    check_against((r, s), (between, later))
 
 
 def allowed(law: PairTimes, schedule: Schedule) -> bool:

@@ -1,13 +1,13 @@
 """The noise level at some times, and its rate of change, in float64."""
 
 import functools
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from diffaug.schedules import Schedule
-from diffaug.schedules.base import STRAIGHT, VARIANCE_EXPLODING, VARIANCE_PRESERVING
+from diffaug.schedules.base import STRAIGHT, VARIANCE_EXPLODING, VARIANCE_PRESERVING, Schedule
 from diffaug.schedules.numbers import keep, where_float64_is
 
 Mix = tuple[Tensor, Tensor]
@@ -15,6 +15,14 @@ Mix = tuple[Tensor, Tensor]
 
 SIGMA_DATA = 0.5
 """The standard deviation of images in [-1, 1] that EDM assumes (Karras et al. 2022, table 1)."""
+
+LOG_SNR_TOLD = 48 * math.log(2)
+"""The greatest log-SNR, either way, that a batch tells: 33.27, where sigma / alpha is 2^-24 or 2^24.
+
+Beyond it float32 tells no levels apart: the weaker of signal and noise, if both are of size 1, is lost in the rounding
+of x_t. It is also where `Rectified`'s float32 time ends, 1 - 2^-24. `Schedule.log_snr` itself is infinite where alpha
+or sigma is 0; a network that is told infinity answers nan.
+"""
 
 LOG_SNR_LIMIT = 300.0
 _EDGE = 1e-12
