@@ -7,25 +7,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint, Timer
-from resumable import (
-    FEW,
-    FIELDS,
-    HOOKS,
-    PROCESS,
-    Fails,
-    Memory,
-    Model,
-    Numbers,
-    Saver,
-    buckets,
-    differences,
-    fit,
-    images,
-    mixture,
-    own,
-    side_by_side,
-    wrapped,
-)
+from resumable import FEW, HOOKS, Fails, Memory, Model, Saver, differences, fit
+from small_data import FIELDS, PROCESS, Numbers, buckets, images, mixture, own, side_by_side, wrapped
 from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta

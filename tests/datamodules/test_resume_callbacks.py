@@ -9,7 +9,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LearningRateFinder, ModelCheckpoint, StochasticWeightAveraging
 from pytorch_lightning.tuner import Tuner
-from resumable import FEW, Memory, Model, Saver, differences, fit, own, wrapped
+from resumable import FEW, Memory, Model, Saver, differences, fit
+from small_data import own, wrapped
 
 from diffaug.pytorch_lightning import LastCheckpoint
 

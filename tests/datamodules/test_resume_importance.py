@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning.callbacks import OnExceptionCheckpoint
-from resumable import FIELDS, HOOKS, Fails, Memory, Model, Saver, fit, own
+from resumable import HOOKS, Fails, Memory, Model, Saver, fit
+from small_data import FIELDS, own
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.times import Importance

@@ -6,23 +6,8 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from resumable import (
-    FEW,
-    FIELDS,
-    PROCESS,
-    Memory,
-    Model,
-    Numbers,
-    Saver,
-    buckets,
-    differences,
-    fit,
-    images,
-    mixture,
-    own,
-    side_by_side,
-    wrapped,
-)
+from resumable import FEW, Memory, Model, Saver, differences, fit
+from small_data import FIELDS, PROCESS, Numbers, buckets, images, mixture, own, side_by_side, wrapped
 from torch.utils.data import DataLoader, Sampler, TensorDataset, WeightedRandomSampler
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
