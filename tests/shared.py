@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from diffaug import (
     EDM,
@@ -97,6 +97,21 @@ class Items(Dataset[Any]):
         return self.make(index)
 
 
+class Stream(IterableDataset[Any]):
+    """Items that can only be gone through."""
+
+    def __init__(self, items: Any = ()) -> None:
+        self.items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
+
+
+class SizedStream(Stream):
+    def __len__(self) -> int:
+        return len(self.items)
+
+
 class Shapes(Dataset[Any]):
     """Images of three shapes, and so in three buckets; each pixel is its image's number."""
 
@@ -110,6 +125,17 @@ class Shapes(Dataset[Any]):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return torch.full((1, *self.bucket_shapes[self.bucket_of[index]]), index, dtype=torch.uint8)
+
+
+class Rank(DiffusionDataModule):
+    """A DataModule that stands for one rank of several."""
+
+    def __init__(self, *args: Any, rank: int = 0, ranks: int = 1, **options: Any) -> None:
+        super().__init__(*args, **{"seed": 3, **options})
+        self._place = {"rank": rank, "ranks": ranks}
+
+    def _ranks(self) -> dict[str, Any]:
+        return self._place
 
 
 class Listener(pl.LightningModule):
@@ -178,6 +204,11 @@ def contents(out: Path) -> dict[str, bytes]:
 
 def together(batches: list[Any], name: str) -> torch.Tensor:
     return torch.cat([getattr(batch, name) for batch in batches])
+
+
+def levels(batches: list[Any]) -> torch.Tensor:
+    """The first pixel of each image, in [0, 255]."""
+    return ((together(batches, "x_0")[:, 0, 0, 0] + 1) * 127.5).round().long()
 
 
 @functools.cache

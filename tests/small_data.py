@@ -1,13 +1,13 @@
 """DataModules of a few small images: owned, wrapped, streamed, bucketed, mixed. What resumes are tried on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
-from shared import Shapes
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from shared import Shapes, Stream
+from torch.utils.data import DataLoader, TensorDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Mixture
 
@@ -39,14 +39,8 @@ def wrapped(train: Callable[[], Any] = lambda: DataLoader(images(), 4, shuffle=T
     return DiffusionDataModule.wrap(Inner(train), PROCESS, **{"seed": 5, **options})
 
 
-class Numbers(IterableDataset[Any]):
-    """A stream, sized or not."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(images(self.count))
+def stream(count: int = 18, batch_size: int = 4, kind: type[Stream] = Stream, **options: Any) -> DiffusionDataModule:
+    return DiffusionDataModule(kind(images(count)), process=PROCESS, **{"batch_size": batch_size, "seed": 5, **options})
 
 
 def side_by_side(mode: str, *loaders: Callable[[], DataLoader[Any]]) -> Callable[[], Any]:

@@ -13,8 +13,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
-from shared import ROOT, SCHEDULES, composed
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from shared import ROOT, SCHEDULES, Stream, composed
+from torch.utils.data import DataLoader, TensorDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.on_device.labels import LabelDropout
@@ -138,11 +138,6 @@ INDEX = torch.arange(16)
 IMAGES = TensorDataset(torch.randint(0, 256, (21, 1, 8, 8), dtype=torch.uint8), torch.arange(21))
 
 
-class Stream(IterableDataset):
-    def __iter__(self) -> Iterator[Any]:
-        return iter(IMAGES)
-
-
 class Inner(pl.LightningDataModule):
     def train_dataloader(self) -> Any:
         return DataLoader(IMAGES, batch_size=4, shuffle=True)
@@ -159,7 +154,7 @@ def owned(process: ForwardProcess, **options: Any) -> DiffusionDataModule:
 MODULES = {
     "owned": owned,
     "with workers": lambda process: owned(process, num_workers=1),
-    "stream": lambda process: DiffusionDataModule(Stream(), Stream(), process=process, batch_size=4),
+    "stream": lambda process: DiffusionDataModule(Stream(IMAGES), Stream(IMAGES), process=process, batch_size=4),
     "wrapped": lambda process: DiffusionDataModule.wrap(Inner(), process),
 }
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from shared import Shapes
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, random_split
+from shared import Items, Shapes
+from torch.utils.data import DataLoader, Subset, TensorDataset, random_split
 
 from diffaug import Bucketed, Buckets, DiffusionDataModule, ForwardProcess, LinearBeta, Mixture, Stratified, Uniform
 from diffaug.loader.evaluation import BucketBatches, EvaluationSampler
@@ -48,7 +48,7 @@ def visits(data: DiffusionDataModule, epochs: int) -> dict[tuple[int, ...], tupl
 @pytest.mark.parametrize("make", [Shapes, lambda: mixture(weights={"dark": 1, "light": 2})])
 def test_the_draw_of_a_visit_does_not_depend_on_the_batch(make):
     whole = visits(module(make()), 4)
-    for options in ({"batch_size": 3}, {"batch_size": 10, "num_workers": 2}):
+    for options in ({"batch_size": 3}, {"batch_size": 10, "num_workers": 2, "persistent_workers": True}):
         other = visits(module(make(), **options), 4)
         common = whole.keys() & other.keys()
         assert len(common) > 0.8 * len(whole)
@@ -109,14 +109,8 @@ def test_the_samples_of_an_epoch():
 
 
 def test_transforms_draw_for_each_set():
-    class Noise(Dataset[Any]):
-        def __len__(self) -> int:
-            return 6
-
-        def __getitem__(self, index: int) -> torch.Tensor:
-            return torch.rand(1, 2, 2)
-
-    data = module(Mixture({"a": Noise(), "b": Noise()}), batch_size=12)
+    noise = Items(lambda _: torch.rand(1, 2, 2), 6)
+    data = module(Mixture({"a": noise, "b": noise}), batch_size=12)
     data.setup("fit")
     first, again = (next(iter(data.train_dataloader())).image for _ in range(2))
     assert torch.equal(first, again)

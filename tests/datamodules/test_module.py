@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from shared import Listener, fit, pictures, together, trainer
-from torch.utils.data import IterableDataset, TensorDataset
+from shared import Listener, Stream, fit, pictures, together, trainer
+from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 
 from diffaug import Cosine, DiffusionDataModule, ForwardProcess, LinearBeta, NoisyBatch
@@ -18,6 +18,7 @@ from diffaug.datamodules.sources import spread_indices
 from diffaug.process import compiler
 
 PROCESS = ForwardProcess(LinearBeta())
+STREAM = Stream([torch.zeros(1, 4, 4)] * 4)
 
 
 def test_every_stage_gives_triples(same_random_state):
@@ -376,7 +377,7 @@ def test_every_size_of_batch_that_is_to_come_is_tried(monkeypatch):
     DiffusionDataModule(pictures(11, 1, 4), pictures(5, 1, 4), val_repeats=3, **options).setup("fit")
     DiffusionDataModule(pictures(11, 1, 4), drop_last=True, **options).setup("fit")
     DiffusionDataModule(test=pictures(8, 1, 4), **options).setup("test")
-    DiffusionDataModule(Stream(), image_shape=(1, 4, 4), **options).setup("fit")
+    DiffusionDataModule(STREAM, image_shape=(1, 4, 4), **options).setup("fit")
     DiffusionDataModule.wrap(pl.LightningDataModule.from_datasets(pictures(4, 1, 4)), process).setup("fit")
     assert asked == [
         ((1, 1, 4, 4), {"train": {8, 6}, "val": {4, 3}}),
@@ -385,11 +386,6 @@ def test_every_size_of_batch_that_is_to_come_is_tried(monkeypatch):
         ((1, 1, 4, 4), {"train": {8}}),
         ((1, 3, 32, 32), {"train": set()}),
     ]
-
-
-class Stream(IterableDataset):
-    def __iter__(self):
-        return iter([torch.zeros(1, 4, 4)] * 4)
 
 
 @pytest.mark.parametrize("kind", ["wrapped", "stream", "encoder"])
@@ -403,7 +399,7 @@ def test_the_backend_is_settled_before_the_size_of_what_is_noised_is_known(kind,
         inner = pl.LightningDataModule.from_datasets(pictures(4, 1, 4))
         data: Any = DiffusionDataModule.wrap(inner, process=process)
     elif kind == "stream":
-        data = DiffusionDataModule(Stream(), process=process)
+        data = DiffusionDataModule(STREAM, process=process)
     else:
         data = DiffusionDataModule(pictures(4, 1, 4), process=process, encoder=lambda x: x.tile(1, 4, 8, 8))
     data.setup("fit")

@@ -8,7 +8,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint, Timer
 from resumable import FEW, HOOKS, Fails, Memory, Model, Saver, differences, fit
-from small_data import FIELDS, PROCESS, Numbers, buckets, images, mixture, own, side_by_side, wrapped
+from shared import SizedStream, Stream
+from small_data import FIELDS, buckets, images, mixture, own, side_by_side, stream, wrapped
 from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
@@ -17,17 +18,17 @@ from diffaug.times import PerImage, Stratified, Uniform
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quiet_lightning")]
 
 
-class SizedNumbers(Numbers):
-    def __len__(self) -> int:
-        return self.count
-
-
 def covered(coverage: Any) -> Callable[[], DiffusionDataModule]:
     process = ForwardProcess(LinearBeta(), Uniform(coverage=coverage), fields=FIELDS, compile=False)
     return lambda: own(process=process)
 
 
-TWO = (lambda: DataLoader(images(22), 4, shuffle=True), lambda: DataLoader(images(7), 4))
+def shuffled(count: int) -> DataLoader[Any]:
+    return DataLoader(images(count), 4, shuffle=True)
+
+
+TWO = (lambda: shuffled(22), lambda: DataLoader(images(7), 4))
+WITH_STREAM = (lambda: shuffled(7), lambda: DataLoader(Stream(images(22)), 4))
 SETTINGS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "plain": (own, {}),
     "wrapped": (wrapped, {}),
@@ -60,34 +61,14 @@ SETTINGS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "mixture_overfit": (mixture, {"overfit_batches": 2}),
     "weighted": (lambda: own(sampler=WeightedRandomSampler([1.0] * 10 + [3.0] * 10, 18)), {}),
     "replacement": (lambda: wrapped(lambda: DataLoader(images(), 4, sampler=RandomSampler(images(), True, 18))), {}),
-    "stream": (lambda: DiffusionDataModule(Numbers(18), images(6), process=PROCESS, batch_size=4, seed=5), {}),
-    "sized_stream": (lambda: DiffusionDataModule(SizedNumbers(18), process=PROCESS, batch_size=4, seed=5), {}),
-    "limited_stream": (
-        lambda: DiffusionDataModule(Numbers(18), process=PROCESS, batch_size=4, seed=5),
-        {"limit_train_batches": 3},
-    ),
-    **{
-        mode: (
-            side_by_side(mode, *TWO),
-            {},
-        )
-        for mode in ("max_size_cycle", "max_size", "min_size")
-    },
-    "limited_cycle": (
-        side_by_side("max_size_cycle", *TWO),
-        {"limit_train_batches": 4},
-    ),
-    **{
-        f"stream_{mode}": (
-            side_by_side(mode, lambda: DataLoader(images(7), 4, shuffle=True), lambda: DataLoader(Numbers(22), 4)),
-            {},
-        )
-        for mode in ("max_size_cycle", "min_size")
-    },
+    "stream": (lambda: stream(val=images(6)), {}),
+    "sized_stream": (lambda: stream(kind=SizedStream), {}),
+    "limited_stream": (stream, {"limit_train_batches": 3}),
+    **{mode: (side_by_side(mode, *TWO), {}) for mode in ("max_size_cycle", "max_size", "min_size")},
+    "limited_cycle": (side_by_side("max_size_cycle", *TWO), {"limit_train_batches": 4}),
+    **{f"stream_{mode}": (side_by_side(mode, *WITH_STREAM), {}) for mode in ("max_size_cycle", "min_size")},
     "short_stream_cycle": (
-        side_by_side(
-            "max_size_cycle", lambda: DataLoader(images(26), 4, shuffle=True), lambda: DataLoader(Numbers(9), 4)
-        ),
+        side_by_side("max_size_cycle", lambda: shuffled(26), lambda: DataLoader(Stream(images(9)), 4)),
         {},
     ),
 }

@@ -10,6 +10,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,9 @@ import pytest
 import server
 import torch
 from PIL import Image
-from shared import ROOT, contents, seen, together, write
+from shared import ROOT, Items, Stream, contents, seen, together, write
 from tiny import environment
-from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
 import diffaug
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Mixture
@@ -286,22 +288,18 @@ def test_a_store_gives_the_very_batches_of_its_folder(photos, tmp_path, workers)
 
 
 def test_any_numpy_reads_the_shards(tmp_path):
-    class Things(Dataset[Any]):
-        def __len__(self) -> int:
-            return 50
+    def thing(i: int) -> dict[str, Any]:
+        image = torch.full((20, 3, 5), i / 100, dtype=torch.bfloat16)
+        text = ["", 'two\n"lines"', "ü 名 \ud800"][i % 3] * i
+        return {
+            "image": image,
+            "text": text,
+            "half": np.float16(i),
+            "place": torch.tensor([i, -i]),
+            "odd": i % 2 == 1,
+        }
 
-        def __getitem__(self, i: int) -> dict[str, Any]:
-            image = torch.full((20, 3, 5), i / 100, dtype=torch.bfloat16)
-            text = ["", 'two\n"lines"', "ü 名 \ud800"][i % 3] * i
-            return {
-                "image": image,
-                "text": text,
-                "half": np.float16(i),
-                "place": torch.tensor([i, -i]),
-                "odd": i % 2 == 1,
-            }
-
-    things = Things()
+    things = Items(thing, 50)
     out = write(DiffusionDataModule(things, process=PROCESS), tmp_path / "made")
     files = sorted((out / "train").glob("place-*.npy"))
     assert len(files) > 1
@@ -411,29 +409,22 @@ def test_another_recipe_is_refused_with_the_line_that_differs(photos, tmp_path):
         write(folder(photos), photos)
 
 
-class _Random(Dataset[Any]):
-    def __len__(self) -> int:
-        return 9
-
-    def __getitem__(self, i: int) -> torch.Tensor:
-        return torch.full((1, 2, 2), random.randrange(200) if i == 5 else i, dtype=torch.uint8)
-
-
+RANDOM = Items(lambda i: torch.full((1, 2, 2), random.randrange(200) if i == 5 else i, dtype=torch.uint8), 9)
 GENERATOR = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"train": _Random()}, r"Reading data\.train\[5\] draws random numbers, in the dataset or in data\.transform"),
+        ({"train": RANDOM}, r"Reading data\.train\[5\] draws random numbers, in the dataset or in data\.transform"),
         (
             {"transform": lambda x: x * 0 + GENERATOR.integers(200)},
             r"Items of data\.train are not the same when they are read again",
         ),
         ({"device_transform": torch.nn.Identity()}, r"data\.device_transform is of the training batches"),
-        ({"train": lambda: _Stream()}, r"data\.train is a stream"),
+        ({"train": lambda: Stream()}, r"data\.train is a stream"),
         (
-            {"train": Mixture({"one": _Random(), "two": _Random()}, weights={"one": 1, "two": 2})},
+            {"train": Mixture({"one": RANDOM, "two": RANDOM}, weights={"one": 1, "two": 2})},
             r"train is a mixture: m",
         ),
         ({"train": [(torch.ones(1, 2, 2), [1, 2])]}, r"'label' of data\.train cannot be stored: .* keep=label"),
@@ -452,11 +443,6 @@ def test_what_cannot_be_stored_is_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         write(DiffusionDataModule(**{"train": images, "process": PROCESS, **options}), tmp_path / "made")
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".npy", ".part")]
-
-
-class _Stream(IterableDataset[Any]):
-    def __iter__(self) -> Any:
-        return iter(())
 
 
 def test_a_checkout_that_is_not_installed_makes_stores_too(photos, tmp_path, monkeypatch):
@@ -479,27 +465,25 @@ def test_only_what_is_kept_is_stored(photos, tmp_path):
         write(folder(photos), tmp_path / "mistyped", keep=["lable"])
 
 
-class _Stopped(Dataset[Any]):
-    """Pictures, until the plug is pulled."""
+def stopped(stop: int, by: Callable[[], None]) -> DiffusionDataModule:
+    """Pictures; as one is read, something happens."""
 
-    def __init__(self, stop: int) -> None:
-        self.stop = stop
-
-    def __len__(self) -> int:
-        return 50
-
-    def __getitem__(self, i: int) -> torch.Tensor:
-        if i == self.stop:
-            raise RuntimeError("the plug is pulled")
+    def item(i: int) -> torch.Tensor:
+        if i == stop:
+            by()
         return torch.full((3, 16, 16), i, dtype=torch.uint8)
+
+    return DiffusionDataModule(Items(item, 50), process=PROCESS, batch_size=2)
+
+
+def pull_the_plug() -> None:
+    raise RuntimeError("the plug is pulled")
 
 
 def test_an_interrupted_store_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr("diffaug.encoding.fingerprint.LOOKED_AT", 1)  # what stops is not looked at
 
-    def data(stop: int) -> DiffusionDataModule:
-        return DiffusionDataModule(_Stopped(stop), process=PROCESS, batch_size=2)
-
+    data = partial(stopped, by=pull_the_plug)
     whole = contents(write(data(-1), tmp_path / "whole"))
     out = tmp_path / "made"
     for stop in (17, 44):
@@ -519,20 +503,11 @@ def test_an_interrupted_store_goes_on(tmp_path, monkeypatch):
     assert (out / "train" / "image-00000.npy").stat().st_mtime_ns == began
 
 
-class _Ended(_Stopped):
-    """Told by SIGTERM as an item is read."""
-
-    def __getitem__(self, i: int) -> torch.Tensor:
-        if i == self.stop:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return torch.full((3, 16, 16), i, dtype=torch.uint8)
-
-
 def test_sigterm_ends_with_what_is_finished(tmp_path, monkeypatch):
     monkeypatch.setattr("diffaug.encoding.fingerprint.LOOKED_AT", 1)
     out = tmp_path / "made"
     with pytest.raises(Told, match=r"^What was finished stays, (?!0 )\d+ of 50 rows, and the same command goes") as end:
-        write(DiffusionDataModule(_Ended(44), process=PROCESS, batch_size=2), out)
+        write(stopped(44, lambda: os.kill(os.getpid(), signal.SIGTERM)), out)
     assert end.value.number == signal.SIGTERM
     assert (out / "train" / "image-00000.npy").is_file()
     assert not [name for name in contents(out) if name.endswith(".part")]
@@ -576,20 +551,15 @@ def test_a_full_disk_leaves_the_store_as_it_was(photos, tmp_path, monkeypatch):
     assert contents(out) == contents(write(folder(photos), tmp_path / "other"))
 
 
-class _Told(Dataset[Any]):
-    """Pictures with long texts, whose size is not known beforehand."""
-
-    def __len__(self) -> int:
-        return 60
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        return {"image": torch.full((3, 16, 16), i, dtype=torch.uint8), "text": str(i) * 30_000}
+def long_text(i: int) -> dict[str, Any]:
+    """A picture with a text whose size is not known beforehand."""
+    return {"image": torch.full((3, 16, 16), i, dtype=torch.uint8), "text": str(i) * 30_000}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small disk")
 def test_a_disk_that_really_is_full_leaves_what_was_finished(tmp_path):
-    disk, data = tmp_path / "disk", DiffusionDataModule(_Told(), process=NO_LABEL, batch_size=4)
+    disk, data = tmp_path / "disk", DiffusionDataModule(Items(long_text, 60), process=NO_LABEL, batch_size=4)
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=False).returncode:
         pytest.skip("mounts are not permitted here")

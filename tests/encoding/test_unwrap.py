@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from shared import Listener, pictures, trainer
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from shared import Stream, pictures, seen, trainer
+from torch.utils.data import DataLoader, Dataset
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.commands.check import check
@@ -46,12 +46,6 @@ class Hooked(Inner):
 def write(inner: Any, out: Path, **options: Any) -> Path:
     encode(DiffusionDataModule.wrap(inner, PROCESS, seed=3), str(out), trainer(), Encoding, **options)
     return out
-
-
-def seen(data: Any) -> dict[str, Any]:
-    listener = Listener()
-    trainer(max_epochs=2, num_sanity_val_steps=0).fit(listener, data)
-    return listener.seen
 
 
 def test_its_store_gives_the_very_batches(tmp_path):
@@ -93,11 +87,6 @@ def test_a_collate_function_is_called_for_each_item(tmp_path):
     assert row["text"] == "ccc"
     assert [len(Store(str(out), "val", number)) for number in (0, 1)] == [5, 2]
     assert len((out / "train" / "files.jsonl").read_text().splitlines()) == 5
-
-
-class Stream(IterableDataset[Any]):
-    def __iter__(self) -> Any:
-        return iter(())
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ import random
 from typing import Any
 
 import pytest
+import shared
 import torch
 from PIL import Image
-from shared import fit, together
+from shared import fit, levels, together
 from torch.utils.data import IterableDataset, get_worker_info
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
@@ -73,17 +74,13 @@ def test_every_sample_has_its_own_noise_and_repeats(dataset, workers, same_rando
     assert len(set(drawn.tolist())) == 24  # what the dataset draws is keyed by place and epoch too
     index = together(first, "index")[:12]
     assert sorted(index.tolist()) == list(range(12))
-    assert torch.equal(((together(first, "x_0")[:12, 0, 0, 0] + 1) * 127.5).round().long(), index)
+    assert torch.equal(levels(first)[:12], index)
 
 
 def test_places_of_ranks_and_workers_never_meet():
-    class Endless(IterableDataset[Any]):
-        def __iter__(self):
-            yield from range(5)
-
     places = []
     for rank in range(3):
-        stream = Stream(Keyed(Endless()), rank=rank, ranks=3)
+        stream = Stream(Keyed(shared.Stream(range(5))), rank=rank, ranks=3)
         loader = torch.utils.data.DataLoader(stream, None, num_workers=2, generator=torch.Generator())
         places += [place for _, place in loader]
     assert len({place.index for place in places}) == 30
@@ -123,7 +120,7 @@ def test_hugging_face_streams():
         labels = together(first, "label")
         assert sorted(labels[:12].tolist()) == sorted(labels[12:].tolist()) == list(range(12))
         assert labels[:12].tolist() != labels[12:].tolist()  # the stream is told the epoch, and reshuffles
-        assert torch.equal(((together(first, "x_0")[:, 0, 0, 0] + 1) * 127.5).round().long(), labels)
+        assert torch.equal(levels(first), labels)
 
 
 @pytest.mark.skipif(not hasattr(Exception, "add_note"), reason="Python 3.10 has no notes on exceptions")
@@ -139,12 +136,8 @@ def test_an_error_names_the_sample():
 
 
 def test_bad_items_are_refused_with_their_place():
-    class Bright(IterableDataset[Any]):
-        def __iter__(self):
-            yield torch.full((1, 4, 4), 7.0), 0
-
     with pytest.raises(ValueError, match=r"data\.train\[0\] spans \[7, 7\], outside process\.value_range"):
-        batches(Bright())
+        batches(shared.Stream([(torch.full((1, 4, 4), 7.0), 0)]))
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,18 @@ import io
 import random
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import shared
 import torch
 from PIL import Image
+from shared import Stream
 from torch.utils.data import IterableDataset, TensorDataset, get_worker_info
 
-from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
+from diffaug import ForwardProcess, LinearBeta
 from diffaug.loader import stream as stream_module
 from diffaug.loader.stream import hash_key
 
@@ -21,21 +24,13 @@ PROCESS = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "x_0", "in
 Draws = dict[int, tuple[Any, ...]]
 
 
-class Rank(DiffusionDataModule):
-    """A DataModule that stands for one rank of several."""
-
-    def __init__(self, *args: Any, rank: int = 0, ranks: int = 1, **options: Any) -> None:
-        super().__init__(*args, process=PROCESS, seed=3, **{"batch_size": 4, "transform": brighten, **options})
-        self._place = {"rank": rank, "ranks": ranks}
-
-    def _ranks(self) -> dict[str, Any]:
-        return self._place
-
-
 def brighten(image: Any) -> torch.Tensor:
     """A transform that draws from all three random states that a user's may."""
     value = image if isinstance(image, torch.Tensor) else torch.tensor([[[image.getpixel((0, 0))]]], dtype=torch.uint8)
     return value + random.randint(0, 100) + torch.randint(0, 100, (1,), dtype=torch.uint8)
+
+
+Rank = partial(shared.Rank, process=PROCESS, batch_size=4, transform=brighten)
 
 
 class Named(IterableDataset[Any]):
@@ -164,59 +159,46 @@ def test_hashes_are_spread_and_kept():
         assert abs((hashes >> bit & 1).double().mean() - 0.5) < 5 / 2 / 20_000**0.5
 
 
-class Twice(Named):
-    def item(self, number: int) -> Any:
-        return {**super().item(number), "__key__": f"sample-{number % 40}"}
-
-
-class Anonymous(Named):
-    def item(self, number: int) -> Any:
-        return {"image": torch.zeros(1, 1, 1), "label": number}
-
-
-class Odd(Named):
-    def item(self, number: int) -> Any:
-        return {**super().item(number), "__key__": [number]}
-
-
-class True_(Named):
-    def item(self, number: int) -> Any:
-        return {**super().item(number), "__key__": True}
+def keyed(key: Callable[[int], Any]) -> Stream:
+    """Samples with such keys; without any where that is None."""
+    dark = torch.zeros(1, 1, 1, dtype=torch.uint8)
+    items = [{"image": dark, "label": number, "__key__": key(number)} for number in range(COUNT)]
+    return Stream([{name: part for name, part in item.items() if part is not None} for item in items])
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    ("made", "message"),
+    ("key", "message"),
     [
         (
-            Twice,
+            lambda number: f"sample-{number % 40}",
             r"data\.key='__key__' must tell the samples of data\.train apart, but two of one epoch have the key 's",
         ),
         (
-            Anonymous,
+            lambda _: None,
             r"data\.key='__key__' is not in sample 0 of the stream data\.train, which holds image .*, label",
         ),
-        (Odd, r"data\.key='__key__' must name a part .* text, bytes or a whole number, but that of sample 0 is list"),
-        (True_, r"data\.key='__key__' must name a part .* but that of sample 0 is bool"),
+        (
+            lambda number: [number],
+            r"data\.key='__key__' must name a part .* text, bytes or a whole number, but that of sample 0 is list",
+        ),
+        (lambda _: True, r"data\.key='__key__' must name a part .* but that of sample 0 is bool"),
     ],
 )
-def test_what_is_no_key(made, message, workers):
+def test_what_is_no_key(key, message, workers):
     with pytest.raises(ValueError, match=message):
-        draws(made, num_workers=workers)
+        draws(lambda *_: keyed(key), num_workers=workers)
 
 
 def test_only_the_last_keys_are_remembered(monkeypatch):
     """So that a stream without an end needs no memory without an end."""
 
-    class Endless(Named):
-        def __iter__(self):
-            yield from map(self.item, [*range(COUNT)] * 2)
-
+    twice = Stream([*keyed(str)] * 2)
     with pytest.raises(ValueError, match="must tell the samples"):
-        draws(lambda *_: Endless())
+        draws(lambda *_: twice)
     monkeypatch.setattr(stream_module, "_REMEMBERED", COUNT - 1)
     with pytest.raises(AssertionError):  # of this file: a sample came twice
-        draws(lambda *_: Endless())
+        draws(lambda *_: twice)
 
 
 def test_a_key_is_refused_where_there_is_an_index(caplog):
