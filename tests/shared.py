@@ -206,6 +206,13 @@ def together(batches: list[Any], name: str) -> torch.Tensor:
     return torch.cat([getattr(batch, name) for batch in batches])
 
 
+def assert_alike(batches: list[Any], others: list[Any]) -> None:
+    """Every field of every batch, to the bit."""
+    assert len(batches) == len(others) > 0
+    for batch, other in zip(batches, others, strict=True):
+        assert all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(batch, other, strict=True))
+
+
 def levels(batches: list[Any]) -> torch.Tensor:
     """The first pixel of each image, in [0, 255]."""
     return ((together(batches, "x_0")[:, 0, 0, 0] + 1) * 127.5).round().long()

@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from PIL import Image
 from shared import ROOT
 from torchvision.datasets import CIFAR10, SVHN, FashionMNIST
@@ -233,13 +231,3 @@ def test_photos():
     assert batch.image.shape == (40, 3, 64, 64)
     assert 90 < batch.image.double().mean() < 140
     assert (batch.image.double().flatten(1).std(1) > 10).all()
-
-
-@pytest.mark.parametrize("name", ["digits", "cifar10", "fashion_mnist", "image_folder"])
-def test_configs_build_without_reading(name: str):
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = compose("train", [f"data={name}", "data.root=nowhere"] if name != "digits" else [f"data={name}"])
-    config.seed = 0
-    data = instantiate(config.data)
-    assert isinstance(data, DiffusionDataModule)
-    assert data.image_shape is not None

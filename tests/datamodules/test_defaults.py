@@ -3,7 +3,6 @@
 "meta" stands for any device that is not the CPU: a tensor made there where one of the CPU is wanted has no numbers.
 """
 
-import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
-from shared import ROOT, SCHEDULES, Stream, composed
+from shared import SCHEDULES, Stream, group, names
 from torch.utils.data import DataLoader, TensorDataset
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
@@ -22,8 +21,6 @@ from diffaug.randomness.keys import Keys
 from diffaug.schedules import Rectified
 from diffaug.targets import IMAGE_FIELDS, NUMBER_FIELDS, mixes
 from diffaug.times import Importance, Stratified, Uniform
-
-NAMES = {group: sorted(path.stem for path in (ROOT / "configs" / group).glob("*.yaml")) for group in ("times", "noise")}
 
 
 def forget() -> None:
@@ -60,11 +57,6 @@ def assert_same(name: str, made: Callable[[], dict[str, Any]]) -> None:
         assert getattr(got[key], "dtype", None) == getattr(value, "dtype", None), key
 
 
-@functools.cache
-def config(group: str, name: str) -> Any:
-    return composed(f"+{group}={name}")[group]
-
-
 @pytest.fixture(params=["float64", "bfloat16", "meta"])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -83,7 +75,7 @@ def test_a_schedule_s_numbers(harder, file):
     level = torch.linspace(-9, 9, 11, dtype=torch.float64)
 
     def made() -> dict[str, Any]:
-        schedule = instantiate(config("schedule", file))
+        schedule = instantiate(group("schedule")[file])
         t = schedule.from_unit(unit)
         t = t if schedule.discrete else t.float()
         out = {"repr": repr(schedule), "t": t, "t_of_log_snr": schedule.t_of_log_snr(level)}
@@ -99,14 +91,14 @@ def test_a_schedule_s_numbers(harder, file):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", NAMES["times"])
+@pytest.mark.parametrize("file", names("times"))
 @pytest.mark.parametrize("schedule", [LinearBeta(), Rectified()], ids=["discrete", "continuous"])
 def test_drawn_times(harder, file, schedule):
     index, edges = torch.arange(64), torch.tensor([-5.0, 0.0, 5.0])
     options = {"stepwise": {"weights": [1.0] * 10}}.get(file, {})
 
     def made() -> dict[str, Any]:
-        times = instantiate(config("times", file), **options)
+        times = instantiate(group("times")[file], **options)
         try:
             times.check(schedule)
         except ValueError as error:
@@ -118,13 +110,13 @@ def test_drawn_times(harder, file, schedule):
     assert_same(harder, made)
 
 
-@pytest.mark.parametrize("file", NAMES["noise"])
+@pytest.mark.parametrize("file", names("noise"))
 def test_a_process_with_each_noise(harder, file):
     x_0, index = torch.rand(8, 3, 8, 8), torch.arange(8)
     fields = ("x_t", "epsilon", "t", "weight", "importance_weight", "t_embed", "c_noise", "unit", "index", "view")
 
     def made() -> dict[str, Any]:
-        process = ForwardProcess(LinearBeta(10), noise=instantiate(config("noise", file)), fields=fields, compile=False)
+        process = ForwardProcess(LinearBeta(10), noise=instantiate(group("noise")[file]), fields=fields, compile=False)
         out = process(x_0, index)._asdict() | {"one": process.mix(x_0, index, x_0)}
         out["drawn"] = process(x_0, generator=torch.Generator().manual_seed(1)).x_t
         out["path"] = process.trajectory(x_0, index[1:3], index)

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import server
 import torch
 from hydra.utils import instantiate
-from shared import composed, pictures
+from shared import assert_alike, composed, pictures
 from tiny import OVERRIDES, ROOT, environment
 from torch.utils.data import DataLoader
 
@@ -41,7 +41,7 @@ def model_of(package: str) -> Any:
 
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             loss = (self.weight * batch.x_t - batch.epsilon).square().mean()
-            self.seen.append((batch, loss.detach()))
+            self.seen.append((*batch, loss.detach()))
             return loss
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -69,13 +69,6 @@ def trainer_of(package: str, **options: Any) -> Any:
     return PACKAGES[package][0].Trainer(accelerator="cpu", **{"enable_checkpointing": False, **quiet, **options})
 
 
-def assert_same(a: list[Any], b: list[Any]) -> None:
-    assert len(a) == len(b) > 0
-    for (batch, loss), (other, its) in zip(a, b, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(batch, other, strict=True))
-        assert torch.equal(loss, its)
-
-
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_triples_and_losses_are_equal(wrapped):
     seen = {}
@@ -84,7 +77,7 @@ def test_triples_and_losses_are_equal(wrapped):
         data = DiffusionDataModule.wrap(inner_of(package), process(), seed=3) if wrapped else data_of(package)
         trainer_of(package).fit(model, data)
         seen[package] = model.seen
-    assert_same(*seen.values())
+    assert_alike(*seen.values())
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -101,7 +94,7 @@ def test_checkpoints_cross_over(package, wrapped, tmp_path):
     stopped.fit(first, data(package))
     stopped.save_checkpoint(tmp_path / "three.ckpt")
     trainer_of(OTHER[package]).fit(rest, data(OTHER[package]), ckpt_path=tmp_path / "three.ckpt", weights_only=False)
-    assert_same([*first.seen, *rest.seen], whole.seen)
+    assert_alike([*first.seen, *rest.seen], whole.seen)
 
 
 def test_both_have_the_same_names():

@@ -11,7 +11,7 @@ from pytorch_lightning.tuner import Tuner
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.model_helpers import is_overridden
-from shared import Items, Listener, Stream, levels, together, trainer
+from shared import Items, Listener, Stream, assert_alike, levels, seen, together, trainer
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -88,10 +88,7 @@ class WithValidation(Inner):
 
 
 def fit(inner: pl.LightningDataModule, max_epochs: int = 1, process: ForwardProcess = PROCESS, **options: Any) -> Any:
-    listener = Listener()
-    data = DiffusionDataModule.wrap(inner, process, **{"seed": 3, **options})
-    trainer(max_epochs=max_epochs, num_sanity_val_steps=0).fit(listener, data)
-    return listener.seen
+    return seen(DiffusionDataModule.wrap(inner, process, **{"seed": 3, **options}), max_epochs)
 
 
 def noise_of(batches: list[Any]) -> dict[tuple[int, int], tuple[torch.Tensor, int]]:
@@ -119,12 +116,9 @@ def test_hooks_are_called_in_order_and_the_inner_sees_the_trainer(same_random_st
 def test_wrapped_and_owned_data_get_the_same_noise_and_order():
     """A wrapped loader is worth a dataset handed over: the same epoch, the same samples, the same draws."""
     wrapped = fit(WithValidation(), 2)
-    listener = Listener()
-    owned = DiffusionDataModule(pictures(), pictures(), process=PROCESS, batch_size=4, seed=3)
-    trainer(max_epochs=2, num_sanity_val_steps=0).fit(listener, owned)
+    owned = seen(DiffusionDataModule(pictures(), pictures(), process=PROCESS, batch_size=4, seed=3))
     for stage in ("train", "val"):
-        for a, b in zip(wrapped[stage], listener.seen[stage], strict=True):
-            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+        assert_alike(wrapped[stage], owned[stage])
 
 
 def test_noise_depends_on_neither_batch_size_nor_workers():
@@ -292,8 +286,8 @@ def test_only_the_loaders_that_the_inner_has_are_offered():
     assert fit(Inner())["val"] == []
     from_datasets = pl.LightningDataModule.from_datasets(pictures(), val_dataset=pictures(), batch_size=4)
     assert lacks(from_datasets) == {"test_dataloader", "predict_dataloader"}
-    seen = fit(from_datasets)
-    assert sorted(together(seen["train"], "index").tolist()) == together(seen["val"], "index").tolist()
+    batches = fit(from_datasets)
+    assert sorted(together(batches["train"], "index").tolist()) == together(batches["val"], "index").tolist()
 
 
 def test_test_and_predict():

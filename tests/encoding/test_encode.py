@@ -21,7 +21,7 @@ import pytest
 import server
 import torch
 from PIL import Image
-from shared import ROOT, Items, Stream, contents, seen, together, write
+from shared import ROOT, Items, Stream, assert_alike, contents, seen, together, write
 from tiny import environment
 from torch.utils.data import Subset, TensorDataset
 
@@ -280,9 +280,7 @@ def test_a_store_gives_the_very_batches_of_its_folder(photos, tmp_path, workers)
     ours = store(root=str(out), process=PROCESS, seed=3, batch_size=4, num_workers=workers, image_shape=[3, 16, 16])
     a, b = seen(folder(photos)), seen(ours)
     for stage in ("train", "val"):
-        assert len(a[stage]) == len(b[stage]) > 0
-        for one, other in zip(a[stage], b[stage], strict=True):
-            assert all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(one, other, strict=True))
+        assert_alike(a[stage], b[stage])
     assert len(list((out / "train").glob("image-*.npy"))) > 3
     assert ours.images("train").dataset[-1]["image"].dtype == torch.uint8
 

@@ -2,15 +2,17 @@
 
 import contextlib
 import math
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+import shared
 import torch
 from scipy import stats
-from shared import Listener, pictures, together, trainer
+from shared import assert_alike, pictures, together, trainer
 from torch.distributions import Normal
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
@@ -57,13 +59,10 @@ class Encoder(torch.nn.Module):
 def seen(process: ForwardProcess = IMAGES, epochs: int = 1, train: Any = None, **options: Any) -> dict[str, Any]:
     options = {"encoder": Encoder(), "seed": 5, "batch_size": 4, **options}
     data = DiffusionDataModule(train or pictures(12), pictures(8), process=process, **options)
-    return fitted(data, epochs)
+    return shared.seen(data, epochs)
 
 
-def fitted(data: Any, epochs: int = 1) -> dict[str, Any]:
-    listener = Listener()
-    trainer(max_epochs=epochs, num_sanity_val_steps=0).fit(listener, data)
-    return listener.seen
+fitted = partial(shared.seen, epochs=1)
 
 
 def by_visit(batches: list[Any]) -> dict[tuple[int, int], torch.Tensor]:
@@ -152,7 +151,7 @@ def test_a_fixed_draw_and_the_mean():
     assert not torch.equal(a[0, 0] - a[1, 0], a[2, 0] - a[3, 0])
     mean = seen(posterior="mean", batch_size=12)["train"]
     plain = seen(encoder=Encoder("plain"), batch_size=12)["train"]
-    assert all(torch.equal(x, y) for one, two in zip(mean, plain, strict=True) for x, y in zip(one, two, strict=True))
+    assert_alike(mean, plain)
 
 
 def test_validation_has_one_draw_of_each_image():
@@ -223,15 +222,19 @@ def stored(out: Path, **options: Any) -> Any:
     return store(root=str(out), **{"process": LATENTS, "seed": 5, "batch_size": 4, **options})
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of float32 moments."""
+    return write(tmp_path_factory.mktemp("store") / "made", Encoder())
+
+
 @pytest.mark.parametrize("form", ["normal", "plain"])
 def test_a_float32_store_gives_the_very_batches_of_its_live_encoder(form, tmp_path):
     data = stored(write(tmp_path / "made", Encoder(form)), views=2, image_shape=[2, 6, 6])
     scale = data._noiser.posterior.stats
-    live, ours = seen(encoder=Encoder(form), latent_stats=scale, epochs=2, views=2), fitted(data, 2)
+    live, ours = seen(encoder=Encoder(form), latent_stats=scale, epochs=2, views=2), fitted(data, epochs=2)
     for stage in ("train", "val"):
-        assert len(live[stage]) == len(ours[stage]) > 0
-        for one, other in zip(live[stage], ours[stage], strict=True):
-            assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
+        assert_alike(live[stage], ours[stage])
     x_0 = together(ours["train"], "x_0")
     assert x_0.mean((0, 2, 3)).abs().max() < 0.15
     assert (x_0.std((0, 2, 3)) - 1).abs().max() < 0.15
@@ -250,67 +253,61 @@ def test_each_variant_is_encoded_as_an_image_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float16", 2**-11), ("bfloat16", 2**-8)])
-def test_half_precision_is_off_by_its_rounding(dtype, bound, tmp_path, capsys):
+def test_half_precision_is_off_by_its_rounding(dtype, bound, made, tmp_path, capsys):
     """Each moment by half a unit of its last place: a bound relative to |mean| + std |n|."""
-    exact = fitted(stored(write(tmp_path / "exact", Encoder())))["train"]
+    data = stored(made)
+    exact, scale = fitted(data)["train"], data._noiser.posterior.stats
     capsys.readouterr()
-    scale = stored(tmp_path / "exact")._noiser.posterior.stats
     rounded = fitted(stored(write(tmp_path / "made", Encoder(), dtype=dtype), latent_stats=scale))["train"]
     assert f"The largest error of rounding to {dtype} is" in capsys.readouterr().out
     index = together(exact, "index")
     with torch.no_grad():
-        made = Encoder().encode(pictures(12).tensors[0].float() / 127.5 - 1)
+        live = Encoder().encode(pictures(12).tensors[0].float() / 127.5 - 1)
     n = gaussian(Keys.pack(index, seed=5), (2, 6, 6), Purpose.POSTERIOR)
-    most = (made.mean[index].abs() + made.stddev[index] * n.abs()) / torch.tensor(scale["std"]).view(2, 1, 1)
+    most = (live.mean[index].abs() + live.stddev[index] * n.abs()) / torch.tensor(scale["std"]).view(2, 1, 1)
     off = (together(rounded, "x_0") - together(exact, "x_0")).abs()
     assert off.max() > 0
     assert (off <= bound * most + 1e-6).all()
 
 
-def test_mixed_precision_does_not_reach_the_encoder(tmp_path):
+def test_mixed_precision_does_not_reach_the_encoder(made, tmp_path):
     """A Trainer's autocast is of training and predict steps; a live encoder is called outside of it."""
     data = DiffusionDataModule(pictures(12), process=IMAGES, encoder=Encoder(), batch_size=4)
     encode(data, str(tmp_path / "mixed"), trainer(precision="bf16-mixed"), Encoding)
-    mixed, plain = (Store(str(out))[3]["image"] for out in (tmp_path / "mixed", write(tmp_path / "plain", Encoder())))
+    mixed, plain = (Store(str(out))[3]["image"] for out in (tmp_path / "mixed", made))
     assert torch.equal(mixed, plain)
 
 
-def test_the_mean_and_deviation_of_every_channel_are_exact(tmp_path):
-    data = stored(write(tmp_path / "made", Encoder()))
+def test_the_mean_and_deviation_of_every_channel_are_exact(made):
+    scale = {name: torch.tensor(of).double() for name, of in stored(made)._noiser.posterior.stats.items()}
     with torch.no_grad():
-        made = Encoder().encode(pictures(12).tensors[0].float() / 127.5 - 1)
-    mean, std = made.mean.double(), made.stddev.double()
+        live = Encoder().encode(pictures(12).tensors[0].float() / 127.5 - 1)
+    mean, std = live.mean.double(), live.stddev.double()
     wanted = mean.mean((0, 2, 3))
-    torch.testing.assert_close(
-        torch.tensor(data._noiser.posterior.stats["mean"]).double(), wanted, rtol=1e-6, atol=1e-7
-    )
+    torch.testing.assert_close(scale["mean"], wanted, rtol=1e-6, atol=1e-7)
     variance = (mean.square() + std.square()).mean((0, 2, 3)) - wanted.square()
-    torch.testing.assert_close(
-        torch.tensor(data._noiser.posterior.stats["std"]).double(), variance.sqrt(), rtol=1e-6, atol=0
-    )
+    torch.testing.assert_close(scale["std"], variance.sqrt(), rtol=1e-6, atol=0)
 
 
-def test_a_store_of_latents_is_refused(tmp_path, same_random_state):
-    out = write(tmp_path / "made", Encoder())
+def test_a_store_of_latents_is_refused(made, tmp_path, same_random_state):
     other = Encoder()
     torch.nn.init.constant_(other.conv.bias, 1)
     for encoder in (other, other.encode, lambda x: other.encode(x)):
         with pytest.raises(ValueError, match=r"(?s)was made from something else:.*\n  weights: \w+ -> \w+\n"):
-            write(out, encoder)
+            write(made, encoder)
     with pytest.raises(ValueError, match=r"\n  dtype: float32 -> float16\n"):
-        write(out, Encoder(), dtype="float16")
+        write(made, Encoder(), dtype="float16")
     with pytest.raises(ValueError, match=r"holds latents, which have no range: set process\.value_range=null"):
-        stored(out, process=IMAGES)
+        stored(made, process=IMAGES)
     with pytest.raises(ValueError, match=r"data=store reads what is encoded, or images: data\.encoder goes with"):
-        stored(out, encoder=Encoder())
+        stored(made, encoder=Encoder())
     with pytest.raises(ValueError, match=r"data\.encoder draws random numbers: a store would keep one draw for ever"):
         write(tmp_path / "other", lambda x: x + torch.randn_like(x))
     assert not (tmp_path / "other").exists()
 
 
-def test_moments_that_nothing_draws_from_are_refused(tmp_path):
-    out = write(tmp_path / "made", Encoder())
-    whole = Store(str(out))
+def test_moments_that_nothing_draws_from_are_refused(made):
+    whole = Store(str(made))
     parts = [Subset(whole, [3, 1]), ConcatDataset([Subset(whole, [2]), whole])]
     for train in (whole, Mixture({"a": pictures(3), "b": whole}), *parts, Mixture({"a": parts[0]})):
         data = DiffusionDataModule(train, process=LATENTS)
@@ -319,10 +316,10 @@ def test_moments_that_nothing_draws_from_are_refused(tmp_path):
     inner = pl.LightningDataModule.from_datasets(Subset(whole, [3, 1]))
     with pytest.raises(ValueError, match=r"train_dataloader\(\) reads the store of latents"):
         fitted(DiffusionDataModule.wrap(inner, LATENTS))
-    stats = stored(out)._noiser.posterior.stats
+    stats = stored(made)._noiser.posterior.stats
     options = {"encoder": Stored(deviations=True), "latent_stats": stats, "seed": 5, "batch_size": 4}
-    mixed = fitted(DiffusionDataModule(Mixture({"a": Store(str(out))}), process=LATENTS, **options))["train"]
-    alone = fitted(stored(out, seed=5))["train"]
+    mixed = fitted(DiffusionDataModule(Mixture({"a": Store(str(made))}), process=LATENTS, **options))["train"]
+    alone = fitted(stored(made, seed=5))["train"]
     by_index = {int(i): z for batch in alone for i, z in zip(batch.index, batch.x_0, strict=True)}
     assert len(by_index) == 12
     for part in parts:  # of the shape of latents, not of their moments
@@ -361,5 +358,5 @@ def test_a_diffusers_vae_is_given_as_it_is(name, tmp_path):
     encode(data, str(tmp_path / "made"), trainer(), Encoding)
     ours = stored(tmp_path / "made")
     live = seen(train=images, encoder=vae, latent_stats=ours._noiser.posterior.stats)["train"]
-    assert all(torch.equal(a.x_t, b.x_t) for a, b in zip(live, fitted(ours)["train"], strict=True))
+    assert_alike(live, fitted(ours)["train"])
     assert (tmp_path / "made" / "train" / "std-00000.npy").exists() == (name == "AutoencoderKL")
