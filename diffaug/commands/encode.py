@@ -114,7 +114,7 @@ def encode(
     options = {"pin_memory": torch.cuda.is_available(), **data.loader_options}
     writer = module(root, flat, batch_size=data.batch_size, options=options, latents=latents)
     missing = writer.shards() if stale else writer.missing()
-    rows = sum(flat[number].split.rows_of(shard) for number, shard in missing)
+    rows = sum(len(flat[number].split.rows_of(shard)) for number, shard in missing)
     total = sum(source.split.rows for source in flat)
     if trainer.is_global_zero:
         print(plan(root, flat, rows, total))
@@ -139,7 +139,7 @@ def encode(
                 told = signal.SIGINT if interrupted else signal.SIGTERM
                 if not trainer.is_global_zero:
                     raise SystemExit(128 + told) from error
-                left = sum(flat[number].split.rows_of(shard) for number, shard in writer.missing())
+                left = sum(len(flat[number].split.rows_of(shard)) for number, shard in writer.missing())
                 done = f"What was finished stays, {total - left} of {total} rows, and the same command goes on."
                 raise Told(told, done) from error
             finally:

@@ -9,7 +9,9 @@ from diffaug.store.layout import Split
 
 def check_space(root: Path, sources: list[Source], missing: list[tuple[int, int]]) -> None:
     """Refuse a disk that the shards that are missing do not fit on."""
-    wanted = sum(sources[number].split.rows_of(shard) * _row_bytes(sources[number].split) for number, shard in missing)
+    wanted = sum(
+        len(sources[number].split.rows_of(shard)) * _row_bytes(sources[number].split) for number, shard in missing
+    )
     there = next(folder for folder in (root, *root.resolve().parents) if folder.is_dir())
     free = shutil.disk_usage(there).free
     if wanted > free:

@@ -106,10 +106,7 @@ def draws_at_random(images: Images) -> bool:
 def _digest(files: list[str] | None) -> str | None:
     if files is None:
         return None
-    digest = hashlib.blake2b(digest_size=8)
-    for line in files:
-        digest.update(line.encode())
-    return f"{len(files)} files, {digest.hexdigest()}"
+    return f"{len(files)} files, {hashlib.blake2b(''.join(files).encode(), digest_size=8).hexdigest()}"
 
 
 def _looked_at(source: Source) -> str:

@@ -174,19 +174,16 @@ class _Batches(Sampler[Any]):
     def __init__(self, sources: list[Source], shards: list[tuple[int, int]], batch_size: int) -> None:
         self.sources, self.shards, self.batch_size = sources, shards, batch_size
 
-    def _rows(self, number: int, shard: int) -> range:
-        split = self.sources[number].split
-        first = shard * split.shard_rows
-        return range(first, first + split.rows_of(shard))
-
     def __iter__(self) -> Iterator[tuple[int, int, range]]:
         for number, shard in self.shards:
-            rows = self._rows(number, shard)
+            rows = self.sources[number].split.rows_of(shard)
             for start in range(0, len(rows), self.batch_size):
                 yield number, shard, rows[start : start + self.batch_size]
 
     def __len__(self) -> int:
-        return sum(-(-len(self._rows(*shard)) // self.batch_size) for shard in self.shards)
+        return sum(
+            -(-len(self.sources[number].split.rows_of(shard)) // self.batch_size) for number, shard in self.shards
+        )
 
 
 class _Plain:
@@ -264,7 +261,7 @@ class EncodingBase:
         rows = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in made.items()}
         writer = self._writer = self._writer or ShardWriter(self.root, self.sources[number].split, shard)
         writer.write(rows, count)
-        if writer.rows == writer.split.rows_of(shard):
+        if writer.rows == len(writer.split.rows_of(shard)):
             writer.finish(self.latents and self.latents.take_sums())
             self._writer = None
         return ()  # not None, of which Lightning would warn

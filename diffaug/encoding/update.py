@@ -104,9 +104,8 @@ def keep_rows(root: Path, info: dict[str, Any], sources: list[Source]) -> list[S
         items = np.fromiter((there.get(line, -1) for line in now), np.int64, len(now))
         for shard in range(old.shards):
             if old.fault(root, shard):
-                first = shard * old.shard_rows
-                damaged = range(first // len(old.variants), -(-(first + old.rows_of(shard)) // len(old.variants)))
-                items[np.isin(items, damaged)] = -1
+                damaged = {row // len(old.variants) for row in old.rows_of(shard)}
+                items[np.isin(items, [*damaged])] = -1
         kept.append(source._replace(before=Rows(root, old), kept=items))
     changed = changed or of_fields
     if changed:

@@ -156,7 +156,7 @@ def as_mask(mask: Any, where: str) -> Tensor:
             f"{where} must be a PIL image, a tensor or a numpy array of two dimensions or more, but is "
             f"{describe_value(mask)}."
         )
-    return mask if type(mask) is Tensor else mask.as_subclass(Tensor)
+    return mask.as_subclass(Tensor)
 
 
 def _array(image: Any) -> np.ndarray[Any, Any]:

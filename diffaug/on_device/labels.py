@@ -59,8 +59,10 @@ class LabelDropout:
         """Return the null as these labels are, kept on their device: to copy it there would halt it at every batch."""
         kind = (label.dtype, label.device, label.ndim)
         if kind not in self._nulls:
-            null = None if isinstance(self.null, str) else _number(self.null)
-            if null is None or not _fits(null, label):
+            null = self.null
+            if not isinstance(null, (str, Tensor)):  # its dtype and device are its own, not torch's defaults
+                null = torch.from_numpy(np.asarray(null))
+            if isinstance(null, str) or not _fits(null, label):
                 raise ValueError(
                     f"data.null_label={self.null!r} cannot stand for a label of the field {self.key!r}: these are "
                     f"{label.dtype}, of shape {tuple(label.shape[1:])} each."
@@ -68,11 +70,6 @@ class LabelDropout:
             with torch.inference_mode(False):
                 self._nulls[kind] = null.to(label.dtype).to(label.device)
         return self._nulls[kind]
-
-
-def _number(null: Any) -> Tensor:
-    """Make a null a tensor whose dtype and device are its own, not torch's defaults."""
-    return null if isinstance(null, Tensor) else torch.from_numpy(np.asarray(null))
 
 
 def _fits(null: Tensor, label: Tensor) -> bool:

@@ -123,7 +123,9 @@ class Noiser:
         if dtype is not None:
             whole = self.condition_noise.processes  # cast with their noise in them
             extra = {
-                name: value.to(dtype) if _floats(value) and name not in whole else value
+                name: value.to(dtype)
+                if isinstance(value, Tensor) and value.is_floating_point() and name not in whole
+                else value
                 for name, value in extra.items()
             }
         index, view, position, epoch, number, order, handed = places.rows.unbind(1)
@@ -258,11 +260,7 @@ def check_batch(out: Any, image: Tensor) -> Tensor:
             f"data.device_transform must return a tensor with as many images as it was given, ({len(image)}, ...), but "
             f"it returned {came}."
         )
-    return out if type(out) is Tensor else out.as_subclass(Tensor)
-
-
-def _floats(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+    return out.as_subclass(Tensor)
 
 
 def _repeated(value: Any, views: int) -> Any:

@@ -80,13 +80,13 @@ class Split:
     def shards(self) -> int:
         return -(-self.rows // self.shard_rows)
 
-    def rows_of(self, shard: int) -> int:
-        """Return how many rows a shard has."""
-        return min(self.shard_rows, self.rows - shard * self.shard_rows)
+    def rows_of(self, shard: int) -> range:
+        """Return the rows of a shard, by number."""
+        return range(self.rows)[shard * self.shard_rows :][: self.shard_rows]
 
     def fault(self, root: Path, shard: int) -> str | None:
         """Say what is wrong with a shard's files; None if it is whole."""
-        rows = self.rows_of(shard)
+        rows = len(self.rows_of(shard))
         for name, field in self.fields.items():
             ending, kind = "npy", field
             if field.dtype == TEXT:

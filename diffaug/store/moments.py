@@ -28,7 +28,8 @@ class Moments(NamedTuple):
             ValueError: it is none of these, or not of so many images.
         """
         inner: Any = getattr(out, "latent_dist", getattr(out, "latents", out))
-        parts: tuple[Any, ...] = (inner,) if isinstance(inner, Tensor) else (getattr(inner, "mean", None), _std(inner))
+        std = getattr(inner, "std", getattr(inner, "stddev", None))
+        parts: tuple[Any, ...] = (inner,) if isinstance(inner, Tensor) else (getattr(inner, "mean", None), std)
         if not all(isinstance(part, Tensor) and part.ndim > 1 and len(part) == count for part in parts):
             shapes = [tuple(part.shape) for part in parts if isinstance(part, Tensor)]
             came = " and ".join(map(str, shapes)) or type(out).__name__
@@ -36,21 +37,13 @@ class Moments(NamedTuple):
                 f"{name} must return a tensor with as many images as it was given, ({count}, ...), or a distribution "
                 f"whose mean and std are such tensors, but it returned {came}. A diffusers VAE is given as it is."
             )
-        mean, *std = (_plain(part).float() for part in parts)
-        return cls(mean, std[0] if std else None)
+        mean, *deviation = (part.as_subclass(Tensor).float() for part in parts)
+        return cls(mean, deviation[0] if deviation else None)
 
     def repeat(self, views: int) -> "Moments":
         """Return the moments of so many views of each image, side by side."""
         std = None if self.std is None else self.std.repeat_interleave(views, 0)
         return Moments(self.mean.repeat_interleave(views, 0), std)
-
-
-def _std(distribution: Any) -> Any:
-    return getattr(distribution, "std", getattr(distribution, "stddev", None))
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
 
 
 @dataclass(frozen=True)

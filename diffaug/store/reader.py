@@ -70,7 +70,7 @@ class Rows:
             if ending.endswith("npy"):
                 known = known[10 + int(known[8:10].view("<u2")[0]) :]  # numpy's header says how long it is
                 if ending != "npy" or not self.split.fields[name].varies:
-                    known = known.reshape(self.split.rows_of(shard), -1)
+                    known = known.reshape(len(self.split.rows_of(shard)), -1)
             self._mapped[name, shard, ending] = known
         return known
 

@@ -44,7 +44,7 @@ class ShardWriter:
                     self._open(name, "jsonl")
                 else:  # where shapes differ, for now: it is as long as what is put in its place
                     plain = Field(field.dtype) if field.varies else field
-                    self._open(name, "npy").write(header(plain, split.rows_of(shard)))
+                    self._open(name, "npy").write(header(plain, len(split.rows_of(shard))))
         except OSError as error:
             raise self._refuse(error) from error
 
@@ -82,7 +82,7 @@ class ShardWriter:
 
     @property
     def _first(self) -> int:
-        return self._shard * self.split.shard_rows + self.rows
+        return self.split.rows_of(self._shard).start + self.rows
 
     def _write_texts(self, name: str, texts: Any) -> None:
         ends = self._ends[name]
