@@ -310,9 +310,11 @@ def test_seeds_of_64_bits(monkeypatch):
 
 
 def test_words_are_no_flags_of_the_trainer():
-    check_words(composed("trainer=ddp", "trainer.sync_batchnorm=true", "trainer.deterministic=warn").trainer)
+    config = composed("trainer=ddp", "trainer.sync_batchnorm=no", "trainer.deterministic=warn").trainer
     with pytest.raises(ValueError, match=r"^trainer\.sync_batchnorm must be true or false, but got 'no' \(str\)\.$"):
-        check_words(composed("trainer.sync_batchnorm=no").trainer)
+        check_words(config)
+    config.sync_batchnorm = True
+    check_words(config)
 
 
 def test_help_has_every_key_with_its_comment():

@@ -1,6 +1,7 @@
 """The house: which room may import which, what importing costs, and what may not be in the tree."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -29,6 +30,7 @@ def module_of(path: Path) -> str:
 FILES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
+@functools.cache
 def imports(module: str) -> set[str]:
     """The modules that a file imports anywhere: at its top, within functions, and for its types."""
     found: set[str] = set()
