@@ -166,13 +166,13 @@ class Listener(pl.LightningModule):
 
 
 def trainer(**options: Any) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu",
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{"max_epochs": 1, "logger": False, **options},
-    )
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return pl.Trainer(accelerator="cpu", **{"max_epochs": 1, **quiet, **options})
 
 
 def pictures(count: int = 10, channels: int = 3, size: int = 6) -> TensorDataset:

@@ -39,7 +39,7 @@ LONG = ("trainer.max_steps=100000", "trainer.val_check_interval=100000", "+model
 
 def environment(folder: Path) -> dict[str, str]:
     """The variables of a process that imports this module, and the package beside it, and leaves marks in a folder."""
-    paths = os.pathsep.join([str(Path(__file__).parent), str(ROOT)])
+    paths = os.pathsep.join(str(ROOT / folder) for folder in ("tests/jobs", "tests", "tests/training", ""))
     return {**os.environ, "PYTHONPATH": paths, "TINY_FOLDER": str(folder), "OMP_NUM_THREADS": "1"}
 
 
@@ -51,6 +51,12 @@ def train(
     done = server.run(command, folder, {**environment(folder), **variables}, fresh=fresh)
     assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-3000:]
     return done
+
+
+def run_code(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python that may import the tests of training, as a script: Lightning starts other ranks by its name."""
+    (folder / "job.py").write_text(code)
+    return server.run([sys.executable, str(folder / "job.py")], folder, environment(folder))
 
 
 def losses(run: Path) -> list[tuple[int, float]]:

@@ -4,15 +4,14 @@ import csv
 import itertools
 import json
 import math
-import sys
 import time
 
 import pytest
 import pytorch_lightning as pl
-import server
+import shared
 import torch
 from pytorch_lightning.loggers import CSVLogger
-from shared import HERE
+from tiny import run_code
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
@@ -46,19 +45,9 @@ def module(count=24, labels=False, **options):
 
 
 def trainer(folder, *callbacks, **options):
-    return pl.Trainer(
-        accelerator="cpu",
-        max_steps=6,
-        val_check_interval=3,
-        check_val_every_n_epoch=None,
-        logger=CSVLogger(folder, name="", version=""),
-        log_every_n_steps=1,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        callbacks=list(callbacks),
-        **options,
-    )
+    length = {"max_epochs": -1, "max_steps": 6, "val_check_interval": 3, "check_val_every_n_epoch": None}
+    logger = CSVLogger(folder, name="", version="")
+    return shared.trainer(callbacks=list(callbacks), logger=logger, log_every_n_steps=1, **length, **options)
 
 
 def test_bins_by_hand():
@@ -259,14 +248,10 @@ def test_numbers_that_would_fail_after_training_are_refused_before(callback, opt
 
 
 RANKS = """
-import sys
-sys.path[:0] = [{tests!r}, {tests!r} + "/jobs", {tests!r} + "/training"]
-import pytorch_lightning as pl, test_callbacks as own
+import shared, test_callbacks as own
 data, callback = own.module(), own.LossByLevel(edges=own.EDGES)
-model = own.Denoiser(own.Net(), data.process)
-trainer = pl.Trainer(accelerator="cpu", devices={ranks}, strategy={strategy!r}, logger=False, enable_progress_bar=False,
-                     enable_checkpointing=False, enable_model_summary=False, callbacks=[callback])
-trainer.validate(model, data, verbose=False)
+trainer = shared.trainer(devices={ranks}, strategy={strategy!r}, callbacks=[callback])
+trainer.validate(own.Denoiser(own.Net(), data.process), data, verbose=False)
 if trainer.is_global_zero:
     print("ROWS", [row[3:9] for row in callback.rows])
 """
@@ -277,9 +262,7 @@ def test_two_ranks_report_what_one_does(tmp_path):
     """24 images in batches of 5: two ranks see 12 each, with a short last batch; sums are added before dividing."""
 
     def rows(ranks, strategy):
-        job = tmp_path / f"ranks_{ranks}.py"
-        job.write_text(RANKS.format(tests=str(HERE), ranks=ranks, strategy=strategy))
-        done = server.run([sys.executable, str(job)], tmp_path)
+        done = run_code(tmp_path, RANKS.format(ranks=ranks, strategy=strategy))
         assert done.returncode == 0, done.stderr[-2000:]
         line = next(line for line in done.stdout.splitlines() if line.startswith("ROWS"))
         return eval(line.removeprefix("ROWS "), {"inf": math.inf})

@@ -1,14 +1,13 @@
 """Denoiser: what it tells its network is finite, and a loss that is not ends the run."""
 
 import math
-import sys
 
 import pytest
-import pytorch_lightning as pl
-import server
+import shared
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from shared import HERE, schedule_of
+from shared import schedule_of
+from tiny import run_code
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -59,23 +58,15 @@ def data(under=LinearBeta(), target="epsilon", count=40, **options):  # noqa: B0
     return DiffusionDataModule(train=dataset, val=dataset, process=process, seed=0, batch_size=4)
 
 
-def trainer(folder, *callbacks, **options):
-    defaults = {"accelerator": "cpu", "max_steps": 12, "val_check_interval": 6, "check_val_every_n_epoch": None}
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return pl.Trainer(default_root_dir=folder, callbacks=list(callbacks), **{**defaults, **quiet, **options})
+def trainer(*callbacks, **options):
+    length = {"max_epochs": -1, "max_steps": 12, "val_check_interval": 6, "check_val_every_n_epoch": None}
+    return shared.trainer(callbacks=list(callbacks), **{**length, **options})
 
 
 def test_every_number_that_a_network_is_told_is_finite(schedule):
     """At every time that may be drawn, at both ends, and beside them."""
-    if schedule.discrete:
-        t = torch.arange(schedule.timesteps)
-    else:
-        low, high = schedule.range
-        inside = schedule.from_unit(torch.linspace(0, 1, 101, dtype=torch.float64)).float()
-        tiny = torch.tensor([1e-45, 1e-38, 1e-20, 1e-10]) + low
-        t = torch.cat([torch.tensor([low, high]).float(), inside, tiny]).clamp(low, high)
     for name, field in NUMBER_FIELDS.items():
-        assert field(schedule, t).isfinite().all(), name
+        assert field(schedule, shared.times(schedule, 101)).isfinite().all(), name
 
 
 def test_levels_beyond_what_float32_tells_apart_are_held():
@@ -123,7 +114,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(value, tmp_path):
     saved = ModelCheckpoint(tmp_path, save_top_k=-1, every_n_train_steps=1, filename="{step}")
     message = rf"train_loss is {value} at step 3, so the run ends.*model\.optimizer\.lr.*bf16-mixed.*preview.*debug"
     with pytest.raises(FloatingPointError, match=message):
-        trainer(tmp_path, saved, log_every_n_steps=50, num_sanity_val_steps=0).fit(model, module)
+        trainer(saved, log_every_n_steps=50, num_sanity_val_steps=0, enable_checkpointing=True).fit(model, module)
     assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["step=1.ckpt", "step=2.ckpt", "step=3.ckpt"]
 
 
@@ -135,10 +126,10 @@ def test_a_loss_that_is_not_finite_ends_the_run(value, tmp_path):
         ({"log_every_n_steps": 0, "limit_val_batches": 0}, 10),  # at an epoch's end
     ],
 )
-def test_it_is_looked_at_now_and_then(options, calls, tmp_path):
+def test_it_is_looked_at_now_and_then(options, calls):
     model = Denoiser(Net(fails=2), (module := data()).process)
     with pytest.raises(FloatingPointError, match="train_loss is nan at step 2"):
-        trainer(tmp_path, num_sanity_val_steps=0, enable_checkpointing=False, **options).fit(model, module)
+        trainer(num_sanity_val_steps=0, **options).fit(model, module)
     assert model.network.calls == calls
 
 
@@ -146,28 +137,26 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run_too(tmp_path):
     model = Denoiser(Net(fails=6), (module := data()).process)
     last = LastCheckpoint(str(tmp_path))
     with pytest.raises(FloatingPointError, match="val_loss is nan at step 6"):
-        trainer(tmp_path, last, num_sanity_val_steps=0).fit(model, module)
+        trainer(last, num_sanity_val_steps=0, enable_checkpointing=True).fit(model, module)
     assert not (tmp_path / "last.ckpt").exists()
     model = Denoiser(Net(fails=0), module.process)
     with pytest.raises(FloatingPointError, match="val_loss is nan at step 0"):
-        trainer(tmp_path, enable_checkpointing=False).fit(model, module)
+        trainer().fit(model, module)
     assert model.network.calls == 2  # within the sanity check, before any training
 
 
-def test_no_step_waits_for_the_watch(tmp_path, monkeypatch):
+def test_no_step_waits_for_the_watch(monkeypatch):
     """Between two looks nothing of the loss is brought to the host."""
     model = Denoiser(Net(), (module := data()).process)
     looked = []
     check = model._check_finite
     monkeypatch.setattr(model, "_check_finite", lambda name: looked.append(model.network.calls) or check(name))
-    options = {"log_every_n_steps": 5, "limit_val_batches": 0, "max_steps": 10, "enable_checkpointing": False}
-    trainer(tmp_path, **options).fit(model, module)
+    options = {"log_every_n_steps": 5, "limit_val_batches": 0, "max_steps": 10}
+    trainer(**options).fit(model, module)
     assert looked == [5, 10, 10]
 
 
 RANKS = """
-import sys
-sys.path[:0] = [{tests!r}, {tests!r} + "/jobs", {tests!r} + "/training"]
 import torch, test_denoiser as own
 class Odd(own.Net):
     def forward(self, x, time):
@@ -175,16 +164,14 @@ class Odd(own.Net):
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         return out + float("nan") if rank == 1 and self.calls == 3 else out
 module = own.data()
-options = dict(devices=2, strategy="ddp", log_every_n_steps=3, num_sanity_val_steps=0, enable_checkpointing=False)
-own.trainer({folder!r}, **options).fit(own.Denoiser(Odd(), module.process), module)
+run = own.trainer(devices=2, strategy="ddp", log_every_n_steps=3, num_sanity_val_steps=0)
+run.fit(own.Denoiser(Odd(), module.process), module)
 """
 
 
 @pytest.mark.slow
 def test_all_ranks_end_where_one_has_no_finite_loss(tmp_path):
-    job = tmp_path / "ranks.py"
-    job.write_text(RANKS.format(tests=str(HERE), folder=str(tmp_path)))
-    done = server.run([sys.executable, str(job)], tmp_path)
+    done = run_code(tmp_path, RANKS)
     assert done.returncode != 0
     assert "train_loss is not finite on another rank" in done.stderr
     assert "train_loss is nan at step 2" in done.stderr
@@ -211,7 +198,7 @@ def test_latents_of_an_encoder_are_not_clipped(tmp_path):
     module._noiser.encoder = nn.Identity()
     model = Denoiser(Net(), module.process)
     assert largest(model) <= 1, "as far as it knows"
-    run = trainer(tmp_path, max_steps=2)
+    run = trainer(max_steps=2)
     run.fit(model, module)
     assert largest(model) > 1
     run.save_checkpoint(tmp_path / "a.ckpt")
@@ -243,7 +230,7 @@ def test_a_network_of_labels_is_given_labels_and_no_other(classes, condition, me
             Denoiser(network, process, condition=condition)
 
 
-def test_images_that_a_network_cannot_halve(tmp_path):
+def test_images_that_a_network_cannot_halve():
     diffusers = pytest.importorskip("diffusers")
     network = diffusers.UNet2DModel(
         in_channels=1,
@@ -273,7 +260,7 @@ def test_images_that_a_network_cannot_halve(tmp_path):
 
 
 @pytest.mark.parametrize(("lengths", "steps"), [({"max_steps": 0}, "0"), ({"max_steps": -1, "max_epochs": -1}, "inf")])
-def test_a_schedule_of_rates_needs_a_number_of_steps(lengths, steps, tmp_path):
+def test_a_schedule_of_rates_needs_a_number_of_steps(lengths, steps):
     def make(optimizer, total_steps):
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=total_steps)
 
@@ -281,15 +268,15 @@ def test_a_schedule_of_rates_needs_a_number_of_steps(lengths, steps, tmp_path):
     with pytest.raises(
         ValueError, match=rf"needs the number of steps, at least 1, but trainer\.max_steps=.* make it {steps}: set one"
     ):
-        trainer(tmp_path, **lengths).fit(Denoiser(Net(), module.process, lr_scheduler=make), module)
+        trainer(**lengths).fit(Denoiser(Net(), module.process, lr_scheduler=make), module)
 
 
 @pytest.mark.parametrize("rate", [-1, "abc"])
-def test_an_optimizer_that_cannot_be_made_names_its_key(rate, tmp_path):
+def test_an_optimizer_that_cannot_be_made_names_its_key(rate):
     module = data()
     model = Denoiser(Net(), module.process, optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=rate))
     with pytest.raises(ValueError, match=r"^model\.optimizer cannot be made: .* \((Value|Type)Error\)$"):
-        trainer(tmp_path).fit(model, module)
+        trainer().fit(model, module)
     with pytest.raises(ValueError, match=r"steps must be a whole number >= 1, but got 0"):
         model.sample((1, 1, 4, 4), steps=0)
 
@@ -315,7 +302,7 @@ def test_the_loss_weighs_each_part_and_leaves_context_out(law):
     fields = ("part_mask",) if law.context else ()
     model, data = of_clips(law, *fields, weight=FusedSNR())
     model.log = lambda *args, **options: None
-    model._trainer, k = pl.Trainer(logger=False), law.context
+    model._trainer, k = shared.trainer(), law.context
     data.setup("fit")
     batch = data.noise(next(iter(data.train_dataloader())))
     with torch.no_grad():
@@ -339,7 +326,7 @@ def test_the_loss_weighs_each_part_and_leaves_context_out(law):
 def test_a_network_of_parts_is_trained_and_sampled(tmp_path):
     model, data = of_clips(ContextParts(1), "part_mask")
     levels = LossByLevel(str(tmp_path))
-    trainer(tmp_path, levels, max_steps=6, limit_val_batches=0, val_check_interval=None).fit(model, data)
+    trainer(levels, max_steps=6, limit_val_batches=0, val_check_interval=None).fit(model, data)
     counted = sum(row[5] for row in levels.rows if row[0] == "train")
     assert counted == 6 * 4 * 4  # steps, clips, frames that are to be learned
     assert model.sample((2, 5, 1, 4, 4), steps=3).isfinite().all()
