@@ -138,13 +138,12 @@ def span(where: str, value: Any, otherwise: str = "") -> tuple[float, float]:
     raise refuse(where, value, f"a pair [low, high] with low < high{otherwise}")
 
 
-def integer(where: str, value: object, at_least: int | None = None, at_most: int | None = None) -> int:
+def integer(where: str, value: object, at_least: float = -math.inf, at_most: float = math.inf) -> int:
     """Return ``value``, or raise `ValueError` if it is no whole number within the bounds, both included."""
     wanted = "a whole number"
-    if at_least is not None:
-        wanted += f" >= {at_least}" if at_most is None else f" in [{at_least}, {at_most}]"
-    low, high = -math.inf if at_least is None else at_least, math.inf if at_most is None else at_most
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+    if at_least > -math.inf:
+        wanted += f" >= {at_least}" if at_most == math.inf else f" in [{at_least}, {at_most}]"
+    if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= at_most:
         raise refuse(where, value, wanted)
     return value
 

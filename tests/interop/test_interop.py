@@ -62,6 +62,7 @@ def test_every_discrete_schedule_keeps_its_alpha_bar_in_diffusers_and_back(name,
     ("schedule", "beta_schedule"),
     [
         (LinearBeta(), "linear"),
+        (LinearBeta(100), "linear"),
         (LinearBeta(200, rescale=True), "linear"),
         (ScaledLinearBeta(), "scaled_linear"),
         (Cosine(500), "squaredcos_cap_v2"),
