@@ -29,6 +29,7 @@ from diffaug import (
     Uniform,
 )
 from diffaug.commands.encode import encode
+from diffaug.process.compiler import compiler_for
 from diffaug.pytorch_lightning import Encoding
 from diffaug.schedules import Schedule
 from diffaug.targets import FIELDS, PAIR_FIELDS, TARGETS, THIRD_FIELDS
@@ -45,6 +46,7 @@ def names(group: str) -> list[str]:
 
 
 SCHEDULES = names("schedule")
+has_compiler = pytest.mark.skipif(not compiler_for("cpu"), reason="needs a C++ compiler for torch.compile")
 QUICK = ("linear", "zero_terminal_snr", "edm", "rectified")
 MOSTLY_SLOW = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SCHEDULES]
 """Every schedule, of which few are quick: for laws that take long, and of which one schedule tells most of another."""

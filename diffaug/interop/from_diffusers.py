@@ -7,20 +7,8 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import choice, refuse
-from diffaug.interop.to_diffusers import PREDICTIONS
-from diffaug.schedules import (
-    EDM,
-    VE,
-    Cosine,
-    LinearBeta,
-    Rectified,
-    ScaledLinearBeta,
-    Schedule,
-    Shifted,
-    SigmoidBeta,
-    Tabulated,
-    ZeroTerminalSNR,
-)
+from diffaug.interop.to_diffusers import BETA_SCHEDULES, PREDICTIONS
+from diffaug.schedules import EDM, VE, Cosine, Rectified, Schedule, Shifted, Tabulated, ZeroTerminalSNR
 
 
 def from_diffusers(scheduler: Any) -> Schedule:
@@ -77,27 +65,20 @@ def _from_betas(config: Mapping[str, Any], name: str, scheduler: Any) -> Schedul
     ends = {"beta_start": config.get("beta_start", 1e-4), "beta_end": config.get("beta_end", 0.02)}
     trained = config.get("trained_betas")
     if trained is not None:
-        values = torch.as_tensor(trained, dtype=torch.float64).tolist()
-        # As a rescaled table has it already: its last beta is 1.
-        return Tabulated(tuple(values)) if values[-1] == 1.0 else _rescaled(Tabulated(tuple(values)), config)
-    if kind == "linear":
-        return _rescaled(LinearBeta(steps, **ends), config)
-    if kind == "scaled_linear":
-        return _rescaled(ScaledLinearBeta(steps, **ends), config)
-    if kind == "squaredcos_cap_v2":
-        return _rescaled(Cosine(steps), config)
-    if kind == "sigmoid":
-        return _rescaled(SigmoidBeta(steps, **ends), config)
-    table = getattr(scheduler, "betas", None)
-    if isinstance(table, Tensor):
+        schedule: Schedule = Tabulated(tuple(torch.as_tensor(trained, dtype=torch.float64).tolist()))
+        if schedule.betas[-1] == 1:  # as a rescaled table has it already
+            return schedule
+    elif kind in BETA_SCHEDULES:
+        schedule = BETA_SCHEDULES[kind](steps, **ends)
+    elif kind == "squaredcos_cap_v2":
+        schedule = Cosine(steps)
+    elif isinstance(table := getattr(scheduler, "betas", None), Tensor):
         return Tabulated(tuple(table.double().tolist()))
-    raise ValueError(
-        f"beta_schedule={kind!r} of {name} has no name in diffaug: pass the scheduler itself, not its config, and its "
-        "table of betas is taken."
-    )
-
-
-def _rescaled(schedule: Schedule, config: Mapping[str, Any]) -> Schedule:
+    else:
+        raise ValueError(
+            f"beta_schedule={kind!r} of {name} has no name in diffaug: pass the scheduler itself, not its config, and "
+            "its table of betas is taken."
+        )
     return ZeroTerminalSNR(schedule) if config.get("rescale_betas_zero_snr") else schedule
 
 

@@ -26,6 +26,13 @@ from diffaug.targets import check_target
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x_0": "sample", "flow": "flow_prediction", "F": "epsilon"}
 """What diffusers calls a target, ``prediction_type``. Its EDM schedulers call F epsilon, too."""
 
+BETA_SCHEDULES: dict[str, type[LinearBeta | ScaledLinearBeta | SigmoidBeta]] = {
+    "linear": LinearBeta,
+    "scaled_linear": ScaledLinearBeta,
+    "sigmoid": SigmoidBeta,
+}
+"""What diffusers calls a schedule that is given by the two ends of its betas, ``beta_schedule``."""
+
 _BETA_TARGETS = ("epsilon", "v", "x_0")
 _FLOW_TARGETS = ("flow", "velocity")
 _EDM_SCHEDULERS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
@@ -62,16 +69,16 @@ def to_diffusers(
             "schedule.at_shape((1, channels, height, width)), or set "
             f"{find_auto(schedule) or 'what it takes of each'} to a number."
         )
-    if schedule.scaling is STRAIGHT:
-        name, chosen = _flow(schedule, target, scheduler, timesteps)
-    elif schedule.scaling is VARIANCE_PRESERVING:
+    if schedule.scaling is VARIANCE_PRESERVING:
         name, chosen = _betas(schedule, target, scheduler, timesteps)
-    elif schedule.scaling is not VARIANCE_EXPLODING:
+    elif schedule.scaling is STRAIGHT:
+        name, chosen = _flow(schedule, target, scheduler, timesteps)
+    elif schedule.scaling is VARIANCE_EXPLODING:
+        name, chosen = _edm(schedule, target, scheduler, sigma_data)
+    else:
         raise ValueError(
             f"diffusers has no scheduler of {schedule!r}, which is {schedule.scaling}: sample by Denoiser."
         )
-    else:
-        name, chosen = _edm(schedule, target, scheduler, sigma_data)
     made = _class(name)
     known = inspect.signature(made.__init__).parameters
     if any(key in chosen and key not in known for key in ("trained_betas", "beta_schedule", "prediction_type")):
@@ -120,23 +127,13 @@ def _named(schedule: Schedule, scheduler: str, points: int) -> dict[str, Any]:
         inner = _named(schedule.base, scheduler, points)
         if "trained_betas" not in inner:
             return {**inner, "rescale_betas_zero_snr": True}
-    if isinstance(schedule, LinearBeta):
-        scale = schedule.scale
-        return {
-            "beta_schedule": "linear",
-            "beta_start": scale * schedule.beta_start,
-            "beta_end": scale * schedule.beta_end,
-        }
-    if isinstance(schedule, ScaledLinearBeta):
-        return {
-            "beta_schedule": "scaled_linear",
-            "beta_start": schedule.beta_start,
-            "beta_end": schedule.beta_end,
-        }
+    for name, kind in BETA_SCHEDULES.items():
+        if isinstance(schedule, kind) and (name != "sigmoid" or scheduler == "DDPMScheduler"):
+            scale = schedule.scale if isinstance(schedule, LinearBeta) else 1.0
+            ends = {"beta_start": scale * schedule.beta_start, "beta_end": scale * schedule.beta_end}
+            return {"beta_schedule": name, **ends}
     if schedule == Cosine(schedule.timesteps or 1):
         return {"beta_schedule": "squaredcos_cap_v2"}
-    if isinstance(schedule, SigmoidBeta) and scheduler == "DDPMScheduler":
-        return {"beta_schedule": "sigmoid", "beta_start": schedule.beta_start, "beta_end": schedule.beta_end}
     betas = schedule.betas if schedule.discrete else _betas_between(schedule, points)
     # A schedule that ends without signal is its own rescaling; the flag tells solvers of log-SNR to expect it.
     return {"trained_betas": betas.tolist(), "rescale_betas_zero_snr": betas[-1].item() == 1.0}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from shared import has_compiler
 
 from diffaug import ForwardProcess, InputPerturbation, LinearBeta, Pair, Rectified
 from diffaug.noise import gaussian
@@ -14,7 +15,6 @@ from diffaug.process.coefficients import coefficients
 from diffaug.randomness.keys import Keys, Purpose
 from diffaug.targets import mixes
 
-has_compiler = pytest.mark.skipif(not compiler.compiler_for("cpu"), reason="needs a C++ compiler for torch.compile")
 ONE, TWO = (Purpose.EPSILON,), (Purpose.EPSILON, Purpose.PAIR)
 PARTS: list[tuple[tuple[int, ...], tuple[int, ...]]] = [  # a sample's shape, and how its parts lie
     ((3, 5, 7), (1, 1, 1)),

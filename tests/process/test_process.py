@@ -12,6 +12,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from scipy import stats
+from shared import has_compiler
 
 from diffaug import (
     Cosine,
@@ -37,7 +38,6 @@ Z = stats.norm.isf(0.5e-6)
 IMAGES = torch.arange(64 * 3 * 8 * 8).remainder(251).to(torch.uint8).view(64, 3, 8, 8)
 INDEX = torch.arange(64) * 1000003 % 2**35
 FLOATS = IMAGES.float()
-has_compiler = pytest.mark.skipif(not compiler.compiler_for("cpu"), reason="needs a C++ compiler for torch.compile")
 
 
 def equal(a: NoisyBatch, b: NoisyBatch) -> bool:

@@ -171,23 +171,13 @@ def test_compiled_draws_depend_on_the_sample_alone():
 EVERY = (*(name for name in IMAGE_FIELDS if name != "score"), *NUMBER_FIELDS, "weight")
 
 
-BYTES, FLOATS = CLIPS, CLIPS.float() / 125 - 1
-FEW = ("x_t", "v", "t")
-
-
-@pytest.mark.parametrize(
-    ("schedule", "images", "fields", "compile"),
-    [
-        *((schedule, x, EVERY, False) for schedule in (LinearBeta(), Rectified(), EDM()) for x in (BYTES, FLOATS)),
-        pytest.param(LinearBeta(), BYTES, FEW, True, marks=pytest.mark.slow),
-        pytest.param(Rectified(), FLOATS, FEW, True, marks=pytest.mark.slow),
-    ],
-)
-def test_parts_at_one_time_are_the_bits_of_none(schedule, images, fields, compile):
-    options = {"fields": fields, "weight": MinSNR(), "target": "v", "compile": compile}
+@pytest.mark.parametrize("schedule", [LinearBeta(), Rectified(), EDM()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("images", [CLIPS, CLIPS.float() / 125 - 1], ids=["bytes", "floats"])
+def test_parts_at_one_time_are_the_bits_of_none(schedule, images):
+    options = {"fields": EVERY, "weight": MinSNR(), "target": "v", "compile": False}
     one = ForwardProcess(schedule, **options)(images, INDEX, seed=7)
     same = clips(SharedParts(1.0), schedule, images, **options)
-    for name in fields:
+    for name in EVERY:
         value = getattr(one, name)
         value = value[:, None].expand(-1, 8) if value.ndim == 1 else value
         assert torch.equal(value, getattr(same, name)), name
@@ -342,7 +332,8 @@ def test_a_datamodule_hands_out_parts_owned_and_wrapped():
         batches = [data.noise(batch) for batch in data.train_dataloader()]
         assert len(batches[0].t) == min(size, 6)
         t, mask = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("t", "part_mask"))
-        alone = process(CLIPS, torch.arange(6), extra={"real": torch.stack([row["real"] for row in inner_rows(inner)])})
+        rows = inner.train_dataloader().dataset
+        alone = process(CLIPS, torch.arange(6), extra={"real": torch.stack([row["real"] for row in rows])})
         assert torch.equal(t, alone.t)
         assert torch.equal(mask, alone.part_mask)
     assert modules[0].recipe()["parts"] == repr(parts)
@@ -367,10 +358,6 @@ def test_what_is_compiled_before_a_clip_is_seen_has_such_parts(monkeypatch):
         t = process(tried[-1], torch.zeros(1, dtype=torch.int64)).t
         assert t.shape[1:] == parts.counts(tried[-1].shape)
     assert len(tried) == 6
-
-
-def inner_rows(inner):
-    return inner.train_dataloader().dataset
 
 
 REFUSED = [
