@@ -210,11 +210,12 @@ class ForwardProcess(Drawing):
             made |= {name: number_field(schedule, name, t) for name in self._numbers}
             if "weight" in self.fields:
                 made["weight"] = self.weight.of(schedule, self.target, t, self.sigma_data)
-            if "part_mask" in self.fields:
-                made["part_mask"] = torch.ones(t.shape, dtype=torch.float32, device=t.device)
             if self.parts is not None and self.parts.masks:
                 made["part_mask"] = mask = self.parts.mask(t, extra)
-                made |= {name: made[name].to(mask.device).where(mask > 0, 0) for name in ("weight",) if name in made}
+                if "weight" in made:
+                    made["weight"] = made["weight"].to(mask.device).where(mask > 0, 0)
+            elif "part_mask" in self.fields:
+                made["part_mask"] = torch.ones(t.shape, dtype=torch.float32, device=t.device)
             if "importance_weight" in self.fields:
                 made["importance_weight"] = times.importance_weight(t, schedule)
             parts = {"index": "sample", "view": "view", "dataset": "number"}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffaug.checks import instance, integer, refuse
+from diffaug.checks import bounded, check_fields, instance, integer, refuse
 from diffaug.randomness.keys import Keys
 from diffaug.schedules import Schedule
 from diffaug.times.coverage import Independent
@@ -46,9 +46,10 @@ class Parts:
     block: int | Sequence[int] = 1
     law: PartLaw = field(default_factory=IndependentParts)
     padding: str | None = None
-    dims: int | None = None
+    dims: int | None = bounded(None, at_least=2)
 
     def __post_init__(self) -> None:
+        check_fields(self, "process.parts")
         axes = [integer("process.parts.axis", axis) for axis in _as_list(self.axis)]
         blocks = [integer("process.parts.block", block, 1) for block in _as_list(self.block)]
         blocks = blocks * len(axes) if len(blocks) == 1 else blocks
@@ -64,8 +65,6 @@ class Parts:
                     f"process.parts.law={self.law!r} sorts padding too, which would take the most noise from what is "
                     "real: leave process.parts.padding out, or take another law, such as independent."
                 )
-        if self.dims is not None:
-            integer("process.parts.dims", self.dims, 2)
         object.__setattr__(self, "axis", tuple(axes))
         object.__setattr__(self, "block", tuple(blocks))
 
