@@ -278,3 +278,8 @@ def recipes() -> dict[str, dict[str, Make]]:
             fields = ("x_t", "t", *(PAIR_FIELDS if pair.times.third else TWO))
             add("pair", f"{of}, {name}, {noise}", recipe, schedule, fields=fields, pair=pair)
     return made
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two batches are the same bits."""
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
