@@ -2,12 +2,13 @@
 
 import errno
 import json
-import os
 import re
 import shlex
 from pathlib import Path
 
 from PIL import Image
+
+from diffaug.datasets.whole_file import open_whole
 
 NAME = ".diffaug-broken.json"
 """In the folder that the files lie in; hidden, so that it is no file of the dataset."""
@@ -62,9 +63,5 @@ def read(path: Path, again: str) -> set[str]:
 
 def write(path: Path, broken: dict[str, str]) -> None:
     """Write the list, whole or not at all: what is wrong with each file, by its name within the folder."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(json.dumps({"broken": dict(sorted(broken.items()))}, indent=1) + "\n")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with open_whole(path) as file:
+        file.write((json.dumps({"broken": dict(sorted(broken.items()))}, indent=1) + "\n").encode())

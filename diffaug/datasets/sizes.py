@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from diffaug.datasets.broken import reason
+from diffaug.datasets.whole_file import open_whole
 
 NAME = ".diffaug-sizes.npz"
 """In the folder that the files lie in; hidden, so that it is no file of the dataset."""
@@ -151,10 +151,5 @@ def _load(path: Path) -> tuple[bytes, NDArray[np.int64]] | None:
 
 
 def _save(path: Path, names: bytes, rows: NDArray[np.int64]) -> None:
-    beside = path.with_name(f".{path.name}.{uuid4().hex}")  # other ranks may be at it too
-    try:
-        with beside.open("wb") as file:
-            np.savez(file, format=np.int64(_FORMAT), names=np.frombuffer(names, np.uint8), rows=rows)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with open_whole(path) as file:  # other ranks may be at it too
+        np.savez(file, format=np.int64(_FORMAT), names=np.frombuffer(names, np.uint8), rows=rows)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffaug.datamodules.recipe import differences
 from diffaug.datamodules.sources import spread_indices
+from diffaug.datasets.whole_file import open_whole
 from diffaug.encoding.fingerprint import LOOKED_AT
 from diffaug.encoding.module import Source
 from diffaug.store.latents import Latents
@@ -36,18 +37,14 @@ def files_of(root: Path, split: Split) -> Path:
 def write_files(root: Path, sources: list[Source]) -> None:
     """Write what each split is read from beside it."""
     for source in sources:
+        (root / source.split.folder).mkdir(parents=True, exist_ok=True)
         bucket_of = getattr(source.images.dataset, "bucket_of", None)
-        lines, path = source.files, files_of(root, source.split)
         if bucket_of is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(buckets_of(root, source.split), np.asarray(bucket_of, "<i8"))
-        if lines is None:
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.part")
-        with beside.open("w") as file:
-            file.writelines(f"{line}\n" for line in lines)
-        beside.replace(path)
+            with open_whole(buckets_of(root, source.split)) as file:
+                np.save(file, np.asarray(bucket_of, "<i8"))
+        if source.files is not None:
+            with open_whole(files_of(root, source.split)) as file:
+                file.writelines(f"{line}\n".encode() for line in source.files)
 
 
 def _read_files(root: Path, split: Split) -> list[str] | None:

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffaug.datasets.whole_file import open_whole
+
 INFO = "store.json"
 FORMAT = 1
 TEXT = "text"
@@ -169,9 +171,8 @@ def _split(split: dict[str, Any]) -> Split:
 
 def write_info(root: Path, info: dict[str, Any]) -> None:
     """Write store.json, whole or not at all."""
-    beside = root / f".{INFO}.new"
-    beside.write_text(json.dumps(info, indent=1, default=asdict) + "\n")
-    beside.replace(root / INFO)
+    with open_whole(root / INFO) as file:
+        file.write((json.dumps(info, indent=1, default=asdict) + "\n").encode())
 
 
 def shape_of(root: str) -> list[int | None]:
