@@ -48,10 +48,10 @@ def visits(data: DiffusionDataModule, epochs: int) -> dict[tuple[int, ...], tupl
 @pytest.mark.parametrize("make", [Shapes, lambda: mixture(weights={"dark": 1, "light": 2})])
 def test_the_draw_of_a_visit_does_not_depend_on_the_batch(make):
     whole = visits(module(make()), 4)
-    for options in ({"batch_size": 3}, {"batch_size": 10, "num_workers": 2, "persistent_workers": True}):
-        other = visits(module(make(), **options), 4)
+    for options, epochs in (({"batch_size": 3}, 4), ({"batch_size": 10, "num_workers": 1}, 2)):
+        other = visits(module(make(), **options), epochs)
         common = whole.keys() & other.keys()
-        assert len(common) > 0.8 * len(whole)
+        assert len(common) > 0.8 * len(other) > 20
         assert all(torch.equal(a, b) for key in common for a, b in zip(whole[key], other[key], strict=True))
     assert len({epsilon.numpy().tobytes() for _, epsilon, _ in whole.values()}) == len(whole)
 
