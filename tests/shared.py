@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from diffaug import (
@@ -175,6 +176,13 @@ def trainer(**options: Any) -> pl.Trainer:
         "enable_model_summary": False,
     }
     return pl.Trainer(accelerator="cpu", **{"max_epochs": 1, **quiet, **options})
+
+
+def save_picture(path: Path, seed: int, size: tuple[int, int] = (20, 17), mode: str = "RGB") -> None:
+    """Save a picture of noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
 
 
 def pictures(count: int = 10, channels: int = 3, size: int = 6) -> TensorDataset:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shared import assert_alike, contents, seen, write
+from recorded import Spread
+from shared import assert_alike, contents, save_picture, seen, write
 from torch.utils.data import Dataset
 
 from diffaug import Buckets, DiffusionDataModule, ForwardProcess, LinearBeta
@@ -66,22 +67,9 @@ def test_lengths_that_were_not_said_to_differ_are_refused(tmp_path):
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    draw = np.random.default_rng(0)
-    (tmp_path / "photos").mkdir()
     for i in range(60):
-        sides = ((40, 40), (30, 60), (60, 30))[i % 3]
-        Image.fromarray(draw.integers(0, 256, (*sides, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i:02}.png")
+        save_picture(tmp_path / "photos" / f"{i:02}.png", i, ((40, 40), (30, 60), (60, 30))[i % 3])
     return tmp_path / "photos"
-
-
-class Spread(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.tensor(3.0))
-
-    def forward(self, images: torch.Tensor) -> Any:
-        mean = self.weight * images[..., ::2, ::2]
-        return torch.distributions.Normal(mean, mean.abs() / 7 + 0.1)
 
 
 @pytest.mark.slow
@@ -116,14 +104,6 @@ def test_a_store_of_buckets_gives_the_very_batches_of_its_folder(encoder, photos
     assert contents(out) == whole
 
 
-class Spread(torch.nn.Module):
-    """An encoder to a distribution, of half the side."""
-
-    def forward(self, image: torch.Tensor) -> Any:
-        mean = torch.nn.functional.avg_pool2d(image, 2)
-        return torch.distributions.Normal(mean, 0.1 + mean.square())
-
-
 def test_pixels_lie_beside_their_latents(tmp_path):
     """As they were encoded, whatever the variant; a batch has them by their name."""
     picture = torch.randint(0, 256, (30, 1, 4, 6), dtype=torch.uint8)
@@ -137,7 +117,7 @@ def test_pixels_lie_beside_their_latents(tmp_path):
     flipped = 0
     for _, _, x_0, index, pixels in seen(stored, 1)["train"]:
         assert pixels.dtype == torch.uint8
-        assert torch.allclose(x_0, torch.nn.functional.avg_pool2d(pixels / 127.5 - 1, 2), atol=1e-6)
+        assert torch.allclose(x_0, Spread()(pixels / 127.5 - 1).mean, atol=1e-6)
         same = (pixels == picture[index]).flatten(1).all(1)
         assert torch.equal(pixels[~same], picture[index][~same].flip(-1))
         flipped += int((~same).sum())

@@ -20,8 +20,7 @@ import numpy as np
 import pytest
 import server
 import torch
-from PIL import Image
-from shared import ROOT, Items, Stream, assert_alike, contents, seen, together, write
+from shared import ROOT, Items, Stream, assert_alike, contents, save_picture, seen, together, write
 from tiny import environment
 from torch.utils.data import Subset, TensorDataset
 
@@ -42,12 +41,10 @@ NO_LABEL = ForwardProcess(LinearBeta(), fields=FIELDS[:-1], compile=False)
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Forty pictures of several kinds and sizes, in two classes."""
-    folder, draw = tmp_path / "photos", np.random.default_rng(0)
+    folder = tmp_path / "photos"
     for i in range(40):
         path = folder / "ab"[i % 2] / f"{i:02}.{'jpg' if i % 3 else 'png'}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kind = "L" if i % 5 == 0 else "RGB"
-        Image.fromarray(draw.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)).convert(kind).save(path)
+        save_picture(path, i, (20 + i, 30), "L" if i % 5 == 0 else "RGB")
     return folder
 
 
@@ -64,10 +61,9 @@ def folder(root: Path, **options: Any) -> DiffusionDataModule:
 )
 def test_any_ranks_and_any_kills_write_the_same_store(overrides, ranks, kills, tmp_path):
     """By this process, by several ranks, and by one that is killed; of images, and of latents with their sums."""
-    photos, draw = tmp_path / "photos", np.random.default_rng(0)
-    photos.mkdir()
+    photos = tmp_path / "photos"
     for i in range(100):
-        Image.fromarray(draw.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(photos / f"{i:04}.png")
+        save_picture(photos / f"{i:04}.png", i)
 
     def words(name: str) -> list[str]:
         words = ["encode", "data=image_folder", f"data.root={photos}", "data.image_size=16", f"out={tmp_path / name}"]
