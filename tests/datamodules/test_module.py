@@ -86,26 +86,6 @@ def test_transforms_are_applied_where_they_say():
         assert any(torch.allclose(x, crop, atol=1e-6) for crop in crops)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_random_crops_are_exact_too(num_workers, same_random_state):
-    process = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "x_0", "index"))
-
-    def crops(workers: int, batch_size: int) -> dict[int, torch.Tensor]:
-        data = DiffusionDataModule(
-            pictures(40),
-            process=process,
-            transform=v2.RandomCrop(3),
-            num_workers=workers,
-            batch_size=batch_size,
-            seed=2,
-        )
-        return {int(i): x for batch in fit(data)["train"] for i, x in zip(batch.index, batch.x_0, strict=True)}
-
-    a, b = crops(0, 40), crops(num_workers, 7)
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[i], b[i]) for i in a)
-
-
 def test_views_share_an_image_and_have_their_own_noise():
     process = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "x_0", "view", "label"))
     (batch,) = fit(DiffusionDataModule(pictures(), process=process, views=3))["train"]
@@ -325,22 +305,6 @@ def test_a_training_set_without_a_whole_batch_is_said():
     data = DiffusionDataModule(pictures(6), process=PROCESS, batch_size=8, drop_last=True)
     with pytest.raises(ValueError, match=r"data\.drop_last=true leaves no batch.*6 images.*data\.batch_size=8"):
         fit(data)
-
-
-def test_a_field_that_is_not_there_is_said_before_training():
-    process = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "lable"))
-    with pytest.raises(
-        ValueError, match=r"process\.fields asks for \['lable'\], but data\.train\[0\] holds beside the image label"
-    ):
-        fit(DiffusionDataModule(pictures(), process=process))
-
-
-def test_images_of_different_sizes_are_named():
-    sizes = [torch.zeros(1, 4, 4), torch.zeros(1, 4, 5)]
-    with pytest.raises(
-        ValueError, match=r"sample \d is .*\(1, 4, [45]\).*sample \d is .*\(1, 4, [45]\).*data\.image_size"
-    ):
-        fit(DiffusionDataModule(sizes, process=PROCESS))
 
 
 def test_the_backend_is_tried_settled_and_kept(caplog, monkeypatch):

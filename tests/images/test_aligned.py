@@ -9,15 +9,14 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 from scipy import stats
-from shared import Items, together, trainer
-from torch.utils.data import DataLoader, IterableDataset
+from shared import Items, Stream, assert_alike, together, write
+from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from diffaug import Bucketed, Buckets, DiffusionDataModule, ForwardProcess, LinearBeta
-from diffaug.commands.encode import encode
 from diffaug.images.aligned import Aligned
-from diffaug.pytorch_lightning import Encoding, store
+from diffaug.pytorch_lightning import store
 from diffaug.schedules import Rectified
 from diffaug.times import Stratified, Uniform
 
@@ -340,11 +339,7 @@ def test_undeclared_images_of_evaluation_and_of_streams_are_refused():
     with pytest.raises(ValueError, match=r"data\.val\[0\] holds 2 images: .*data\.eval_transform would flip"):
         module(pair, val=Items(pair), eval_transform=FLIP, **options).setup("fit")
 
-    class Stream(IterableDataset[Any]):
-        def __iter__(self) -> Any:
-            return map(pair, range(3))
-
-    data = DiffusionDataModule(Stream(), transform=FLIP, seed=0, batch_size=2, **options)
+    data = DiffusionDataModule(Stream([pair(0)] * 3), transform=FLIP, seed=0, batch_size=2, **options)
     data.setup("fit")
     with pytest.raises(ValueError, match=r"holds 2 images: .*data\.images=\{item_0: target, label: condition\}"):
         next(iter(data.train_dataloader()))
@@ -523,7 +518,7 @@ def test_images_in_buckets_that_cannot_be_fitted_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"data\.train has buckets, and data\.images names \['mask'\] beside the image"
     ):
-        encode(data, str(tmp_path), trainer(), Encoding)
+        write(data, tmp_path)
     left = Bucketed([wrong], [(8, 8)], Buckets(shapes=[[8, 4]]), images={"image": "target"})
     assert left[0]["mask"].shape == (8, 8)
 
@@ -556,17 +551,16 @@ def test_those_of_another_datamodule_are_flipped_together():
 
 def test_a_store_gives_them_alike(tmp_path):
     options = {"transform": GEOMETRY, "process": process("low_res", "mask", "index")}
-    encode(module(), str(tmp_path / "a"), trainer(), Encoding)
+    write(module(), tmp_path / "a")
     stored = store(root=str(tmp_path / "a"), images=ROLES, seed=3, batch_size=4, **options)
-    for one, other in zip(batches(stored), batches(module(**options)), strict=True):
-        assert all(map(torch.equal, one, other))
+    assert_alike(batches(stored), batches(module(**options)))
     undeclared = store(root=str(tmp_path / "a"), **options)
     with pytest.raises(ValueError, match=r"data\.images=\{image: target, low_res: condition, mask: mask\}"):
         undeclared.setup("fit")
 
 
 def test_a_store_s_variants_are_of_all_images(tmp_path):
-    encode(module(), str(tmp_path / "a"), trainer(), Encoding, variants=["identity", "hflip"])
+    write(module(), tmp_path / "a", variants=["identity", "hflip"])
     found: set[bytes] = set()
     data = store(root=str(tmp_path / "a"), images=ROLES, process=process("low_res", "mask"), seed=3, batch_size=4)
     for batch in batches(data):
@@ -574,7 +568,7 @@ def test_a_store_s_variants_are_of_all_images(tmp_path):
     assert len(found) == 2
     data = module(images=None, image_key="image")
     with pytest.raises(ValueError, match=r"variants would flip or crop image alone.*mask: mask\}"):
-        encode(data, str(tmp_path / "b"), trainer(), Encoding, variants=["identity", "hflip"])
+        write(data, tmp_path / "b", variants=["identity", "hflip"])
 
 
 def test_a_resume_compares_them():
@@ -625,7 +619,7 @@ def test_a_condition_is_noised_in_evaluation_alike_each_time():
     data = module(val=Items(aligned), process=process("low_res", "low_res_t"), **noised())
     data.setup("fit")
     a, b = ([data.noise(batch, stage="val") for batch in data.val_dataloader()] for _ in range(2))
-    assert all(all(map(torch.equal, one, other)) for one, other in zip(a, b, strict=True))
+    assert_alike(a, b)
     assert len(together(a, "low_res_t").unique()) == 12
 
 
