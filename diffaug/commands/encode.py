@@ -7,7 +7,7 @@ that differ; the same one goes on with what is missing.
 import json
 import shutil
 import signal
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -114,53 +114,63 @@ def encode(
     options = {"pin_memory": torch.cuda.is_available(), **data.loader_options}
     writer = module(root, flat, batch_size=data.batch_size, options=options, latents=latents)
     missing = writer.shards() if stale else writer.missing()
-    rows = sum(len(flat[number].split.rows_of(shard)) for number, shard in missing)
-    total = sum(source.split.rows for source in flat)
-    if trainer.is_global_zero:
+    rows, total, first = _count(flat, missing), sum(source.split.rows for source in flat), trainer.is_global_zero
+    if first:
         print(plan(root, flat, rows, total))
         check_space(root, flat, missing)
-    with _alone(whole) if trainer.is_global_zero else nullcontext():
-        if trainer.is_global_zero:
-            if stale:
-                shutil.rmtree(root, ignore_errors=True)
+    with _alone(whole) if first else nullcontext():
+        if first and stale:
+            shutil.rmtree(root, ignore_errors=True)
+        if first:
             for left in root.glob("*/.*.part"):  # by a run that was killed
                 left.unlink(missing_ok=True)
-            if missing:
-                root.mkdir(exist_ok=True)
-                write_info(root, info)
-                write_files(root, flat)
+        if first and missing:
+            root.mkdir(exist_ok=True)
+            write_info(root, info)
+            write_files(root, flat)
         if missing:
-            try:
-                trainer.predict(writer, return_predictions=False)
-            except BaseException as error:  # Ctrl-C as Lightning's SystemExit; SIGTERM as any, having ended workers too
-                interrupted = isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
-                if not interrupted and not trainer.received_sigterm:
-                    raise
-                told = signal.SIGINT if interrupted else signal.SIGTERM
-                if not trainer.is_global_zero:
-                    raise SystemExit(128 + told) from error
-                left = sum(len(flat[number].split.rows_of(shard)) for number, shard in writer.missing())
-                done = f"What was finished stays, {total - left} of {total} rows, and the same command goes on."
-                raise Told(told, done) from error
-            finally:
-                writer.abandon()
-        if trainer.is_global_zero:
-            if writer.missing():
-                raise ValueError(f"{root} is not finished: {len(writer.missing())} shards are missing. Run it again.")
-            if latents is not None:
-                info["latents"] = said = summarise(_read_sums(root, next(iter(sources.values()))))
-                if root != whole:  # of rows that were copied the error is not known anew
-                    said["largest_error"] = max(said["largest_error"], _error(whole))
-                deviation = said["median_deviation"]
-                beside = "" if deviation is None else f", where the posterior's median deviation is {deviation:.3g}"
-                print(f"The largest error of rounding to {dtype} is {said['largest_error']:.3g}{beside}")
-            write_info(root, {**info, "finished": True})
-            if root != whole:
-                replace(whole)
-            kept = sum(int((one.kept >= 0).sum()) * len(one.split.variants) for one in flat if one.kept is not None)
-            copied = f", {kept} of these from before" if kept else ""
-            done = f"{whole} holds {total} rows, {rows} of them written now{copied}."
-            print(f"{done} To train on it: data=store data.root={out}")
+            _write_rows(trainer, writer, flat, total)
+        if not first:
+            return
+        if writer.missing():
+            raise ValueError(f"{root} is not finished: {len(writer.missing())} shards are missing. Run it again.")
+        if latents is not None:
+            info["latents"] = said = summarise(_read_sums(root, next(iter(sources.values()))))
+            if root != whole:  # of rows that were copied the error is not known anew
+                said["largest_error"] = max(said["largest_error"], _error(whole))
+            deviation = said["median_deviation"]
+            beside = "" if deviation is None else f", where the posterior's median deviation is {deviation:.3g}"
+            print(f"The largest error of rounding to {dtype} is {said['largest_error']:.3g}{beside}")
+        write_info(root, {**info, "finished": True})
+        if root != whole:
+            replace(whole)
+        kept = sum(int((one.kept >= 0).sum()) * len(one.split.variants) for one in flat if one.kept is not None)
+        copied = f", {kept} of these from before" if kept else ""
+        done = f"{whole} holds {total} rows, {rows} of them written now{copied}."
+        print(f"{done} To train on it: data=store data.root={out}")
+
+
+def _count(sources: Sequence[Source], shards: Iterable[tuple[int, int]]) -> int:
+    """Count the rows of shards, each by the number of its source and its own."""
+    return sum(len(sources[number].split.rows_of(shard)) for number, shard in shards)
+
+
+def _write_rows(trainer: Any, writer: EncodingBase, sources: Sequence[Source], total: int) -> None:
+    """Write what is missing; where that is told to end, say what of it was finished."""
+    try:
+        trainer.predict(writer, return_predictions=False)
+    except BaseException as error:  # Ctrl-C as Lightning's SystemExit; SIGTERM as any, having ended workers too
+        interrupted = isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
+        if not interrupted and not trainer.received_sigterm:
+            raise
+        told = signal.SIGINT if interrupted else signal.SIGTERM
+        if not trainer.is_global_zero:
+            raise SystemExit(128 + told) from error
+        finished = total - _count(sources, writer.missing())
+        done = f"What was finished stays, {finished} of {total} rows, and the same command goes on."
+        raise Told(told, done) from error
+    finally:
+        writer.abandon()
 
 
 @contextmanager
