@@ -110,6 +110,7 @@ def test_fsdp(tmp_path):
 
 def test_clips_train_with_a_time_for_each_frame(tmp_path):
     clips = ("experiment=diffusion_forcing", "data.image_shape=[4,1,12,12]", "model.network.width=8")
+    clips += ("process.compile=false",)  # it takes half a minute
     law = ("part_law@process.parts.law=context", "process.fields=[x_t,v,t,part_mask]", "callbacks=loss_by_level")
     steps_of = ("trainer.max_steps=20", "trainer.val_check_interval=20", "trainer.log_every_n_steps=1")
     rest = ("data.batch_size=16", "trainer.limit_val_batches=2", "callbacks.progress.samples=1")
