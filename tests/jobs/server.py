@@ -74,8 +74,11 @@ class Popen(subprocess.Popen):
 
     def __new__(cls, *arguments: Any, **options: Any) -> Any:
         words = [str(word) for word in arguments[0]] if arguments and isinstance(arguments[0], list) else []
+        if words[1:2] == ["-u"] and options.get("shell") is False:  # as submitit starts the tasks of a job
+            del words[1]
         known = words[:1] == [sys.executable] and (words[1] == "-m" or words[1][0] != "-") and len(arguments) == 1
-        if FRESH or not known or options.keys() - {"cwd", "env", "stdout", "stderr"} or not address():
+        told = {name for name, value in options.items() if value and name != "encoding"}
+        if FRESH or not known or told - {"cwd", "env", "stdout", "stderr"} or not address():
             return super().__new__(cls)
         streams = [options.get(name) or default for name, default in (("stdout", 1), ("stderr", 2))]
         streams = [stream if isinstance(stream, int) else stream.fileno() for stream in streams]
