@@ -44,22 +44,20 @@ def page(*, _root_: DictConfig) -> str:
     comments: dict[Keys, str] = {}
     for part in composed:
         package = tuple(part.package.split(".")) if part.package else ()
-        for text in _texts(loader, part.config_path):
-            comments |= {(*package, *path): comment for path, comment in comments_of(text).items()}
+        text = _text(loader, part.config_path)
+        comments |= {(*package, *path): comment for path, comment in comments_of(text).items()}
     config = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
     lines += ["\nKeys of these choices, each with its value:\n", write_comments(OmegaConf.to_yaml(config), comments)]
     return "\n".join(lines).replace("$", "$$")
 
 
-def _texts(loader: Any, config_path: str) -> Iterator[str]:
-    """Read the file of a config, from the first folder of the search path that has it."""
-    if config_path.startswith("hydra/"):
-        return
-    for source in loader.get_sources():
+def _text(loader: Any, config_path: str) -> str:
+    """Read the file of a config, from the first folder of the search path that has it; nothing of Hydra's own."""
+    for source in () if config_path.startswith("hydra/") else loader.get_sources():
         file = Path(source.path, f"{config_path}.yaml")
         if source.scheme() == "file" and file.is_file():
-            yield file.read_text()
-            return
+            return file.read_text()
+    return ""
 
 
 def comments_of(text: str) -> dict[Keys, str]:

@@ -189,15 +189,3 @@ def test_what_a_shell_has_ignore_it_ignores_it(tmp_path):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     fit("training_step", lambda: os.kill(os.getpid(), signal.SIGINT), tmp_path)
     assert load(tmp_path / "last.ckpt")["global_step"] == 4
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"minutes": 0}, r"callbacks\.last\.minutes must be a number > 0, but got 0"),
-        ({"every": 0}, r"callbacks\.last\.every must be a whole number >= 1, but got 0"),
-    ],
-)
-def test_mistakes_are_said(options, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        LastCheckpoint(str(tmp_path), **options)
