@@ -8,30 +8,15 @@ it has not been imported, the registration waits for its import.
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
-
-
-class _Registering(Loader):
-    """Loads Hydra as its own loader does, and then registers the configs."""
-
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self.loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self.loader.exec_module(module)
-        assert module.__spec__ is not None
-        module.__spec__.loader = module.__loader__ = self.loader  # what else asks finds all as it would be
-        import_module("diffaug.config")
+from typing import Any
 
 
 class _Finder(MetaPathFinder):
-    """Finds Hydra, once, as the other finders do."""
+    """Finds Hydra, once, as the other finders do, and has it registered with as soon as it is loaded."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -40,8 +25,15 @@ class _Finder(MetaPathFinder):
             return None
         sys.meta_path.remove(self)
         spec = find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Registering(spec.loader)
+        loader: Any = spec and spec.loader
+
+        def load(module: ModuleType) -> None:
+            del loader.exec_module  # from here on the loader is as it would be
+            loader.exec_module(module)
+            import_module("diffaug.config")
+
+        if loader is not None:
+            loader.exec_module = load
         return spec
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import pytorch_lightning as pl
+import shared
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
@@ -47,8 +48,7 @@ CHOICES = [" ".join(filter(None, some)) for several in SEVERAL for some in sever
 
 
 def composed(*overrides: str, folder: str = "outputs/test") -> DictConfig:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("train", [f"folder={folder}", *overrides])
+    return shared.composed(f"folder={folder}", *overrides, config="train")
 
 
 @pytest.fixture(autouse=True)
