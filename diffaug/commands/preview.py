@@ -70,10 +70,11 @@ def preview(data: DiffusionBase) -> Preview:
 
     Of latents, which an encoder or a store makes, it looks at what is noised: scaled, and drawn from the posterior. The
     picture shows the first three of their channels. Of a dataset with buckets it looks at the largest, and lists all.
+    Of clips it looks at the frames, as at images of their own.
 
     Raises:
-        ValueError: they are no images of shape (B, 1 or 3, H, W), nor latents of shape (B, C, H, W); or a stream, which
-            cannot be looked at beforehand.
+        ValueError: they are no images of shape (B, 1 or 3, H, W), nor latents of shape (B, C, H, W), nor clips of such;
+            or a stream, which cannot be looked at beforehand.
     """
     check_own(data, "preview")
     data.setup("fit")
@@ -83,6 +84,14 @@ def preview(data: DiffusionBase) -> Preview:
         images = _latents(data, images)
         process = copy.copy(process)
         process.value_range = None  # of what it noises
+    item, clips = (), False
+    if images is not None:
+        item, clips = tuple(images.shape[1:]), images.ndim == 5
+        if clips:
+            frames = _frames(images, process)
+            images = frames[:: len(frames) // _IMAGES | 1]  # odd: of every place in a clip
+            process = copy.copy(process)
+            process.parts = None
     wanted = "latents of shape (B, C, H, W)" if process.value_range is None else "images of shape (B, 1 or 3, H, W)"
     if images is None or images.ndim != 4 or (process.value_range and images.shape[1] not in (1, 3)):
         shape = "a stream" if images is None else f"of shape {tuple(images.shape)}"
@@ -104,14 +113,15 @@ def preview(data: DiffusionBase) -> Preview:
     if listed:
         alike = "looked at are those"
     lines = [
-        f"images           {len(dataset)}, {alike} {tuple(images.shape[1:])}, {images.dtype}".replace("torch.", ""),
+        f"images           {len(dataset)}, {alike} {item}, {images.dtype}".replace("torch.", "")
+        + (": clips, whose frames are looked at as images" if clips else ""),
         *(table(listed) if listed else ()),
         f"values           {low:g} to {high:g} as read, of {span}; looked at {len(images)} images",
         f"{'noised           as they are' if latents else 'scaled           to [-1, 1]'}; mean ± standard deviation of "
         f"each channel: {channels}",
         f"schedule         {process.schedule!r}",
         *([f"pair             {process.pair!r}"] if process.pair is not None else []),
-        *([f"parts            {process.parts!r}"] if process.parts is not None else []),
+        *([f"parts            {data.process.parts!r}"] if data.process.parts is not None else []),
         f"x_T to its prior {process.prior_kl_bits_per_dim(images):.3g} bits per dimension",
         f"at the last t    the images' coarsest feature shows with a signal-to-noise ratio of {end.item():.2g}",
         f"as good as noise {blind:.0%} of the draws: there that ratio is below {STRONG:g}",
@@ -127,6 +137,13 @@ def _buckets(images: Images, batch: int) -> list[Bucket]:
     """Measure the buckets of a dataset that has them."""
     dataset, bucket_of = images.dataset, getattr(images.dataset, "bucket_of", None)
     return [] if bucket_of is None else measure(dataset.sizes, bucket_of, dataset.bucket_shapes, batch)
+
+
+def _frames(clips: Tensor, process: ForwardProcess) -> Tensor:
+    """Return the frames of clips, (B, F, C, H, W) or (B, C, F, H, W), by where the parts lie or there are colours."""
+    planes = () if process.parts is None else process.parts.planes(clips.shape)
+    axis = 1 + (planes[1] > planes[0]) if planes else 1 if clips.shape[2] in (1, 3) else 2
+    return clips.movedim(axis, 1).flatten(0, 1)
 
 
 def _latents(data: DiffusionBase, images: Tensor) -> Tensor:

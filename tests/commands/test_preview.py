@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from diffaug import EDM, DiffusionDataModule, ForwardProcess, LinearBeta, Uniform, ZeroTerminalSNR
+from diffaug import EDM, DiffusionDataModule, ForwardProcess, LinearBeta, Parts, Uniform, ZeroTerminalSNR
 from diffaug.__main__ import main
 from diffaug.commands.preview import _visible, preview, warnings
 
@@ -159,3 +159,17 @@ def test_a_preview_names_its_pair_and_its_parts(tmp_path, capsys):
     assert "\npair             Pair(times=TwoDraws(" in capsys.readouterr().out
     assert main(["preview", "parts=patches", "trainer=cpu", "data.num_workers=0", out]) == 0
     assert "\nparts            Parts(" in capsys.readouterr().out
+    assert main(["preview", "experiment=diffusion_forcing", "trainer=cpu", "data.num_workers=0", out]) == 0
+    assert "each (8, 1, 16, 16), uint8: clips, whose frames are looked at as images" in capsys.readouterr().out
+
+
+def test_a_preview_of_clips_looks_at_their_frames():
+    latents = TensorDataset(torch.rand(6, 2, 4, 5, 7))  # of two frames and four channels, or the other way round
+    for axis, channels in ((1, 4), (2, 2)):
+        process = ForwardProcess(LinearBeta(), value_range=None, parts=Parts(axis), compile=False)
+        (line,) = (
+            line
+            for line in preview(DiffusionDataModule(latents, process=process, seed=0, batch_size=2)).text.splitlines()
+            if line.startswith("noised ")
+        )
+        assert line.count(" ± ") == channels + 1  # the words and each channel's
