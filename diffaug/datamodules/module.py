@@ -35,6 +35,7 @@ from diffaug.loader.training import (
     EpochSampler,
     FixedSampler,
     Loader,
+    TrainingLoader,
     check_loader_options,
     choose_order,
 )
@@ -252,7 +253,7 @@ class DiffusionBase(NoisingBase):
         self._resume.begin(self.trainer, [loader])
         return loader
 
-    def _train_loader(self, images: Images) -> EpochLoader | StreamLoader:
+    def _train_loader(self, images: Images) -> TrainingLoader:
         options = {"drop_last": self.drop_last, **self._options()}
         overfit = bool(self.trainer and self.trainer.overfit_batches)
         if is_stream(images.dataset):

@@ -90,7 +90,7 @@ def _counters(current: int, total: int, unfinished: dict[str, int]) -> dict[str,
     return {"total": stages(total), "current": stages(current)}
 
 
-def replace_states(trainer: Any, loaders: Sequence[Any], ours: type | tuple[type, ...], state: Any) -> None:
+def replace_states(trainer: Any, loaders: Sequence[Any], ours: type, state: Any) -> None:
     """Put ``state`` in the place of what a checkpoint holds for each of our loaders; other loaders keep theirs.
 
     Arguments:

@@ -18,10 +18,9 @@ from diffaug.datamodules.progress import (
 )
 from diffaug.datamodules.recipe import check_ranks, check_recipe
 from diffaug.loader.stream import StreamLoader
-from diffaug.loader.training import EpochLoader
+from diffaug.loader.training import EpochLoader, TrainingLoader
 
 _log = logging.getLogger("diffaug")
-_OURS = (EpochLoader, StreamLoader)
 
 
 class Resume:
@@ -83,7 +82,7 @@ class Resume:
         earlier = self.state(trainer) if trainer else {}  # of the loaders before these
         self._loaders = list(loaders)
         for loader in loaders:
-            if isinstance(loader, _OURS):
+            if isinstance(loader, TrainingLoader):
                 loader.cycles = mode == "max_size_cycle"
         if trainer is None or trainer.state.fn != "fit":
             return
@@ -116,9 +115,11 @@ class Resume:
                 "The images go on exactly, the learning rate may fall later than it would have."
             )
         for loader in loaders:
-            if isinstance(loader, _OURS):
+            if isinstance(loader, TrainingLoader):
                 loader.load_state_dict(progress._asdict())
-        replace_states(trainer, [x for x in loaders if hasattr(x, "load_state_dict")], _OURS, progress._asdict())
+        replace_states(
+            trainer, [x for x in loaders if hasattr(x, "load_state_dict")], TrainingLoader, progress._asdict()
+        )
         self._waiting = {**self.state(trainer), **progress._asdict(), "stepped": loaded["stepped"]}
         self._waiting["epoch_images"] = self._epoch_images(batches)
 
@@ -164,7 +165,7 @@ class Resume:
         """Return how many of a loader's batches are those that were done, of ``before`` images each."""
         if not done:
             return 0
-        if not isinstance(loader, _OURS) or before is None:
+        if not isinstance(loader, TrainingLoader) or before is None:
             if not hasattr(loader, "load_state_dict"):
                 self._refuse(
                     f"The checkpoint was saved after {done} batches of an epoch, but a {type(loader).__qualname__} can "

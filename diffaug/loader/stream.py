@@ -21,7 +21,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from diffaug.images.items import describe_value, find_part, name_parts
 from diffaug.loader.batch import Place
 from diffaug.loader.dataset import Keyed, note
-from diffaug.loader.training import Loader
+from diffaug.loader.training import TrainingLoader
 from diffaug.randomness.user_code import seed_all, untouched_random_state
 
 _log = logging.getLogger("diffaug")
@@ -176,28 +176,19 @@ def check_overfit(overfit: bool, name: str) -> None:
         )
 
 
-class StreamLoader(Loader):
-    """A DataLoader over a `Stream` that tells it the epoch, and can begin inside one.
+class StreamLoader(TrainingLoader):
+    """A `TrainingLoader` over a `Stream`, which it tells the epoch.
 
     A stream has no index: to begin after some batches it is read again from its beginning, and these are left out. So
     it goes on exactly with the same ranks, workers and batch size, at the cost of reading.
-
-    Attributes:
-        cycles: whether it is gone through again and again within an epoch, beside a longer loader.
     """
 
     dataset: Stream  # pyright: ignore[reportIncompatibleVariableOverride]
-    cycles = True
-    _epoch = -1  # the epoch that the last pass was of
     _lap = -1  # which pass of that epoch the last whole one was
-    _done = 0  # batches of that epoch that have been read, in all its passes
-    _left_out = 0  # how many of these were only read again
-    _resume: tuple[int, int] | None = None
+    _left_out = 0  # how many batches of that epoch, of those done, were only read again
 
-    @property
-    def global_batch(self) -> int:
-        """Samples of a batch, on all ranks together."""
-        return (self.batch_size or 1) * self.dataset.ranks
+    def ranks(self) -> int:
+        return self.dataset.ranks
 
     def __iter__(self) -> Iterator[Any]:
         resumed, self._resume = self._resume, None
@@ -222,6 +213,3 @@ class StreamLoader(Loader):
         """Return the epoch, and how many of its batches have been handed out."""
         epoch, batches = self._resume or (max(self._epoch, 0), self._done)
         return {"epoch": epoch, "batches": batches}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._resume = state["epoch"], state["batches"]

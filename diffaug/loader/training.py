@@ -171,8 +171,8 @@ class Loader(DataLoader[Any]):
             return super().__iter__()
 
 
-class EpochLoader(Loader):
-    """A DataLoader over an `EpochSampler` that can begin inside an epoch.
+class TrainingLoader(Loader):
+    """A DataLoader that can begin inside an epoch.
 
     Its state is the epoch and how many of its batches are done: the same on every rank.
 
@@ -180,17 +180,32 @@ class EpochLoader(Loader):
         cycles: whether it is gone through again and again within an epoch, beside a longer loader.
     """
 
-    sampler: EpochSampler  # pyright: ignore[reportIncompatibleVariableOverride]
     cycles = True
     _epoch = -1  # the epoch that the last pass was of
     _done = 0  # batches of that epoch that have been handed out, in all its passes
-    _before = 0  # batches of that epoch before the next pass
     _resume: tuple[int, int] | None = None
+
+    def ranks(self) -> int:
+        """Return how many processes share the data out."""
+        raise NotImplementedError
 
     @property
     def global_batch(self) -> int:
         """Samples of a batch, on all ranks together."""
-        return (self.batch_size or 1) * self.sampler.num_replicas
+        return (self.batch_size or 1) * self.ranks()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._resume = state["epoch"], state["batches"]
+
+
+class EpochLoader(TrainingLoader):
+    """A `TrainingLoader` over an `EpochSampler`."""
+
+    sampler: EpochSampler  # pyright: ignore[reportIncompatibleVariableOverride]
+    _before = 0  # batches of that epoch before the next pass
+
+    def ranks(self) -> int:
+        return self.sampler.num_replicas
 
     def __iter__(self) -> Iterator[Any]:
         sampler = self.sampler
@@ -220,6 +235,3 @@ class EpochLoader(Loader):
             epoch, batches = self._epoch, self._done
         over = batches >= len(self)
         return {"epoch": epoch + over, "batches": 0 if over else batches}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._resume = state["epoch"], state["batches"]
