@@ -48,7 +48,7 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import bounded, check_fields
-from diffaug.schedules.numbers import in_float64, keep, log_odds
+from diffaug.schedules.numbers import in_float64, keep, log_odds, sigmoid
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class Scaling:
         return self.name
 
 
-VARIANCE_PRESERVING = Scaling("variance preserving", lambda x: (x.sigmoid().sqrt(), (-x).sigmoid().sqrt()))
+VARIANCE_PRESERVING = Scaling("variance preserving", lambda x: (sigmoid(x).sqrt(), sigmoid(-x).sqrt()))
 VARIANCE_EXPLODING = Scaling("variance exploding", lambda x: (torch.ones_like(x), (-x / 2).exp()))
-STRAIGHT = Scaling("straight", lambda x: ((x / 2).sigmoid(), (-x / 2).sigmoid()))
+STRAIGHT = Scaling("straight", lambda x: (sigmoid(x / 2), sigmoid(-x / 2)))
 
 
 @dataclass(frozen=True)

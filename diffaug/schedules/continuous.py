@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffaug.checks import bounded
 from diffaug.schedules.base import STRAIGHT, VARIANCE_EXPLODING, Scaling, Schedule
-from diffaug.schedules.numbers import in_float64, log_odds
+from diffaug.schedules.numbers import in_float64, log_odds, sigmoid
 
 LARGEST = torch.finfo(torch.float32).max
 
@@ -155,7 +155,7 @@ class Rectified(Schedule):
         return 2 * (torch.log1p(-t) - torch.log(t))
 
     def compute_t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        return (-log_snr / 2).sigmoid()
+        return sigmoid(-log_snr / 2)
 
 
 @dataclass(frozen=True)

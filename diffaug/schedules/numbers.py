@@ -46,6 +46,21 @@ def in_float64(function: Callable[[Tensor], Tensor], t: Tensor, dtype: torch.dty
     return result.to(dtype).to(t.device)
 
 
+def sigmoid(x: Tensor) -> Tensor:
+    """Compute the logistic function of float64 numbers, of each by the same instructions, wherever it stands in x.
+
+    On the CPU torch's own takes the last few of a tensor, which fill no vector, through another exponential, off by a
+    last bit at times. That bit tells where the exact value is halfway between two float32 numbers, as 1 - t often is:
+    so a sample's coefficients would depend on its place in the batch.
+    """
+    rest = -x.numel() % 16  # the most float64 numbers that a step of its loop takes, on any CPU
+    if not rest or not x.is_cpu:
+        return x.sigmoid()
+    padded = x.new_zeros(x.numel() + rest)
+    padded[: x.numel()] = x.flatten()
+    return padded.sigmoid_()[: x.numel()].view(x.shape)
+
+
 def log_odds(log_p: Tensor) -> Tensor:
     """Return ln(p / (1 - p)) of ln p: with its digits where p is nearly 1."""
     return log_p - torch.log(-torch.expm1(log_p))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffaug.checks import bounded, number, refuse
 from diffaug.schedules import Schedule
-from diffaug.schedules.numbers import keep, read_numbers
+from diffaug.schedules.numbers import keep, read_numbers, sigmoid
 from diffaug.times.densities import UnitTimes, ndtri
 
 
@@ -30,7 +30,7 @@ class LogitNormal(UnitTimes):
     std: float = bounded(1.0, above=0)
 
     def unit(self, q: Tensor) -> Tensor:
-        return torch.sigmoid(self.mean + self.std * ndtri(q))
+        return sigmoid(self.mean + self.std * ndtri(q))
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class PlateauLogitNormal(UnitTimes):
     def unit(self, q: Tensor) -> Tensor:
         below, height, total = _plateau(self.mean, self.std)
         mass = q * total
-        rise = torch.sigmoid(self.mean + self.std * ndtri(mass.clamp_max(below)))
+        rise = sigmoid(self.mean + self.std * ndtri(mass.clamp_max(below)))
         return (rise + (mass - below).clamp_min(0.0) / height).clamp_max(1.0)
 
 
@@ -99,7 +99,7 @@ class Beta(UnitTimes):
     def unit(self, q: Tensor) -> Tensor:
         # From whichever end is nearer, so that neither tail loses digits.
         nearer = torch.minimum(q, 1 - q)
-        return torch.sigmoid(torch.where(q < 0.5, _logit(self.a, self.b, nearer), -_logit(self.b, self.a, nearer)))
+        return sigmoid(torch.where(q < 0.5, _logit(self.a, self.b, nearer), -_logit(self.b, self.a, nearer)))
 
 
 @dataclass(frozen=True)
