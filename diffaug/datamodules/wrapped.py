@@ -194,12 +194,12 @@ class WrappedBase(NoisingBase):
             loader, places = next(loaders)
             if part is None:  # a loader that has ended before the others
                 return None
-            return self._noise_part(part, places or self._first_place(number, stage), stage, loader)
+            return self._noise_part(part, places, number, stage, loader)
 
         nest = self._nests.get(stage)
         return one(content) if is_leaf(nest) else map_parts(one, nest, content)
 
-    def _noise_part(self, batch: Any, places: Places | Place, stage: str, loader: int) -> Any:
+    def _noise_part(self, batch: Any, places: Places | None, number: int, stage: str, loader: int) -> Any:
         where = f"the batch of {type(self.inner).__name__}.{stage}_dataloader()"
         image, extra = take_apart(batch, self.aligned.target, where, batch=True)
         if not isinstance(image, Tensor) or image.ndim < 2:
@@ -219,8 +219,8 @@ class WrappedBase(NoisingBase):
             self._noiser.check_once(extra[name], where, what, name)
         if self._noiser.check_once(image, where, what):
             warn_of_half_range([image], self.process.value_range, where)
-        if isinstance(places, Place):
-            places = Places.count_from(places, len(image))
+        if places is None:
+            places = Places.count_from(self._first_place(number, stage), len(image))
         if len(places.rows) != len(image):
             raise ValueError(
                 f"{where} has {len(image)} images of {len(places.rows)} samples: the collate function and the hooks of "
