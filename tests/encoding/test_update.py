@@ -28,7 +28,7 @@ PROCESS = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "label"), 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    for i in range(60):
+    for i in range(40):
         save_picture(tmp_path / "photos" / "ab"[i % 2] / f"{i:02}.png", i)
     return tmp_path / "photos"
 
@@ -118,7 +118,7 @@ def test_what_has_changed_is_named(photos, tmp_path):
     assert "\n  train, gone: b/31.png\n" in str(raised.value)
     assert "update=true makes the rows of files that have changed" in str(raised.value)
     lines = (out / "train" / "files.jsonl").read_text().splitlines()
-    assert len(lines) == 60
+    assert len(lines) == 40
     assert json.loads(lines[0])[:2] == ["a/00.png", (photos / "a" / "00.png").stat().st_size]
 
 
@@ -170,7 +170,7 @@ def test_an_interrupted_update_goes_on(photos, tmp_path, monkeypatch):
             write(data(photos), out, update=True)
     there = contents(out)
     assert {name: there[name] for name in old} == old
-    assert len(Store(str(out))) + len(Store(str(out), "val")) == 60
+    assert len(Store(str(out))) + len(Store(str(out), "val")) == 40
     with monkeypatch.context() as patch:
         patch.setattr(update.shutil, "rmtree", stop)
         with pytest.raises(RuntimeError, match="the plug is pulled"):

@@ -178,21 +178,15 @@ def test_batches_of_a_bucket_are_spread_as_in_a_random_order():
 def test_stratified_times_cover_a_global_batch_and_do_not_know_its_part(kind):
     """Times that are spread over the order are spread though laps differ within a batch."""
     process = ForwardProcess(LinearBeta(), times=Uniform(coverage=Stratified()), fields=("t",))
-    order, parts = ORDERS[kind](16), []
-    bucket_of = order_of(order) if isinstance(order, Bucketed) else None
-    for epoch in range(8):
-        for places in epoch_of(order, epoch):
-            t = times(process, places)
-            assert np.bincount(t // 125).tolist() == [2] * 8
-            parts += [
-                (number, int(time))
-                for number, time in zip(
-                    (place.dataset if bucket_of is None else bucket_of[place.index] for place in places), t, strict=True
-                )
-            ]
-    by_part = [[time for part, time in parts if part == number] for number in range(3)]
-    assert stats.ks_2samp(by_part[0], by_part[1]).pvalue > 1e-6
-    assert stats.ks_2samp(by_part[1], by_part[2]).pvalue > 1e-6
+    order = ORDERS[kind](16)
+    places = [place for epoch in range(8) for batch in epoch_of(order, epoch) for place in batch]
+    t = times(process, places)
+    assert all(np.bincount(batch // 125).tolist() == [2] * 8 for batch in t.reshape(-1, 16))
+    part = np.array([place.dataset for place in places])
+    if isinstance(order, Bucketed):
+        part = order_of(order)[[place.index for place in places]]
+    assert stats.ks_2samp(t[part == 0], t[part == 1]).pvalue > 1e-6
+    assert stats.ks_2samp(t[part == 1], t[part == 2]).pvalue > 1e-6
 
 
 def times(process: ForwardProcess, places: list[Place]) -> np.ndarray:
