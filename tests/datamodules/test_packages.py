@@ -1,6 +1,7 @@
 """Both packages of Lightning, side by side in one process: alike under each, and never mixed."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -21,6 +22,9 @@ import diffaug.lightning
 import diffaug.pytorch_lightning
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.datamodules.packages import package_of
+
+if os.environ.get("LIGHTNING") == "lightning":  # then the one goes by the other's name: see which_lightning
+    pytest.skip("is about both packages, whichever the other tests are run under", allow_module_level=True)
 
 PACKAGES = {"pytorch_lightning": (pl, diffaug.pytorch_lightning), "lightning": (L.pytorch, diffaug.lightning)}
 OTHER = {"pytorch_lightning": "lightning", "lightning": "pytorch_lightning"}
