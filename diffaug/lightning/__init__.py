@@ -2,7 +2,7 @@
 
 Those for `pytorch_lightning` are in `diffaug.pytorch_lightning`, alike.
 
-Each joins a base, which has all the code, with the class of the package that it must be of.
+Each joins a base, which has all the code and the docstring, with the class of the package that it must be of.
 """
 
 # pyright: reportIncompatibleVariableOverride=false
@@ -30,53 +30,42 @@ from diffaug.training.loss_by_level import LossByLevelBase
 from diffaug.training.run_logger import RunLoggerBase
 
 
-class DiffusionDataModule(DiffusionBase, pl.LightningDataModule):
-    __doc__ = DiffusionBase.__doc__
+class DiffusionDataModule(DiffusionBase, pl.LightningDataModule): ...
 
 
-class WrappedDataModule(WrappedBase, pl.LightningDataModule):
-    __doc__ = WrappedBase.__doc__
+class WrappedDataModule(WrappedBase, pl.LightningDataModule): ...
 
 
-class Denoiser(DenoiserBase, pl.LightningModule):
-    __doc__ = DenoiserBase.__doc__
+class Denoiser(DenoiserBase, pl.LightningModule): ...
 
 
-class Encoding(EncodingBase, pl.LightningModule):
-    __doc__ = EncodingBase.__doc__
+class Encoding(EncodingBase, pl.LightningModule): ...
 
 
-class LossByLevel(LossByLevelBase, pl.Callback):
-    __doc__ = LossByLevelBase.__doc__
+class LossByLevel(LossByLevelBase, pl.Callback): ...
 
 
-class LastCheckpoint(LastCheckpointBase, Checkpoint):
-    __doc__ = LastCheckpointBase.__doc__
+class LastCheckpoint(LastCheckpointBase, Checkpoint): ...
 
 
-class Pictures(PicturesBase, pl.Callback):
-    __doc__ = PicturesBase.__doc__
+class Pictures(PicturesBase, pl.Callback): ...
 
 
-class Progress(ProgressBase, pl.Callback):
-    __doc__ = ProgressBase.__doc__
+class Progress(ProgressBase, pl.Callback): ...
 
 
-class Summary(SummaryBase, pl.Callback):
-    __doc__ = SummaryBase.__doc__
+class Summary(SummaryBase, pl.Callback): ...
 
 
-class RunLogger(RunLoggerBase, CSVLogger):
-    __doc__ = RunLoggerBase.__doc__
+class RunLogger(RunLoggerBase, CSVLogger): ...
 
 
-class AtomicCheckpointIO(AtomicCheckpointIOBase, TorchCheckpointIO):
-    __doc__ = AtomicCheckpointIOBase.__doc__
+class AtomicCheckpointIO(AtomicCheckpointIOBase, TorchCheckpointIO): ...
 
 
 digits = partial(catalogue.digits, DiffusionDataModule)
 moving_digits = partial(catalogue.moving_digits, DiffusionDataModule)
 torchvision = partial(catalogue.torchvision, DiffusionDataModule)
 image_folder = partial(catalogue.image_folder, DiffusionDataModule)
-"""The data of configs/data/, as functions that make a DiffusionDataModule."""
 store = partial(catalogue.store, DiffusionDataModule)
+"""The data of configs/data/, as functions that make a DiffusionDataModule."""
