@@ -73,12 +73,11 @@ def test_shape_dtype_and_device_follow_t(schedule, device):
 
 def test_a_coefficient_does_not_depend_on_its_place(schedule):
     """Pieces of a size that fills no vector of the CPU have the bits of the whole."""
-    t = times(schedule, points=1001)
+    t = times(schedule, points=2001)
     t = t[: len(t) // 16 * 16]
     whole = torch.stack([schedule.log_snr(t), *schedule.alpha_sigma(t)])
-    for size in (1, 7, 13):
-        pieces = [torch.stack([schedule.log_snr(some), *schedule.alpha_sigma(some)]) for some in t.split(size)]
-        assert torch.equal(torch.cat(pieces, 1), whole)
+    pieces = [torch.stack([schedule.log_snr(some), *schedule.alpha_sigma(some)]) for some in t.split(15)]
+    assert torch.equal(torch.cat(pieces, 1), whole)
 
 
 def test_from_unit_is_monotone_and_even(schedule):
