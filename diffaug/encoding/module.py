@@ -81,11 +81,8 @@ def _join(some: list[tuple[list[int], dict[str, Any]]], fields: dict[str, Field]
         return first
     joined = {}
     for name in first:
-        pairs = sorted(
-            ((place, row) for places, rows in some for place, row in zip(places, rows[name], strict=True)),
-            key=lambda pair: pair[0],
-        )
-        values = [row for _, row in pairs]
+        by_place = {place: row for places, rows in some for place, row in zip(places, rows[name], strict=True)}
+        values = [by_place[place] for place in sorted(by_place)]
         if not isinstance(values[0], str):
             dtype = first[name][0].dtype  # of latents, that of before they are rounded: what was made is first
             values = [value.cpu().to(dtype) for value in values]
@@ -108,23 +105,21 @@ class _Rows(Dataset[Any]):
         number, shard, rows = where
         source = self.sources[number]
         split, before, kept = source.split, source.before, source.kept
-        read: dict[tuple[int, ...], tuple[list[int], list[Any]]] = {}
-        known: tuple[list[int], list[int]] = ([], [])
+        read: dict[tuple[int, ...], dict[int, Any]] = {}  # by shape, samples by place
+        known: dict[int, int] = {}  # rows of the earlier store by place
         varies = split.bucket_shapes is not None
         for place, row in enumerate(rows):
             item, variant = divmod(row, len(split.variants))
             old = -1 if kept is None else int(kept[item])
             if old >= 0:
-                known[0].append(place)
-                known[1].append(old * len(split.variants) + variant)
-                continue
-            sample = source.read(item, variant)
-            places, samples = read.setdefault(tuple(sample[0].shape) if varies else (), ([], []))
-            places.append(place)
-            samples.append(sample)
-        some = [Some(places, collate(samples), {}) for places, samples in read.values()]
-        if before is not None and known[0]:
-            some.append(Some(known[0], None, {name: before.read(name, known[1]) for name in split.fields}))
+                known[place] = old * len(split.variants) + variant
+            else:
+                sample = source.read(item, variant)
+                read.setdefault(tuple(sample[0].shape) if varies else (), {})[place] = sample
+        some = [Some([*samples], collate([*samples.values()]), {}) for samples in read.values()]
+        if before is not None and known:
+            held = {name: before.read(name, [*known.values()]) for name in split.fields}
+            some.append(Some([*known], None, held))
         return number, shard, len(rows), some
 
 
