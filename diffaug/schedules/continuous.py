@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffaug.checks import bounded
 from diffaug.schedules.base import STRAIGHT, VARIANCE_EXPLODING, Scaling, Schedule
-from diffaug.schedules.numbers import in_float64, log_odds, sigmoid
+from diffaug.schedules.numbers import in_float64, log_odds, power, sigmoid
 
 LARGEST = torch.finfo(torch.float32).max
 
@@ -125,12 +125,14 @@ class EDM(Schedule):
         low, high = self._roots
         # Rounding must not carry the ends beyond themselves.
         return in_float64(
-            lambda u: ((low + u * (high - low)) ** self.rho).clamp(self.sigma_min, self.sigma_max), u, torch.float64
+            lambda u: power(low + u * (high - low), self.rho).clamp(self.sigma_min, self.sigma_max),
+            u,
+            torch.float64,
         )
 
     def to_unit(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         low, high = self._roots
-        return in_float64(lambda t: ((t ** (1 / self.rho) - low) / (high - low)).clamp(0.0, 1.0), t, dtype)
+        return in_float64(lambda t: ((power(t, 1 / self.rho) - low) / (high - low)).clamp(0.0, 1.0), t, dtype)
 
     def compute_log_snr(self, t: Tensor) -> Tensor:
         return -2 * torch.log(t)

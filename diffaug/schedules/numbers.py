@@ -46,19 +46,45 @@ def in_float64(function: Callable[[Tensor], Tensor], t: Tensor, dtype: torch.dty
     return result.to(dtype).to(t.device)
 
 
-def sigmoid(x: Tensor) -> Tensor:
-    """Compute the logistic function of float64 numbers, of each by the same instructions, wherever it stands in x.
+def _evenly(function: Callable[..., Tensor], *numbers: Tensor) -> Tensor:
+    """Apply an elementwise function to float64 numbers of one shape: each by the same instructions, anywhere in them.
 
-    On the CPU torch's own takes the last few of a tensor, which fill no vector, through another exponential, off by a
-    last bit at times. That bit tells where the exact value is halfway between two float32 numbers, as 1 - t often is:
-    so a sample's coefficients would depend on its place in the batch.
+    On the CPU torch takes the last few of a tensor, which fill no vector, and the last few of each thread's share,
+    through another form of some functions (sigmoid, pow, hypot), off by a last bit at times. That bit tells where the
+    exact value is halfway between two float32 numbers, as 1 - t often is: a sample's coefficients would depend on its
+    place in the batch.
     """
-    rest = -x.numel() % 16  # the most float64 numbers that a step of its loop takes, on any CPU
-    if not rest or not x.is_cpu:
-        return x.sigmoid()
-    padded = x.new_zeros(x.numel() + rest)
-    padded[: x.numel()] = x.flatten()
-    return padded.sigmoid_()[: x.numel()].view(x.shape)
+    size = numbers[0].numel()
+    rest = -size % _VECTORS
+    if not numbers[0].is_cpu or (not rest and size <= _ONE_THREAD):
+        return function(*numbers)
+    padded = [torch.nn.functional.pad(some.flatten(), (0, rest)) for some in numbers]
+    starts = range(0, size, _ONE_THREAD)
+    made = [function(*(some[start : start + _ONE_THREAD] for some in padded)) for start in starts]
+    return (made[0] if len(made) == 1 else torch.cat(made))[:size].view(numbers[0].shape)
+
+
+_VECTORS = 16  # the most float64 numbers that a step of torch's loops takes, on any CPU
+_ONE_THREAD = 2**14  # fewer than torch shares out among threads
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """Compute the logistic function of float64 numbers."""
+    return _evenly(torch.sigmoid, x)
+
+
+def power(x: Tensor, exponent: float) -> Tensor:
+    """Compute powers of float64 numbers."""
+
+    def raised(base: Tensor) -> Tensor:
+        return base**exponent
+
+    return _evenly(raised, x)
+
+
+def hypot(a: Tensor, b: Tensor) -> Tensor:
+    """Compute the root of a^2 + b^2 of float64 numbers of one shape, without overflow."""
+    return _evenly(torch.hypot, a, b)
 
 
 def log_odds(log_p: Tensor) -> Tensor:

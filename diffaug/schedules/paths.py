@@ -9,12 +9,12 @@ from torch import Tensor
 from diffaug.checks import bounded
 from diffaug.schedules.base import STRAIGHT, Scaling, Schedule
 from diffaug.schedules.continuous import VPSDE
-from diffaug.schedules.numbers import log_odds
+from diffaug.schedules.numbers import hypot, log_odds
 
 SUB_VP = Scaling(
     "sub-variance preserving",
     lambda x: (
-        2 / ((-x / 2).exp() + torch.hypot((-x / 2).exp(), x.new_tensor(2.0))),
+        2 / ((-x / 2).exp() + hypot((-x / 2).exp(), torch.full_like(x, 2.0))),
         2 / (1 + (4 * x.exp() + 1).sqrt()),
     ),
 )

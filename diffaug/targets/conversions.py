@@ -20,7 +20,7 @@ from torch import Tensor
 from diffaug.checks import choice
 from diffaug.schedules import Schedule
 from diffaug.schedules.level import SIGMA_DATA, Level, Mix
-from diffaug.schedules.numbers import per_sample
+from diffaug.schedules.numbers import hypot, per_sample
 from diffaug.targets.fields import IMAGE_FIELDS, INPUTS, TARGETS
 
 _ROOM = 2.0**-16
@@ -110,7 +110,7 @@ def as_input(schedule: Schedule, name: str, x_t: Tensor, t: Tensor, sigma_data: 
     if name == "x_t":
         return x_t
     level = Level(schedule, t, sigma_data)
-    factor = 1 / torch.hypot(level.sigma, level.alpha * sigma_data)
+    factor = 1 / hypot(level.sigma, level.alpha * sigma_data)
     factor = factor.to(torch.promote_types(x_t.dtype, torch.float32)).to(x_t.device)
     return per_sample(factor, x_t) * x_t
 

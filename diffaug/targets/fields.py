@@ -31,7 +31,7 @@ from torch import Tensor
 
 from diffaug.schedules import Schedule
 from diffaug.schedules.level import LOG_SNR_TOLD, SIGMA_DATA, Level, Mix, split_clean
-from diffaug.schedules.numbers import keep
+from diffaug.schedules.numbers import hypot, keep
 
 
 def _constant(p: float, q: float) -> Callable[[Level], Mix]:
@@ -44,7 +44,7 @@ def _edm_target(level: Level) -> Mix:
 
 
 def _edm_root(level: Level) -> Tensor:
-    return torch.hypot(level.sigma, level.alpha * level.sigma_data)
+    return hypot(level.sigma, level.alpha * level.sigma_data)
 
 
 IMAGE_FIELDS: dict[str, Callable[[Level], Mix]] = {

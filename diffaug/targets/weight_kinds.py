@@ -11,7 +11,7 @@ from diffaug.checks import bounded
 from diffaug.schedules import Schedule
 from diffaug.schedules.base import table
 from diffaug.schedules.level import LOG_SNR_LIMIT, SIGMA_DATA, Level, split_clean
-from diffaug.schedules.numbers import keep
+from diffaug.schedules.numbers import keep, power, sigmoid
 from diffaug.targets.weight import Weight, on_target
 
 
@@ -122,7 +122,7 @@ class P2(Weight):
     stated_on: ClassVar[str | None] = "epsilon"
 
     def at(self, level: Level) -> Tensor:
-        return (self.k + level.log_snr.exp()).pow(-self.gamma)
+        return power(self.k + level.log_snr.exp(), -self.gamma)
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class SigmoidWeight(Weight):
     stated_on: ClassVar[str | None] = "epsilon"
 
     def at(self, level: Level) -> Tensor:
-        return torch.sigmoid(self.bias - level.log_snr)
+        return sigmoid(self.bias - level.log_snr)
 
 
 @dataclass(frozen=True)
@@ -259,4 +259,4 @@ def _elbo_table(schedule: Schedule, device: torch.device) -> Tensor:
 
 
 def _straight_time(level: Level) -> Tensor:
-    return torch.sigmoid(level.log_snr / -2)
+    return sigmoid(level.log_snr / -2)

@@ -16,6 +16,7 @@ from diffaug.randomness.keys import Keys, Purpose
 from diffaug.randomness.philox import points, uniforms
 from diffaug.schedules import Schedule
 from diffaug.schedules.level import LOG_SNR_TOLD, Level
+from diffaug.schedules.numbers import sigmoid
 from diffaug.times.densities import Times
 from diffaug.times.pair_laws import NOWHERE, PairPlaces, PairTimes, TwoTimes, grid_cell, require, round_below
 
@@ -55,7 +56,7 @@ class SigmaRatio(PairTimes):
 
     def draw(self, keys: Keys, schedule: Schedule, times: Times, t: Tensor, places: PairPlaces = NOWHERE) -> TwoTimes:
         log_snr = schedule.log_snr(t, torch.float64)
-        longer = 1 + self.k * torch.sigmoid(-self.b * (-log_snr / 2).exp())
+        longer = 1 + self.k * sigmoid(-self.b * (-log_snr / 2).exp())
         ratio = (1 - longer / self.q ** self._stages(places)).clamp_min(0.0)
         return t, round_below(schedule.t_of_log_snr(log_snr - 2 * ratio.log()), t, schedule)
 
@@ -178,7 +179,7 @@ class ConstantDecrement(PairTimes):
     def weight(self, schedule: Schedule, t: Tensor, s: Tensor, sigma_data: float) -> Tensor:
         level = Level(schedule, t, limit=True)
         share = level.alpha**self.a / (level.alpha.square() + level.sigma.square())
-        return (torch.sigmoid(self.b - level.log_snr) * -level.slope / 2 * share).float()
+        return (sigmoid(self.b - level.log_snr) * -level.slope / 2 * share).float()
 
 
 def _check_curriculum(law: Any, first: str, last: str) -> None:

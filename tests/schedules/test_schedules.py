@@ -15,7 +15,7 @@ from shared import SCHEDULES, composed, schedule_of, times
 
 from diffaug import schedules
 from diffaug.checks import bounded
-from diffaug.schedules.numbers import keep
+from diffaug.schedules.numbers import hypot, keep, power, sigmoid
 
 
 def test_coefficients_are_finite_and_never_nan(schedule):
@@ -69,6 +69,28 @@ def test_shape_dtype_and_device_follow_t(schedule, device):
     assert (native.shape, native.device.type) == (u.shape, device.type)
     assert native.dtype == (torch.int64 if schedule.discrete else torch.float64)
     assert schedule.t_of_log_snr(schedule.log_snr(t)).shape == t.shape
+
+
+@pytest.mark.parametrize(
+    ("function", "count"),
+    [(sigmoid, 1), (hypot, 2), (lambda x: power(x, 7.0), 1), (lambda x: power(x, -0.3), 1)],
+    ids=["sigmoid", "hypot", "power", "root"],
+)
+def test_a_number_does_not_depend_on_its_place(function, count):
+    """In pieces that fill no vector, and shared out among threads, each has the bits that it has alone."""
+    numbers = torch.rand(count, 40_007, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.1
+    whole = function(*numbers)
+    for size in (1, 7, 13):
+        some = numbers[:, :2002]
+        assert torch.equal(torch.cat([function(*piece) for piece in some.split(size, 1)]), whole[:2002])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(5)
+    try:
+        assert torch.equal(function(*numbers), whole)
+    finally:
+        torch.set_num_threads(threads)
+    shaped = numbers[:, :24].view(count, 2, 3, 4)
+    assert torch.equal(function(*shaped).flatten(), whole[:24])
 
 
 def test_a_coefficient_does_not_depend_on_its_place(schedule):
