@@ -25,8 +25,10 @@ from diffaug.encoding.module import EncodingBase, Source
 from diffaug.encoding.splits import choose_splits
 from diffaug.encoding.unwrap import unwrap
 from diffaug.encoding.update import BESIDE, changed_files, check_kept, keep_rows, left_by_another, replace, write_files
+from diffaug.images.roles import spell
 from diffaug.store.latents import DTYPES, Latents, summarise
 from diffaug.store.layout import FORMAT, INFO, read_info, write_info
+from diffaug.store.reader import Store
 from diffaug.training.checkpoint_io import lock
 from diffaug.training.errors import Told
 
@@ -147,7 +149,8 @@ def encode(
         kept = sum(int((one.kept >= 0).sum()) * len(one.split.variants) for one in flat if one.kept is not None)
         copied = f", {kept} of these from before" if kept else ""
         done = f"{whole} holds {total} rows, {rows} of them written now{copied}."
-        print(f"{done} To train on it: data=store data.root={out}")
+        again = f" 'data.images={spell(Store(str(whole)).roles)}'" if data.aligned.beside else ""
+        print(f"{done} To train on it: data=store data.root={out}{again}")
 
 
 def _count(sources: Sequence[Source], shards: Iterable[tuple[int, int]]) -> int:

@@ -66,8 +66,8 @@ class NoisingBase(ABC):
         images: which parts of an item are images that transforms flip and crop together: a role for each by its name,
             "target" for the one to noise, "condition" (a field in [-1, 1], scaled as the target is) or "mask" (a field
             as it is), or a dict of it and of ``scale``, how many times the target's height and width it has in a batch,
-            and ``value_range``, what its floats span: {"role": "condition", "scale": 0.25, "value_range": [0, 1]}. None
-            says nothing: then an item with several images and a transform is refused.
+            and ``value_range``, what its numbers span: {"role": "condition", "scale": 0.25, "value_range": [0, 1]}.
+            None says nothing: then an item with several images and a transform is refused.
         condition_noise: a ForwardProcess for each condition that is noised too, by its name; its time is then a field
             named likewise with ``_t`` behind.
         hole: a mask for inpainting, drawn for each image and view, of `diffaug.on_device.holes`: the fields ``hole``

@@ -15,8 +15,8 @@ from diffaug.datamodules.sources import (
     Source,
     are_datasets,
     build_images,
-    check_moments,
     check_shape,
+    check_stores,
     dataset_name,
     largest_bucket,
     list_functions,
@@ -220,7 +220,7 @@ class DiffusionBase(NoisingBase):
             check_stream(images.dataset, name, self.key, [option for option, is_set in given.items() if is_set])
         elif train:
             check_no_key(self.key, name, images.dataset)
-        check_moments(images.dataset, name, self._noiser.encoder)
+        check_stores(images.dataset, name, self._noiser.encoder, self.aligned, self.process.fields)
         return images
 
     def images(self, stage: str, number: int = 0) -> Images:

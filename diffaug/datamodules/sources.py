@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -14,6 +14,8 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from diffaug.checks import integer, refuse
 from diffaug.datasets.indexed import index_dataset, is_function, is_stream
 from diffaug.datasets.mixture import Mixture
+from diffaug.images.aligned import Aligned
+from diffaug.images.roles import spell
 from diffaug.loader.dataset import Images
 from diffaug.randomness.keys import COUNTED_BITS, DATASET_BITS, STAGES
 from diffaug.store.moments import Stored
@@ -154,9 +156,15 @@ def look_at(images: Images, image_shape: tuple[int, ...] | None) -> None:
         )
 
 
-def check_moments(dataset: Any, name: str, encoder: object) -> None:
-    """Refuse a store of mean and deviation where nothing draws from them: both would be noised, as if an image."""
+def check_stores(dataset: Any, name: str, encoder: object, aligned: Aligned, fields: Collection[str]) -> None:
+    """Refuse a store of mean and deviation where nothing draws from them: both would be noised, as if an image. And one
+    of conditions or masks of which nothing is said: they would be handed on as they are stored."""
     for store in _stores(dataset):
+        if aligned.roles is None and store.roles.keys() & set(fields) - {"image"}:
+            raise ValueError(
+                f"{name} reads the store {str(store.root)!r}, which was made with data.images. Say it again, "
+                f"data.images={spell(store.roles)}; or data.images={{image: target}} if nothing else is an image."
+            )
         if "std" in store.split.fields and not isinstance(encoder, Stored):
             raise ValueError(
                 f"{name} reads the store of latents {str(store.root)!r}, whose rows are a mean and a deviation to "

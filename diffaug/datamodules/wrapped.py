@@ -15,7 +15,7 @@ from diffaug.datamodules.nest import device_of, is_leaf, map_parts
 from diffaug.datamodules.packages import OURS, check_package, check_trainer, is_data_module, package_of
 from diffaug.datamodules.rebuild import rebuild
 from diffaug.datamodules.recipe import check_ranks
-from diffaug.datamodules.sources import check_moments, spread_indices, warn_of_half_range
+from diffaug.datamodules.sources import check_stores, spread_indices, warn_of_half_range
 from diffaug.images.items import describe_value, name_parts, take_apart
 from diffaug.loader.batch import Batch, Place, Places, first_place
 from diffaug.loader.stream import Stream
@@ -145,7 +145,8 @@ class WrappedBase(NoisingBase):
         def one(loader: Any, number: int) -> Any:
             of_several = f", loader {number}" if len(loaders) > 1 else ""
             name = f"{type(self.inner).__name__}.{stage}_dataloader(){of_several}"
-            check_moments(getattr(loader, "dataset", None), name, self._noiser.encoder)
+            dataset = getattr(loader, "dataset", None)
+            check_stores(dataset, name, self._noiser.encoder, self.aligned, self.process.fields)
             place = {"stage": stage, "number": number, "seed": self.seed or 0, "name": name, **self._ranks()}
             return rebuild(loader, **place, overfit=overfit, epoch=self._epoch)
 

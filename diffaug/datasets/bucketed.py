@@ -104,7 +104,8 @@ class Bucketed(Dataset[dict[str, Any]]):
             )
             if tuple(part.shape[-2:]) != size:
                 raise ValueError(
-                    f"{which} must be of the image's height and width, {size}, but is {tuple(part.shape)}."
+                    f"{which} must be of the image's height and width, {size}, but is {tuple(part.shape)}. (A smaller "
+                    "one is made by data.transform, from one of that size, after what is random there.)"
                 )
             made[name] = how(part, shape, placed.corner)
         made = {name: part.flip(-1) if placed.flipped else part for name, part in made.items()}

@@ -6,8 +6,8 @@ torchvision's tv_tensors (``Image`` for the target and conditions, ``Mask`` for 
 the images alone, and a mask is never interpolated. kornia's AugmentationSequential is called with plain tensors by
 place, and data keys of these roles: of a dict it would leave alone, in silence, what is not named as one of its keys.
 
-Conditions become fields in [-1, 1], float32: of uint8 from [0, 255], of floats from the target's range, or from the
-``value_range`` that is declared of one. Masks stay as they are. In a batch each has the target's height and width, or
+Conditions become fields in [-1, 1], float32: as the target does, or of numbers of any dtype from the ``value_range``
+that is declared of one. Masks stay as they are. In a batch each has the target's height and width, or
 these times the ``scale`` that is declared of it: a low-resolution condition 0.25 times.
 """
 
@@ -16,16 +16,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from diffaug.checks import choice, number, refuse, span
+from diffaug.checks import refuse
 from diffaug.images.items import as_mask, as_tensor, check_range, describe_value, is_image
+from diffaug.images.roles import Range, read_role
 from diffaug.process import ForwardProcess
 from diffaug.targets import FIELDS
 
-Range = tuple[float, float]
-ROLES = ("target", "condition", "mask")
 TOGETHER = ", which is given a dict of the images that data.images names, as torchvision's v2 transforms take it"
 
 
@@ -35,7 +33,7 @@ class Aligned:
     Arguments:
         images: a role for each by its name in the item, exactly one of them "target"; of the others also a
             dict of ``role``, ``scale`` (how many times the target's height and width they have in a batch) and, of a
-            condition, ``value_range`` (what its floats span). None where nothing is said.
+            condition, ``value_range`` (what its numbers span). None where nothing is said.
         image_key: which part is the image, where ``images`` does not say it.
 
     Attributes:
@@ -43,7 +41,7 @@ class Aligned:
         target: the key of the image to noise.
         beside: the roles of the others by name.
         scales: how many times the target's height and width these have.
-        ranges: what the floats of some span, where it is not what the target's do.
+        ranges: what the numbers of some conditions span, of any dtype, where it is declared.
         conditions: the names of those that are conditions.
     """
 
@@ -60,7 +58,7 @@ class Aligned:
         self.conditions: tuple[str, ...] = ()
         if images is None:
             return
-        self.roles = {str(name): _plain(f"data.images.{name}", said) for name, said in images.items()}
+        self.roles = {str(name): read_role(f"data.images.{name}", said) for name, said in images.items()}
         roles = {name: said if isinstance(said, str) else said["role"] for name, said in self.roles.items()}
         targets = [name for name, role in roles.items() if role == "target"]
         if len(targets) != 1:
@@ -90,13 +88,17 @@ class Aligned:
         if not self.beside:
             return image, extra
         self.check_held(extra, where)
-        made = {
-            name: as_mask(extra[name], f"{name} of {where}")
-            if role == "mask"
-            else as_tensor(extra[name], f"{name} of {where}", self.ranges.get(name, value_range))
-            for name, role in self.beside.items()
-        }
-        return as_tensor(image, where, value_range), {**extra, **made}
+        picture = as_tensor(image, where, value_range)
+        made: dict[str, Tensor] = {}
+        for name, role in self.beside.items():
+            its, part = f"{name} of {where}", extra[name]
+            if role == "mask":
+                made[name] = as_mask(part, its)
+                continue
+            # Where a range is declared its numbers are taken as they are, whatever their dtype.
+            condition = as_mask(part, its).float() if name in self.ranges else as_tensor(part, its, value_range)
+            made[name] = condition[None] if condition.ndim == 2 < picture.ndim else condition
+        return picture, {**extra, **made}
 
     def transform(
         self,
@@ -150,13 +152,19 @@ class Aligned:
         }
 
     def check_range(self, name: str, condition: Tensor, value_range: Range | None, where: str) -> None:
-        """Refuse a condition whose floats are outside its range: its own, or where none is declared the target's."""
-        own = self.ranges.get(name, value_range)
-        check_range(condition, own, f"{name} of {where}", f"data.images.{name}.value_range")
+        """Refuse a condition whose numbers are outside its range: its own, or where none is declared the target's."""
+        own = name in self.ranges
+        check_range(
+            condition.float(),
+            self.ranges.get(name, value_range),
+            f"{name} of {where}",
+            f"data.images.{name}.value_range" if own else "process.value_range",
+            f"Say what it spans: data.images.{name}={{role: condition, value_range: [low, high]}}.",
+        )
 
     def scale(self, name: str, condition: Tensor, process: ForwardProcess) -> Tensor:
         """Scale a batch's condition to float32 in [-1, 1]."""
-        if name not in self.ranges or condition.dtype == torch.uint8:
+        if name not in self.ranges:
             return process.scale(condition)
         low, high = self.ranges[name]
         return (2.0 * condition.float() - (high + low)) / (high - low)
@@ -235,23 +243,6 @@ class Aligned:
             f"others would no longer fit it. Say what each is, and they go through it together: {key}={{{guess}}}"
             f"; or {key}={{{target}: target}} if nothing else is to be transformed."
         )
-
-
-def _plain(where: str, said: Any) -> str | dict[str, Any]:
-    """Return what is said of an image in plain types, to keep and to compare."""
-    if not isinstance(said, Mapping):
-        return choice(where, str(said), ROLES)
-    wanted = "a role, or a dict of role, scale and value_range, {role: condition, scale: 0.25}"
-    if "role" not in said or not said.keys() <= {"role", "scale", "value_range"}:
-        raise refuse(where, dict(said), wanted)
-    made: dict[str, Any] = {"role": choice(f"{where}.role", str(said["role"]), ROLES[1:])}
-    if "scale" in said:
-        made["scale"] = number(f"{where}.scale", said["scale"], above=0)
-    if "value_range" in said:
-        if made["role"] != "condition":
-            raise refuse(where, dict(said), "of role condition to have a value_range: a mask stays as it is")
-        made["value_range"] = list(span(f"{where}.value_range", said["value_range"]))
-    return made
 
 
 def _call_kornia(function: Any, masks: list[bool], parts: dict[str, Tensor]) -> dict[str, Tensor]:

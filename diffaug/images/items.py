@@ -5,6 +5,7 @@ floats are latents, of any finite values. Nothing is guessed: a layout or dtype 
 with the line that says which it is.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -203,23 +204,23 @@ def _from_array(array: np.ndarray[Any, Any], where: str) -> Tensor:
 
 
 def check_range(
-    image: Tensor, value_range: tuple[float, float] | None, where: str, key: str = "process.value_range"
+    image: Tensor,
+    value_range: tuple[float, float] | None,
+    where: str,
+    key: str = "process.value_range",
+    remedy: str = "Set process.value_range to the range of your float images (torchvision's ToTensor gives [0, 1]), or "
+    "yield uint8 images. For latents set process.value_range=null: they are noised as they are.",
 ) -> None:
     """Refuse a float image outside its stated range, by more than rounding; NaN, and what is infinite, always."""
-    if value_range is None:
-        if not bool(torch.isfinite(image).all()):
-            raise ValueError(
-                f"{where} holds values that are nan or infinite: {int((~torch.isfinite(image)).sum())} of "
-                f"{image.numel()}. Mend the dataset (latents that were encoded in float16 may be beyond its range)."
-            )
-        return
-    low, high = value_range
-    slack = 1e-3 * (high - low)
     seen_low, seen_high = (float(seen) for seen in torch.aminmax(image.detach()))
-    # Written so that NaN, which compares as false, is refused too.
-    if not (seen_low >= low - slack and seen_high <= high + slack):
+    if not (math.isfinite(seen_low) and math.isfinite(seen_high)):
         raise ValueError(
-            f"{where} spans [{seen_low:.4g}, {seen_high:.4g}], outside {key}=[{low:g}, {high:g}]. "
-            f"Set {key} to the range of your float images (torchvision's ToTensor gives [0, 1]), or yield uint8 "
-            "images. For latents set process.value_range=null: they are noised as they are."
+            f"{where} holds values that are nan or infinite: {int((~torch.isfinite(image)).sum())} of "
+            f"{image.numel()}. Mend the dataset (latents that were encoded in float16 may be beyond its range)."
+        )
+    low, high = value_range or (-math.inf, math.inf)
+    slack = 1e-3 * (high - low)
+    if not low - slack <= seen_low <= seen_high <= high + slack:
+        raise ValueError(
+            f"{where} spans [{seen_low:.4g}, {seen_high:.4g}], outside {key}=[{low:g}, {high:g}]. {remedy}"
         )

@@ -189,7 +189,7 @@ class Noiser:
     def check_once(self, image: Tensor, where: str, what: str, condition: str | None = None) -> bool:
         """Refuse float images outside their range, the target's or a condition's; only at the first batch, as to look
         is to wait for the device. Returns whether it looked."""
-        if (what, condition) in self._checked or not image.is_floating_point():
+        if (what, condition) in self._checked or not (image.is_floating_point() or condition in self.aligned.ranges):
             return False
         if condition is None:
             check_range(image, self.process.value_range, where)

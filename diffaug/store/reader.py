@@ -115,6 +115,7 @@ class Store(Dataset[dict[str, Any]]):
     Attributes:
         copies: whether images are copies, which may be written to. Where nothing but collate reads them, False spares a
             copy; then what is written to them stays, in this process.
+        roles: what ``data.images`` said when the store was made; its target is called ``image`` here.
         bucket_of, bucket_shapes: as the dataset's, where it has buckets: the number of each item's, int64, shape (N,),
             and the height and width of each; else None.
 
@@ -140,6 +141,9 @@ class Store(Dataset[dict[str, Any]]):
             if fault:
                 raise ValueError(f"{fault}. {again}")
         self._made_from = info["made_from"]
+        self.roles: dict[str, Any] = {
+            "image" if said == "target" else name: said for name, said in (self._made_from["images"] or {}).items()
+        }
         self._items: Sequence[int] | NDArray[np.int64] = range(self.split.items)
         self.rows = Rows(self.root, self.split)
         self._images = [name for name in ("image", "mean", "std") if name in self.split.fields]

@@ -1,5 +1,6 @@
 """Several images of an item: refused where nothing is said of them, flipped and cropped alike where it is."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from diffaug import Bucketed, Buckets, DiffusionDataModule, ForwardProcess, Line
 from diffaug.images.aligned import Aligned
 from diffaug.pytorch_lightning import store
 from diffaug.schedules import Rectified
+from diffaug.store import Store
 from diffaug.times import Stratified, Uniform
 
 SIZE = 8
@@ -198,28 +200,30 @@ def test_a_small_condition_is_made_inside_the_transform():
         assert torch.equal(batch.low_res, batch.x_0[..., ::2, ::2])
 
 
-@pytest.mark.parametrize("where", ["transform", "device_transform"])
-def test_a_condition_has_a_range_of_its_own(where: str):
-    """Depths in [0, 8] beside bytes, and beside latents, which have no range; bytes are in [0, 255] under any."""
+@pytest.mark.parametrize("where", ["transform", "device_transform", None])
+def test_a_condition_has_a_range_of_its_own(where: str | None):
+    """Depths in [0, 8], of any dtype and without a channel, beside bytes, and beside latents, which have no range."""
+    dtypes = (torch.float32, torch.uint8, torch.uint16, torch.int32)
 
     def make(i: int) -> dict[str, Any]:
-        return {"image": coordinates(), "depth": coordinates() / 1.0, "bytes": coordinates()}
+        return {"image": coordinates(), **{f"depth_{n}": coordinates()[0].to(dtype) for n, dtype in enumerate(dtypes)}}
 
+    names = [f"depth_{n}" for n in range(len(dtypes))]
     span = {"role": "condition", "value_range": [0, 8]}
-    images: dict[str, Any] = {"image": "target", "depth": span, "bytes": span}
-    batch = batches(module(make, images=images, process=process("depth", "bytes"), **{where: FLIP}))[0]
-    whole = (batch.x_0 + 1) * 127.5
-    torch.testing.assert_close((batch.depth + 1) * 4, whole)
-    assert torch.equal(batch.bytes, batch.x_0)
-    latents = process("depth", "bytes", value_range=None)
-    of_latents = batches(module(make, images=images, process=latents, **{where: FLIP}))[0]
-    assert torch.equal(of_latents.depth, batch.depth)
-    with pytest.raises(
-        ValueError, match=r"depth of .* spans \[0, 7\], outside data\.images\.depth\.value_range=\[0, 6\]"
-    ):
-        batches(
-            module(make, images={**images, "depth": {**span, "value_range": [0, 6]}}, process=latents, **{where: FLIP})
-        )
+    images: dict[str, Any] = {"image": "target", **dict.fromkeys(names, span)}
+    moved = {} if where is None else {where: FLIP}
+    batch = batches(module(make, images=images, process=process(*names), **moved))[0]
+    for name in names:
+        torch.testing.assert_close((getattr(batch, name) + 1) * 4, (batch.x_0[:, :1] + 1) * 127.5)
+    latents = process(*names, value_range=None)
+    of_latents = batches(module(make, images=images, process=latents, **moved))[0]
+    assert torch.equal(of_latents.depth_0, batch.depth_0)
+    for name in names:
+        wrong = {**images, name: {**span, "value_range": [0, 6]}}
+        with pytest.raises(
+            ValueError, match=rf"{name} of .* spans \[0, 7\], outside data\.images\.{name}\.value_range="
+        ):
+            batches(module(make, images=wrong, process=latents, **moved))
 
 
 def low(height: int, width: int) -> Callable[[int], dict[str, Any]]:
@@ -370,7 +374,7 @@ def test_several_images_without_a_word_name_both_keys():
         (
             {"image": {"role": "target", "scale": 2}},
             None,
-            r"data\.images\.image\.role must be one of 'condition', 'mask', but got 'target'",
+            r"data\.images\.image must be target alone: the others' scales are of its size",
         ),
         (
             {"image": "target", "mask": {"role": "mask", "value_range": [0, 1]}},
@@ -446,7 +450,8 @@ def test_roles_are_checked(images: Any, key: Any, message: str):
         (
             aligned,
             {"device_transform": lambda parts: {**parts, "low_res": parts["low_res"].float()}},
-            r"low_res of data\.device_transform's result spans \[0, 7\], outside data\.images\.low_res\.value_range",
+            r"low_res of data\.device_transform's result spans \[0, 7\], outside process\.value_range=\[-1, 1\]\. "
+            r"Say what it spans: data\.images\.low_res=\{role: condition, value_range: \[low, high\]\}",
         ),
     ],
     ids=lambda value: "" if callable(value) or isinstance(value, dict) else None,
@@ -557,6 +562,28 @@ def test_a_store_gives_them_alike(tmp_path):
     undeclared = store(root=str(tmp_path / "a"), **options)
     with pytest.raises(ValueError, match=r"data\.images=\{image: target, low_res: condition, mask: mask\}"):
         undeclared.setup("fit")
+
+
+def test_what_a_store_was_told_of_its_images_is_said_again(tmp_path, capsys):
+    """Without a transform too: what is handed on as it is stored is not scaled."""
+    images = {"photo": "target", "low_res": {"role": "condition", "scale": 0.5}, "mask": {"role": "mask"}}
+
+    def make(i: int) -> dict[str, Any]:
+        item = aligned(i)
+        return {"photo": item["image"], "low_res": item["low_res"][:, ::2, ::2], "mask": item["mask"]}
+
+    write(module(make, images=images), tmp_path / "a")
+    line = "data.images={image: target, low_res: {role: condition, scale: 0.5}, mask: mask}"
+    assert f"data=store data.root={tmp_path / 'a'} '{line}'" in capsys.readouterr().out
+    fields = process("low_res")
+    with pytest.raises(ValueError, match=rf"was made with data\.images\. Say it again, {re.escape(line)}; or"):
+        store(root=str(tmp_path / "a"), process=fields).setup("fit")
+    plain = store(root=str(tmp_path / "a"), process=fields, images={"image": "target"})
+    assert batches(plain)[0].low_res.dtype == torch.uint8
+    store(root=str(tmp_path / "a"), process=process()).setup("fit")  # what is not asked for does not matter
+    inner = pl.LightningDataModule.from_datasets(Store(str(tmp_path / "a")), batch_size=4)
+    with pytest.raises(ValueError, match=r"was made with data\.images"):
+        batches(DiffusionDataModule.wrap(inner, fields, image_key="image"))
 
 
 def test_a_store_s_variants_are_of_all_images(tmp_path):
