@@ -65,21 +65,26 @@ def pairs(device: torch.device) -> dict[str, Callable[[], object]]:
 
 
 def parts(device: torch.device) -> dict[str, Callable[[], object]]:
-    """x_t and epsilon of clips, each frame with a t of its own or all with one."""
+    """x_t and epsilon of clips, (B, C, F, H, W) or (B, F, C, H, W), each frame with a t of its own or all with one."""
     x, index = torch.randn(2, 16, 4, 32, 32, device=device), torch.arange(2)
     keys = Keys.pack(index).to(device)
-    one, frames = torch.rand(2, 2, 2, device=device), torch.rand(2, 2, 2, 1, 4, 1, 1, device=device)
+    one = torch.rand(2, 2, 2, device=device)
+    four, sixteen = (torch.rand(2, 2, 2, *planes, device=device) for planes in ((1, 4, 1, 1), (16, 1, 1, 1)))
 
     def alone(mix: torch.Tensor) -> object:
         return kernel.draw_and_mix(x, keys, mix, 0.0, torch.float32, compiled=True)
 
     schedule, times = Rectified(), LogitNormal()
-    of_one, of_frames = (ForwardProcess(schedule, times, parts=some, compile=True) for some in (None, Parts(axis=2)))
+    of_one, of_four, of_sixteen = (
+        ForwardProcess(schedule, times, parts=some, compile=True) for some in (None, Parts(axis=2), Parts(axis=1))
+    )
     return {
         "one time, the pass alone": functools.partial(alone, one),
-        "a time a frame, the pass alone": functools.partial(alone, frames),
+        "a time for each of 4 frames, the pass alone": functools.partial(alone, four),
+        "a time for each of 16 frames, the pass alone": functools.partial(alone, sixteen),
         "one time": functools.partial(of_one, x, index),
-        "a time a frame": functools.partial(of_frames, x, index),
+        "a time for each of 4 frames": functools.partial(of_four, x, index),
+        "a time for each of 16 frames": functools.partial(of_sixteen, x, index),
     }
 
 

@@ -164,7 +164,8 @@ def checkpoint_path(ckpt_path: str | None, folder: str) -> str | None:
     )
     known = "\n  ".join(f"hydra.run.dir={run}" for run in runs) if runs else "(none under outputs/ and multirun/)"
     raise FileNotFoundError(
-        f"ckpt_path={ckpt_path}: there is no {path}. Runs that can be gone on with by ckpt_path=last:\n  {known}"
+        f"ckpt_path={ckpt_path}: there is no {path} (callbacks=none writes none). Runs that can be gone on with by "
+        f"ckpt_path=last:\n  {known}"
     )
 
 

@@ -147,8 +147,8 @@ def encode(
         if root != whole:
             replace(whole)
         kept = sum(int((one.kept >= 0).sum()) * len(one.split.variants) for one in flat if one.kept is not None)
-        copied = f", {kept} of these from before" if kept else ""
-        done = f"{whole} holds {total} rows, {rows} of them written now{copied}."
+        made = f": {total - kept} encoded, {kept} copied from before." if kept else f", {rows} of them written now."
+        done = f"{whole} holds {total} rows{made}"
         again = f" 'data.images={spell(Store(str(whole)).roles)}'" if data.aligned.beside else ""
         print(f"{done} To train on it: data=store data.root={out}{again}")
 

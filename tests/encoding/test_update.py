@@ -100,7 +100,7 @@ def test_two_ranks_update_a_store_to_the_one_made_anew(photos, tmp_path):
     ranks = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
     done = server.run([*command, *ranks], ROOT, {**environment(tmp_path), "KILL": "0"})
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(" of these from before") == 1
+    assert done.stdout.count(" copied from before") == 1
     assert main([*words("anew"), "trainer=cpu"]) == 0
     assert contents(tmp_path / "made") == contents(tmp_path / "anew")
     assert (tmp_path / "made" / "store.json").read_bytes() != old
