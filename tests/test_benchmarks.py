@@ -35,7 +35,7 @@ def test_pairs_run(tmp_path):
     run("pairs", "--turns", 1, "--markdown", out)
     rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
     times = {row[0]: float(row[1]) for row in rows if len(row) == 3}
-    assert len(times) == 9
+    assert len(times) == 11
     assert all(ms > 0 for ms in times.values())
 
 
