@@ -4,6 +4,7 @@ A global batch holds the same samples on any number of ranks, and what must be k
 of the order are done, the same number on every rank.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import repeat
 from multiprocessing import get_all_start_methods
@@ -171,7 +172,7 @@ class Loader(DataLoader[Any]):
             return super().__iter__()
 
 
-class TrainingLoader(Loader):
+class TrainingLoader(Loader, ABC):
     """A DataLoader that can begin inside an epoch.
 
     Its state is the epoch and how many of its batches are done: the same on every rank.
@@ -185,9 +186,9 @@ class TrainingLoader(Loader):
     _done = 0  # batches of that epoch that have been handed out, in all its passes
     _resume: tuple[int, int] | None = None
 
+    @abstractmethod
     def ranks(self) -> int:
         """Return how many processes share the data out."""
-        raise NotImplementedError
 
     @property
     def global_batch(self) -> int:

@@ -1,6 +1,7 @@
 """Wrappers that shift the log-SNR, by how large an image is or by how many tokens it has."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -71,9 +72,9 @@ class ShiftedByOne(Sized):
     """The base with its log-SNR shifted by one number, the same at every t."""
 
     @property
+    @abstractmethod
     def shift(self) -> float:
         """What is added to the log-SNR."""
-        raise NotImplementedError
 
     def compute_log_snr(self, t: Tensor) -> Tensor:
         return self.base.compute_log_snr(t) + self.shift
