@@ -19,6 +19,7 @@ from diffaug.datamodules.packages import check_trainer, refuse_as_loader
 from diffaug.datamodules.progress import count_done, read_progress
 from diffaug.datamodules.recipe import check_recipe, describe
 from diffaug.datamodules.resume import Resume
+from diffaug.datamodules.stage_loaders import StageLoaders
 from diffaug.images.aligned import Aligned
 from diffaug.on_device.condition_noise import ConditionNoise
 from diffaug.on_device.holes import Hole
@@ -77,9 +78,15 @@ class NoisingBase(ABC):
 
     Attributes:
         trainer: the Trainer it is given to, of the package of its own LightningDataModule; None outside of one.
+        stages: those it has data of: among "train", "val", "test", "predict".
     """
 
     _trainer: Any = None
+    stages: tuple[str, ...] = ()
+    train_dataloader = StageLoaders()
+    val_dataloader = StageLoaders()
+    test_dataloader = StageLoaders()
+    predict_dataloader = StageLoaders()
 
     def __init__(
         self,
@@ -181,8 +188,7 @@ class NoisingBase(ABC):
 
     def _batch_sizes(self, stage: str | None) -> dict[str, set[int]]:
         """Return the stages of a setup, and the sizes of batch that are known to come in each, views counted."""
-        names = STAGES_OF_SETUP[getattr(stage, "value", stage)]
-        return {name: set() for name in names if f"{name}_dataloader" in vars(self)}
+        return {name: set() for name in STAGES_OF_SETUP[getattr(stage, "value", stage)] if name in self.stages}
 
     def _ranks(self) -> dict[str, Any]:
         """Return the data-parallel rank and world size; model-parallel ranks count as one."""
@@ -199,14 +205,15 @@ class NoisingBase(ABC):
         """Whether what is noised are latents, which have no range, and not images in [-1, 1]."""
         return self.encodes or self.process.value_range is None
 
-    def _epoch(self) -> int:
-        return self.trainer.current_epoch if self.trainer else 0
-
     def _stage(self) -> str:
         return _STAGE_OF[self.trainer.state.stage.value] if self.trainer and self.trainer.state.stage else "train"
 
     def _dtype(self) -> torch.dtype | None:
         return _DTYPES.get(str(self.trainer.precision)) if self.trainer else None
+
+    @abstractmethod
+    def make_loaders(self, stage: str) -> Any:
+        """Make the loaders of a stage: one, or as many as it has datasets."""
 
     @abstractmethod
     def clean_images(self, stage: str, count: int) -> Tensor | None:

@@ -10,6 +10,7 @@ from torch.utils.data import Sampler
 
 from diffaug.checks import flag, integer, refuse
 from diffaug.datamodules.base import OPTIONS, STAGES_OF_SETUP, NoisingBase
+from diffaug.datamodules.progress import current_epoch
 from diffaug.datamodules.recipe import check_ranks, describe
 from diffaug.datamodules.sources import (
     Source,
@@ -137,11 +138,7 @@ class DiffusionBase(NoisingBase):
         self.drop_last = flag("data.drop_last", drop_last)
         self.image_shape = check_shape(image_shape)
         self._datasets: dict[str, list[Any]] = {}
-        # Lightning asks which of these a DataModule defines: those without data must not be there at all.
-        for stage in STAGES:
-            if self.sources[stage]:
-                make = self._train_dataloader if stage == "train" else partial(self._evaluation_loaders, stage)
-                setattr(self, f"{stage}_dataloader", make)
+        self.stages = tuple(stage for stage in STAGES if self.sources[stage])
 
     def prepare_data(self) -> None:
         """Make what is made by a function once, on one process, so that it can download."""
@@ -248,7 +245,9 @@ class DiffusionBase(NoisingBase):
         always = {"batch_size": self.batch_size, "collate_fn": collate, "generator": torch.Generator()}
         return {**always, "pin_memory": torch.cuda.is_available(), **self.loader_options}
 
-    def _train_dataloader(self) -> Any:
+    def make_loaders(self, stage: str) -> Any:
+        if stage != "train":
+            return self._evaluation_loaders(stage)
         loader = self._train_loader(self.images("train"))
         self._resume.begin(self.trainer, [loader])
         return loader
@@ -258,7 +257,8 @@ class DiffusionBase(NoisingBase):
         overfit = bool(self.trainer and self.trainer.overfit_batches)
         if is_stream(images.dataset):
             check_overfit(overfit, images.name)
-            return StreamLoader(Stream(images, **self._ranks(), epoch=self._epoch, key=self.key), **options)
+            epoch = partial(current_epoch, self.trainer)
+            return StreamLoader(Stream(images, **self._ranks(), epoch=epoch, key=self.key), **options)
         ranks = self._ranks()
         chosen = {"shuffle": self.shuffle, "sampler": self.sampler, "shard_window": self.shard_window, "fixed": overfit}
         batch = self.batch_size * ranks["ranks"]

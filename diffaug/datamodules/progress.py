@@ -21,6 +21,11 @@ class EpochProgress(NamedTuple):
     batches: int
 
 
+def current_epoch(trainer: Any) -> int:
+    """Return the epoch of a training; 0 without a Trainer."""
+    return trainer.current_epoch if trainer else 0
+
+
 def read_progress(trainer: Any) -> EpochProgress:
     """Read how far the training is: in any hook, during an exception, between two fits."""
     epoch, batch = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress

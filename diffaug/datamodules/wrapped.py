@@ -13,6 +13,7 @@ from diffaug.checks import refuse
 from diffaug.datamodules.base import OPTIONS, NoisingBase
 from diffaug.datamodules.nest import device_of, is_leaf, map_parts
 from diffaug.datamodules.packages import OURS, check_package, check_trainer, is_data_module, package_of
+from diffaug.datamodules.progress import current_epoch
 from diffaug.datamodules.rebuild import rebuild
 from diffaug.datamodules.recipe import check_ranks
 from diffaug.datamodules.sources import check_stores, spread_indices, warn_of_half_range
@@ -72,10 +73,8 @@ class WrappedBase(NoisingBase):
             setattr(self, name, getattr(inner, name))
         self._nests: dict[str, Any] = {}
         self._counts = dict.fromkeys(STAGES, 0)
-        # Lightning asks which of these a DataModule defines: those that the inner one lacks must not be there at all.
-        for stage in STAGES:
-            if self._lightning("model_helpers").is_overridden(f"{stage}_dataloader", inner):
-                setattr(self, f"{stage}_dataloader", partial(self._rebuild, stage))
+        overrides = self._lightning("model_helpers").is_overridden
+        self.stages = tuple(stage for stage in STAGES if overrides(f"{stage}_dataloader", inner))
         self._whole = True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -132,7 +131,7 @@ class WrappedBase(NoisingBase):
         super().load_state_dict(state_dict)
         self.inner.load_state_dict(state_dict.get("inner", {}))
 
-    def _rebuild(self, stage: str) -> Any:
+    def make_loaders(self, stage: str) -> Any:
         if stage == "train":
             self._resume.announce(self.trainer)
         made = getattr(self.inner, f"{stage}_dataloader")()
@@ -148,7 +147,7 @@ class WrappedBase(NoisingBase):
             dataset = getattr(loader, "dataset", None)
             check_stores(dataset, name, self._noiser.encoder, self.aligned, self.process.fields)
             place = {"stage": stage, "number": number, "seed": self.seed or 0, "name": name, **self._ranks()}
-            return rebuild(loader, **place, overfit=overfit, epoch=self._epoch)
+            return rebuild(loader, **place, overfit=overfit, epoch=partial(current_epoch, self.trainer))
 
         numbers = count()
         nest = tree_map(lambda loader: one(loader, next(numbers)), nest)
@@ -232,7 +231,7 @@ class WrappedBase(NoisingBase):
         return self._noiser(image, places, extra, **key)
 
     def _first_place(self, number: int, stage: str) -> Place:
-        return first_place(number, epoch=self._epoch() if stage == "train" else 0, **self._ranks())
+        return first_place(number, epoch=current_epoch(self.trainer) if stage == "train" else 0, **self._ranks())
 
     def _batch_number(self, stage: str) -> int:
         """Return how many batches of the epoch came before this one, on this rank."""

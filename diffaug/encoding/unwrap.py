@@ -62,7 +62,7 @@ def unwrap(data: WrappedBase, trainer: Any) -> DiffusionBase:
         )
     data.trainer = trainer
     inner.prepare_data()
-    stages = {stage: setup for stage, setup in _STAGES.items() if f"{stage}_dataloader" in vars(data)}
+    stages = {stage: setup for stage, setup in _STAGES.items() if stage in data.stages}
     for setup in dict.fromkeys(stages.values()):
         inner.setup(setup)
     sources: dict[str, Any] = {}

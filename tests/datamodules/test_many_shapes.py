@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, Subset, TensorDataset, random_split
 
 from diffaug import Bucketed, Buckets, DiffusionDataModule, ForwardProcess, LinearBeta, Mixture, Stratified, Uniform
 from diffaug.loader.evaluation import BucketBatches, EvaluationSampler
-from diffaug.randomness.keys import STAGES
 
 FIELDS = ("x_t", "epsilon", "t", "x_0", "index", "view", "dataset")
 PROCESS = ForwardProcess(LinearBeta(), fields=FIELDS, compile=False)
@@ -206,9 +205,8 @@ REFUSED = [
 def begin(make: Any) -> None:
     data = make()
     data.setup(None)
-    for stage in STAGES:
-        if f"{stage}_dataloader" in vars(data):
-            getattr(data, f"{stage}_dataloader")()
+    for stage in data.stages:
+        getattr(data, f"{stage}_dataloader")()
 
 
 @pytest.mark.parametrize(("make", "text"), REFUSED)
