@@ -140,13 +140,18 @@ def _part(dataset: Any, name: str) -> Any:
 
 def look_at(images: Images, image_shape: tuple[int, ...] | None) -> None:
     """Look at some images of a dataset: refuse another shape than is said, warn of another range."""
-    first, name = images[images.place(0)][0], images.name
+    (first, _, extra), name = images[images.place(0)], images.name
     shape = tuple(first.shape)
-    if images.check_range and first.is_floating_point():
+    if images.check_range:
         shards: Any = getattr(images.dataset, "shard_sizes", None) or [len(images)]
         chosen = spread_indices(shards[0] or 1, _LOOKED_AT)  # of the first shard: others may be far away
-        some = (images[images.place(index)][0] for index in chosen)
-        warn_of_half_range(some, images.value_range, f"{name}, of which {len(chosen)} images were looked at,")
+        looked_at = f"of which {len(chosen)} images were looked at,"
+        if first.is_floating_point():
+            some = (images[images.place(index)][0] for index in chosen)
+            warn_of_half_range(some, images.value_range, f"{name}, {looked_at}")
+        for part in images.aligned.unranged(extra):
+            some = (images[images.place(index)][2][part] for index in chosen)
+            warn_of_half_range(some, images.value_range, f"{part} of {name}, {looked_at}", part)
     if any("std" in store.split.fields for store in _stores(images.dataset)):
         shape = shape[1:]  # of latents, which come as two moments
     if image_shape is not None and shape != image_shape:
@@ -186,10 +191,18 @@ def _stores(dataset: Any) -> list[Store]:
     return [dataset] if isinstance(dataset, Store) else []
 
 
-def warn_of_half_range(images: Iterable[Tensor], value_range: tuple[float, float] | None, where: str) -> None:
+def warn_of_half_range(
+    images: Iterable[Tensor], value_range: tuple[float, float] | None, where: str, condition: str | None = None
+) -> None:
     """Say in the log where float images look as if they lay in [0, 1], and that is not their stated range.
 
     They are gone through only as far as the first that has a value below 0.
+
+    Arguments:
+        images: targets, or conditions of which no range is declared.
+        value_range: the process's.
+        where: how the line calls them.
+        condition: the condition's name.
     """
     low, high = value_range or (0.0, 1.0)
     if low >= 0:
@@ -200,12 +213,16 @@ def warn_of_half_range(images: Iterable[Tensor], value_range: tuple[float, float
             return
         highest = max(highest, float(image.max()))
     if highest > high / 2:
+        said = "process.value_range=[0,1]"
+        if condition is not None:
+            said = f"data.images.{condition}={{role: condition, value_range: [0, 1]}}"
         _log.warning(
             "%s has no value below 0, though process.value_range is [%g, %g]: if your images are in [0, 1] "
-            "(torchvision's ToTensor), set process.value_range=[0,1]",
+            "(torchvision's ToTensor), set %s",
             where,
             low,
             high,
+            said,
         )
 
 

@@ -215,8 +215,10 @@ class WrappedBase(NoisingBase):
         for name in self.aligned.beside:
             if not isinstance(extra[name], Tensor):
                 raise refuse(f"{name} of {where}", extra[name], "one tensor of shape (B, ...), as data.images names it")
+        unranged = self.aligned.unranged(extra)
         for name in self.aligned.conditions:
-            self._noiser.check_once(extra[name], where, what, name)
+            if self._noiser.check_once(extra[name], where, what, name) and name in unranged:
+                warn_of_half_range([extra[name]], self.process.value_range, f"{name} of {where}", name)
         if self._noiser.check_once(image, where, what):
             warn_of_half_range([image], self.process.value_range, where)
         if places is None:

@@ -162,6 +162,10 @@ class Aligned:
             f"Say what it spans: data.images.{name}={{role: condition, value_range: [low, high]}}.",
         )
 
+    def unranged(self, extra: Mapping[str, Any]) -> list[str]:
+        """List the conditions of floats of which no range is declared: they are read as the target is."""
+        return [name for name in self.conditions if name not in self.ranges and extra[name].is_floating_point()]
+
     def scale(self, name: str, condition: Tensor, process: ForwardProcess) -> Tensor:
         """Scale a batch's condition to float32 in [-1, 1]."""
         if name not in self.ranges:

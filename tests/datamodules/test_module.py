@@ -1,7 +1,10 @@
 """DiffusionDataModule: what a user's training_step receives, and what a user is told when something is wrong."""
 
+import gc
+import itertools
 import os
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from shared import Listener, Stream, fit, pictures, together, trainer
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 from diffaug import Cosine, DiffusionDataModule, ForwardProcess, LinearBeta, NoisyBatch
@@ -40,6 +43,40 @@ def test_a_datamodule_without_validation():
     seen = fit(DiffusionDataModule(pictures(), process=PROCESS))
     assert seen["val"] == []
     assert len(seen["train"]) == 1
+
+
+def test_a_loader_of_a_subclass_is_its_own():
+    class Halved(DiffusionDataModule):
+        def train_dataloader(self) -> Any:
+            return itertools.islice(super().train_dataloader(), 2)
+
+        def val_dataloader(self) -> Any:
+            return super().val_dataloader()
+
+    data = Halved(pictures(), pictures(), process=PROCESS, batch_size=2)
+    seen = fit(data)
+    assert [len(batches) for batches in (seen["train"], seen["val"])] == [2, 2 + 5]  # two to see that all is sane
+
+
+@pytest.mark.parametrize("kind", ["map", "stream", "wrapped", "wrapped stream"])
+def test_it_ends_with_its_loader_when_nobody_holds_it(kind):
+    # In a cycle it would live until Python looks for cycles, and persistent workers would end only ten seconds later.
+    source = Stream([torch.zeros(1, 4, 4)] * 4) if "stream" in kind else pictures()
+    data = DiffusionDataModule(source, process=PROCESS)
+    if "wrapped" in kind:
+        inner = pl.LightningDataModule.from_datasets(source)
+        data = DiffusionDataModule.wrap(inner, process=PROCESS)
+    gc.collect()
+    gc.disable()
+    try:
+        data.setup("fit")
+        loader = data.train_dataloader()
+        next(iter(loader))
+        held = [weakref.ref(data), weakref.ref(loader)]
+        del data, loader
+        assert [one() for one in held] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_validation_alone_then_training():
@@ -269,6 +306,29 @@ def test_images_in_the_unit_range_are_seen_behind_a_dark_first_one(caplog):
     assert "set process.value_range=[0,1]" in caplog.text
     assert {0, 999} < dataset.read
     assert len(dataset.read) == 32
+
+
+def test_a_condition_in_the_unit_range_is_seen_too(caplog):
+    image = torch.rand(6, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    items = [{"image": 2 * target - 1, "edges": edges} for target, edges in image]
+    roles: Any = {"image": "target", "edges": "condition"}
+    process = ForwardProcess(LinearBeta(), fields=("x_t", "epsilon", "t", "edges"))
+    DiffusionDataModule(items, process=process, images=roles).setup("fit")
+    assert "edges of data.train, of which 6 images were looked at, has no value below 0, though" in caplog.text
+    assert "set data.images.edges={role: condition, value_range: [0, 1]}" in caplog.text
+
+    class Inner(pl.LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader(items, batch_size=3)
+
+    caplog.clear()
+    fit(DiffusionDataModule.wrap(Inner(), process=process, images=roles))
+    assert caplog.text.count("edges of the batch of Inner.train_dataloader() has no value below 0") == 1
+    caplog.clear()
+    roles["edges"] = {"role": "condition", "value_range": [0, 1]}
+    DiffusionDataModule(items, process=process, images=roles).setup("fit")
+    fit(DiffusionDataModule.wrap(Inner(), process=process, images=roles))
+    assert "value_range" not in caplog.text
 
 
 @pytest.mark.parametrize(
