@@ -7,7 +7,7 @@ in, ``(x_t, epsilon, t)`` on the accelerator out.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import diffaug.register  # so that Hydra finds the package's configs
+import diffaug.registration  # so that Hydra finds the package's configs
 from diffaug.noise import Gaussian as Gaussian
 from diffaug.noise import Immiscible as Immiscible
 from diffaug.noise import InputPerturbation as InputPerturbation
@@ -88,7 +88,7 @@ from diffaug.times import TwoLevelParts as TwoLevelParts
 from diffaug.times import Uniform as Uniform
 from diffaug.times import VDiffusion as VDiffusion
 
-diffaug.register.register_configs()
+diffaug.registration.register_configs()
 
 if TYPE_CHECKING:
     from diffaug.datasets.bucketed import Bucketed as Bucketed

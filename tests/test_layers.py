@@ -15,7 +15,16 @@ ORDER = (
     *("checks", "randomness", "schedules", "times", "noise", "targets", "process"),  # the library
     *("interop", "plots"),
     *("images", "order", "datasets", "store", "loader", "on_device", "datamodules", "encoding"),  # the way of the data
-    *("training", "pytorch_lightning", "lightning", "help", "config", "register", "commands", "__main__"),  # the job
+    *(
+        "training",
+        "pytorch_lightning",
+        "lightning",
+        "help",
+        "config",
+        "registration",
+        "commands",
+        "__main__",
+    ),  # the job
 )
 """The rooms, each of which may import those before it."""
 LIBRARY = ORDER[: ORDER.index("images")]
@@ -119,7 +128,7 @@ from hydra import compose, initialize
 with initialize(None, version_base=None):
     print(compose(overrides=["+schedule=cosine"]).schedule._target_)
 assert hydra.__spec__.loader is hydra.__loader__ and "SourceFileLoader" in str(hydra.__loader__)
-assert not [finder for finder in sys.meta_path if type(finder).__module__ == "diffaug.register"]
+assert not [finder for finder in sys.meta_path if type(finder).__module__ == "diffaug.registration"]
 """
 
 

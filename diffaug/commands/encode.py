@@ -21,10 +21,10 @@ from diffaug.datamodules.wrapped import WrappedBase
 from diffaug.encoding.autoencoder import folder_of
 from diffaug.encoding.disk_space import check_space, plan
 from diffaug.encoding.fingerprint import fingerprint
-from diffaug.encoding.module import EncodingBase, Source
 from diffaug.encoding.splits import choose_splits
 from diffaug.encoding.unwrap import unwrap
 from diffaug.encoding.update import BESIDE, changed_files, check_kept, keep_rows, left_by_another, replace, write_files
+from diffaug.encoding.writing import EncodingBase, Source
 from diffaug.images.roles import spell
 from diffaug.store.latents import DTYPES, Latents, summarise
 from diffaug.store.layout import FORMAT, INFO, read_info, write_info

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import flag, integer, refuse
-from diffaug.datamodules.packages import check_trainer, refuse_as_loader
+from diffaug.datamodules.lightning_packages import check_trainer, refuse_as_loader
 from diffaug.datamodules.progress import count_done, read_progress
 from diffaug.datamodules.recipe import check_recipe, describe
 from diffaug.datamodules.resume import Resume

@@ -11,10 +11,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from diffaug.checks import refuse
 from diffaug.datamodules.base import OPTIONS, NoisingBase
-from diffaug.datamodules.nest import device_of, is_leaf, map_parts
-from diffaug.datamodules.packages import OURS, check_package, check_trainer, is_data_module, package_of
+from diffaug.datamodules.lightning_packages import OURS, check_package, check_trainer, is_data_module, package_of
+from diffaug.datamodules.nested_batches import device_of, is_leaf, map_parts
 from diffaug.datamodules.progress import current_epoch
-from diffaug.datamodules.rebuild import rebuild
+from diffaug.datamodules.rebuilt_loaders import rebuild
 from diffaug.datamodules.recipe import check_ranks
 from diffaug.datamodules.sources import check_stores, spread_indices, warn_of_half_range
 from diffaug.images.items import describe_value, name_parts, take_apart

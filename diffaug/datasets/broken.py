@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffaug.datasets.whole_file import open_whole
+from diffaug.datasets.atomic_file import open_whole
 
 NAME = ".diffaug-broken.json"
 """In the folder that the files lie in; hidden, so that it is no file of the dataset."""

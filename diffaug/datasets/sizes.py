@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from diffaug.datasets.atomic_file import open_whole
 from diffaug.datasets.broken import reason
-from diffaug.datasets.whole_file import open_whole
 
 NAME = ".diffaug-sizes.npz"
 """In the folder that the files lie in; hidden, so that it is no file of the dataset."""

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from diffaug.encoding.module import Source
+from diffaug.encoding.writing import Source
 from diffaug.store.layout import Split
 
 

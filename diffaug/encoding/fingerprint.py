@@ -16,8 +16,8 @@ from diffaug.datamodules.module import DiffusionBase
 from diffaug.datamodules.recipe import describe
 from diffaug.datamodules.sources import spread_indices
 from diffaug.datasets.indexed import describe_dataset
-from diffaug.encoding.module import Source
 from diffaug.encoding.unwrap import Collated
+from diffaug.encoding.writing import Source
 from diffaug.loader.batch import Place
 from diffaug.loader.dataset import Images
 from diffaug.randomness.user_code import detect_draws

@@ -11,7 +11,7 @@ from diffaug.checks import choice, integer
 from diffaug.datamodules.module import DiffusionBase
 from diffaug.datamodules.sources import look_at
 from diffaug.encoding.fingerprint import draws_at_random, list_files
-from diffaug.encoding.module import VARIANTS, Source, check_storable, read_row
+from diffaug.encoding.writing import VARIANTS, Source, check_storable, read_row
 from diffaug.images.items import take_apart
 from diffaug.loader.batch import Batch, collate
 from diffaug.loader.dataset import Images

@@ -8,8 +8,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from diffaug.checks import refuse
+from diffaug.datamodules.lightning_packages import OURS, package_of
 from diffaug.datamodules.module import DiffusionBase
-from diffaug.datamodules.packages import OURS, package_of
 from diffaug.datamodules.recipe import describe
 from diffaug.datamodules.wrapped import WrappedBase
 from diffaug.datasets.indexed import own_recipe

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from diffaug.datamodules.recipe import differences
 from diffaug.datamodules.sources import spread_indices
-from diffaug.datasets.whole_file import open_whole
+from diffaug.datasets.atomic_file import open_whole
 from diffaug.encoding.fingerprint import LOOKED_AT
-from diffaug.encoding.module import Source
+from diffaug.encoding.writing import Source
 from diffaug.store.latents import Latents
 from diffaug.store.layout import INFO, Split, buckets_of, read_info, write_info
 from diffaug.store.reader import Rows

@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import CSVLogger
 from diffaug.datamodules import catalogue
 from diffaug.datamodules.module import DiffusionBase
 from diffaug.datamodules.wrapped import WrappedBase
-from diffaug.encoding.module import EncodingBase
+from diffaug.encoding.writing import EncodingBase
 from diffaug.training.callbacks import PicturesBase, ProgressBase, SummaryBase
 from diffaug.training.checkpoint_io import AtomicCheckpointIOBase
 from diffaug.training.denoiser import DenoiserBase

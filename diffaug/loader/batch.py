@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import default_collate
 
-from diffaug.randomness.transfer import overlaps_copies
+from diffaug.randomness.host_to_device import overlaps_copies
 from diffaug.randomness.user_code import call_keyed, mix_key
 
 _COLLATE = 2**63  # beside the numbers of epochs: what a collate function draws is no sample's

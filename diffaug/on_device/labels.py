@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import number
+from diffaug.randomness.host_to_device import move
 from diffaug.randomness.keys import Keys, Purpose
 from diffaug.randomness.philox import points
-from diffaug.randomness.transfer import move
 from diffaug.schedules.numbers import per_sample
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from diffaug.checks import choice, number, refuse
 from diffaug.process.kernel import draw_and_mix
+from diffaug.randomness.host_to_device import move
 from diffaug.randomness.keys import Keys, Purpose
-from diffaug.randomness.transfer import move
 from diffaug.store.moments import Moments
 
 POSTERIORS = ("sample", "mean", "fixed")

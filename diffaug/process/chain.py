@@ -17,8 +17,8 @@ from torch import Tensor
 from diffaug.checks import refuse
 from diffaug.noise import gaussian
 from diffaug.process.arguments import check_states
+from diffaug.randomness.host_to_device import move
 from diffaug.randomness.keys import Keys, Purpose
-from diffaug.randomness.transfer import move
 from diffaug.schedules import Schedule
 from diffaug.schedules.base import STRAIGHT, VARIANCE_EXPLODING, VARIANCE_PRESERVING
 from diffaug.schedules.numbers import per_sample

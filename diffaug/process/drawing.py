@@ -13,8 +13,8 @@ from torch import Tensor
 from diffaug.process import compiler, kernel
 from diffaug.process.closed_form import ClosedForm
 from diffaug.process.coefficients import coefficients
+from diffaug.randomness.host_to_device import move
 from diffaug.randomness.keys import Keys, Purpose
-from diffaug.randomness.transfer import move
 from diffaug.targets import PAIR_STATES, mix_table
 from diffaug.times import ByIndex, PairPlaces, Times, Uniform
 

@@ -27,8 +27,8 @@ from diffaug.process.arguments import (
 from diffaug.process.batch import Fields, NoisyBatch, batch_type
 from diffaug.process.coefficients import purposes
 from diffaug.process.drawing import AT_THE_END, EVALUATION_TIMES, Drawing
+from diffaug.randomness.host_to_device import move
 from diffaug.randomness.keys import Keys
-from diffaug.randomness.transfer import move
 from diffaug.schedules import Schedule
 from diffaug.schedules.numbers import where_float64_is
 from diffaug.targets import (

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import choice, integer, refuse
-from diffaug.randomness.transfer import move
+from diffaug.randomness.host_to_device import move
 
 _LOW_32 = 0xFFFFFFFF
 _T = TypeVar("_T")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffaug.datasets.whole_file import open_whole
+from diffaug.datasets.atomic_file import open_whole
 
 INFO = "store.json"
 FORMAT = 1

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import check_fields, instance, integer, refuse
+from diffaug.randomness.host_to_device import move
 from diffaug.randomness.keys import Keys
 from diffaug.randomness.philox import indices, uniforms
-from diffaug.randomness.transfer import move
 from diffaug.schedules import Schedule
 from diffaug.schedules.numbers import keep, where_float64_is
 from diffaug.times.coverage import Coverage, Independent

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from diffaug.checks import bounded, check_fields, instance, refuse
+from diffaug.randomness.host_to_device import move
 from diffaug.randomness.keys import Keys, Purpose
 from diffaug.randomness.philox import indices, points, uniforms
-from diffaug.randomness.transfer import move
 from diffaug.schedules import Schedule
 from diffaug.times.coverage import Independent, Sobol
 from diffaug.times.densities import Times

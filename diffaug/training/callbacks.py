@@ -12,8 +12,8 @@ from torch.utils.data import Subset
 from diffaug import plots
 from diffaug.checks import integer
 from diffaug.datamodules.base import NoisingBase
+from diffaug.datamodules.lightning_packages import LightningModule, Trainer, check_package
 from diffaug.datamodules.module import DiffusionBase
-from diffaug.datamodules.packages import LightningModule, Trainer, check_package
 from diffaug.training.denoiser import DenoiserBase
 
 _PRIOR_IMAGES = 2048

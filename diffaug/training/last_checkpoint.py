@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from diffaug.checks import integer, number
-from diffaug.datamodules.packages import LightningModule, Trainer
+from diffaug.datamodules.lightning_packages import LightningModule, Trainer
 from diffaug.training.callbacks import CallbackBase
 from diffaug.training.checkpoint_io import claim
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffaug import plots
 from diffaug.checks import choice, refuse
-from diffaug.datamodules.packages import LightningModule, Trainer
+from diffaug.datamodules.lightning_packages import LightningModule, Trainer
 from diffaug.plots.curves import LEVEL_COLUMNS, LEVEL_EDGES
 from diffaug.plots.picture import write_csv
 from diffaug.schedules import Schedule

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 import diffaug.lightning
 import diffaug.pytorch_lightning
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
-from diffaug.datamodules.packages import package_of
+from diffaug.datamodules.lightning_packages import package_of
 
 if os.environ.get("LIGHTNING") == "lightning":  # then the one goes by the other's name: see which_lightning
     pytest.skip("is about both packages, whichever the other tests are run under", allow_module_level=True)

@@ -21,8 +21,8 @@ from diffaug.loader.batch import Batch  # noqa: E402
 from diffaug.on_device.labels import LabelDropout  # noqa: E402
 from diffaug.process import compiler  # noqa: E402
 from diffaug.pytorch_lightning import Denoiser, LossByLevel  # noqa: E402
+from diffaug.randomness.host_to_device import move  # noqa: E402
 from diffaug.randomness.keys import Keys  # noqa: E402
-from diffaug.randomness.transfer import move  # noqa: E402
 from diffaug.targets import MinSNR  # noqa: E402
 from diffaug.times import Importance, Uniform  # noqa: E402
 

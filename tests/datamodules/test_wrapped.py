@@ -24,7 +24,7 @@ from torch.utils.data import (
 
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.datamodules.base import NoisingBase
-from diffaug.datamodules.nest import map_parts
+from diffaug.datamodules.nested_batches import map_parts
 
 FIELDS = ("x_t", "epsilon", "t", "x_0", "index", "view", "label")
 PROCESS = ForwardProcess(LinearBeta(), fields=FIELDS)
