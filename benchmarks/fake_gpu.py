@@ -198,12 +198,12 @@ def interpret(function: Callable[..., Any], fake: Any, real: Any) -> list[Tensor
     Arguments:
         fake, real: the arguments, once on the fake device and once on the CPU, nested alike.
     """
-    given = {id(f): r for f, r in zip(_pytree.tree_leaves(fake), _pytree.tree_leaves(real), strict=True)}
+    pairs = zip(_pytree.tree_leaves(fake), _pytree.tree_leaves(real), strict=True)
+    given = {f.untyped_storage()._cdata: r for f, r in pairs}  # the function may make views of them
     outputs: list[Any] = []
 
     def real_of(argument: Tensor) -> Tensor:
-        known = id(argument) in given or argument._base is None  # else it is a view of what was given
-        return given[id(argument)] if known else given[id(argument._base)].view(argument.shape)
+        return given[argument.untyped_storage()._cdata].view(argument.shape)
 
     def run(source: str, args: list[Any]) -> None:
         with unset_fake_temporarily():

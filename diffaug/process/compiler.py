@@ -25,6 +25,9 @@ def call_compiled(function: Callable[..., list[Tensor]], *args: Any) -> list[Ten
     from torch._dynamo import mark_static  # here, as importing it takes a second
     from torch._dynamo.exc import TorchDynamoException
 
+    # Apart from what they are views of, whose sizes dynamo guards too: one image in several views, or images as wide as
+    # high after others, would be compiled again.
+    args = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
     x, _, coefficients, *_ = args
     if x.device.type == "cuda":
         # There a sample's size is a constant of the compiled code, the batch's is not: one compile for each size of
