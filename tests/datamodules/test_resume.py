@@ -7,7 +7,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint, Timer
-from resumable import FEW, HOOKS, Fails, Memory, Model, Saver, differences, fit
+from resumable import FEW, HOOKS, Fails, Memory, Model, Saver, differences, fit, whole_run
 from shared import SizedStream, Stream
 from small_data import FIELDS, buckets, images, mixture, own, side_by_side, stream, wrapped
 from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
@@ -141,14 +141,13 @@ class CountingTimer(Timer):
 @pytest.mark.parametrize("make", [own, wrapped])
 def test_a_run_that_was_cut_off_goes_on_exactly(make, options, callbacks):
     """By max_steps, a callback, a timer, inside an epoch or at its end: then made longer from near there."""
-    whole, _ = fit(make())
-    memory = Memory()
+    whole, memory = whole_run(make), Memory()
     cut, trainer = fit(make(), memory, callbacks=(*(c() for c in callbacks), Saver(FEW)), **options)
     trainer.save_checkpoint("by hand, after the fit")
-    assert 0 < len(cut.seen) < len(whole.seen)
-    assert cut.seen == whole.seen[: len(cut.seen)]
+    assert 0 < len(cut.seen) < len(whole)
+    assert cut.seen == whole[: len(cut.seen)]
     memory.done = {path: done for path, done in memory.done.items() if done >= len(cut.seen) - 1}
-    wrong = differences(make, memory, whole.seen)
+    wrong = differences(make, memory, whole)
     assert not wrong, "\n".join(wrong)
 
 
@@ -184,14 +183,13 @@ FAILING = [hook for hook in HOOKS if hook.removeprefix("on_") not in NOT_OF_A_BA
     ids=["OnExceptionCheckpoint", "ModelCheckpoint"],
 )
 def test_a_batch_that_failed_comes_again(hook, save, tmp_path):
-    whole, _ = fit(own())
     saved = 0
     for call in (1, 2) if "epoch" in hook or "validation" in hook else (1, 3, 5, 6):
         memory, model = Memory(), Model()
         with pytest.raises(RuntimeError, match="as the test wants it"):
             fit(own(), memory, model=model, callbacks=(save(tmp_path), Fails(hook, call)), enable_checkpointing=True)
         saved += len(memory.files)  # none where ModelCheckpoint has saved this step already, or none was taken
-        wrong = differences(own, memory, whole.seen)
+        wrong = differences(own, memory, whole_run(own))
         assert not wrong, "\n".join(wrong)
     assert saved or "validation" in hook  # Lightning 2.6.0's ModelCheckpoint saves nothing there
 

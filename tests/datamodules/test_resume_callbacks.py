@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LearningRateFinder, ModelCheckpoint, StochasticWeightAveraging
 from pytorch_lightning.tuner import Tuner
-from resumable import FEW, Memory, Model, Saver, differences, fit
+from resumable import FEW, Memory, Model, Saver, differences, fit, whole_run
 from small_data import own, wrapped
 
 from diffaug.pytorch_lightning import LastCheckpoint
@@ -40,15 +40,14 @@ pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("qui
 )
 def test_lightnings_checkpoints_are_gone_on_from(options, cut, tmp_path):
     """ModelCheckpoint at its defaults and at each of its options, where the fit ends with an epoch and inside one."""
-    whole, _ = fit(own())
-    memory = Memory()
+    whole, memory = whole_run(own), Memory()
     fit(own(), memory, callbacks=(ModelCheckpoint(tmp_path, **options),), enable_checkpointing=True, **cut)
     assert memory.files or options.get("every_n_epochs") == 2
     if options.get("save_weights_only"):
         with pytest.raises(KeyError, match="contains only the model"):
-            differences(own, memory, whole.seen)
+            differences(own, memory, whole)
         return
-    wrong = differences(own, memory, whole.seen)
+    wrong = differences(own, memory, whole)
     assert not wrong, "\n".join(wrong)
 
 

@@ -40,7 +40,7 @@ def test_a_batch_that_comes_again_is_learned_from_once(fails, tmp_path):
             fit(learning(), memories[-1], model=Learns(), callbacks=callbacks, enable_checkpointing=True, max_epochs=2)
     for memory in memories:
         assert memory.done
-        for path, done in memory.done.items():
+        for path, done in memory.different():
             rest, _ = fit(learning(), memory, path, model=Learns(), max_epochs=2)
             assert rest.seen == whole.seen[done:], path
 
