@@ -9,6 +9,7 @@ import logging
 import os
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ import torch
 from lightning_fabric.utilities import registry
 from shared import HERE, SCHEDULES, schedule_of
 
+from diffaug.process import kernel
+from diffaug.randomness.keys import Keys
 from diffaug.schedules import Schedule
 
 registry.entry_points = functools.cache(registry.entry_points)  # what every Trainer looks for again, in 20 ms
@@ -69,6 +72,25 @@ def _eager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 def quiet_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("pytorch_lightning", "lightning_fabric"):
         monkeypatch.setattr(logging.getLogger(name), "level", logging.ERROR)
+
+
+@pytest.fixture(scope="module")
+def draws_once() -> Iterator[None]:
+    """Draw what is drawn again from memory, by every bit that the pass is given: for runs that are gone on with.
+
+    These draw again and again what the whole run drew. That a draw is of its key alone: tests/process, of every recipe.
+    """
+    real, drawn = kernel._pieces, {}
+
+    def pieces(x: torch.Tensor, keys: Keys, mix: torch.Tensor, *how: Any) -> list[torch.Tensor]:
+        tensors = [(part.shape, part.dtype, part.contiguous().numpy().tobytes()) for part in (x, keys.rows, mix)]
+        if (given := (*tensors, *how)) not in drawn:
+            drawn[given] = real(x, keys, mix, *how)
+        return [field.clone() for field in drawn[given]]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "_pieces", pieces)
+        yield
 
 
 @pytest.fixture

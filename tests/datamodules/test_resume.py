@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.times import PerImage, Stratified, Uniform
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quiet_lightning")]
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quiet_lightning", "draws_once")]
 
 
 def covered(coverage: Any) -> Callable[[], DiffusionDataModule]:

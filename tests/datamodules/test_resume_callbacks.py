@@ -14,7 +14,7 @@ from small_data import own, wrapped
 
 from diffaug.pytorch_lightning import LastCheckpoint
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quiet_lightning")]
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quiet_lightning", "draws_once")]
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from small_data import FIELDS, own
 from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.times import Importance
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quiet_lightning")]
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quiet_lightning", "draws_once")]
 
 
 class Learns(Model):
