@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"python -m diffaug {name}: {sentence(error) or error}", file=sys.stderr)
+        where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        print(f"python -m diffaug {name}: {sentence(error) or f'{error}{where}'}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         print(f"python -m diffaug {name}: interrupted. {error}".rstrip(), file=sys.stderr)

@@ -181,7 +181,8 @@ def _joined(name: str, values: list[Any]) -> Any:
         return default_collate(values)
     except (TypeError, RuntimeError, KeyError) as error:
         raise ValueError(
-            f"process.fields asks for {name!r}, but these parts of a batch's items cannot be joined: {error}"
+            f"The parts {name!r} of a batch's items cannot be joined: {error}. A batch holds them as process.fields or "
+            "data.images names them; a store as keep= does."
         ) from error
 
 

@@ -96,13 +96,16 @@ class Keyed(Dataset[Any]):
 
     def read(self, place: Place) -> Any:
         """Read the sample at a place, under the random states as they are."""
+        return self.finished((place, self.item(place)))
+
+    def item(self, place: Place) -> Any:
+        """Read the dataset's own item at a place; its errors get a note of which it is."""
         try:
             dataset = self.dataset.sets[place.dataset] if isinstance(self.dataset, Mixture) else self.dataset
-            item = dataset[place.index]
+            return dataset[place.index]
         except Exception as error:
             note(error, f"in reading {self.where(place)}")
             raise
-        return self.finished((place, item))
 
 
 class Images(Keyed):

@@ -181,11 +181,11 @@ def _make_write_error(place: Path, written: int, error: OSError) -> OSError:
         free = shutil.disk_usage(place.parent).free if place.parent.is_dir() else 0
         got = f"It got to {written:,} bytes; {free:,} bytes are free there. "
     before = "The one before it is whole" if whole else "There is none before it"
-    elsewhere = f" and {_override('ckpt_path', place)}" if whole else ""
+    elsewhere = f" and {quote_override('ckpt_path', place)}" if whole else ""
     return OSError(
         f"The checkpoint {place} could not be written: {error}. {got}{before}. {'Make room' if full else 'Mend that'}, "
-        f"and give the same command again with {_override('hydra.run.dir', place.parent.parent)}; or set hydra.run.dir "
-        f"to another folder{elsewhere}."
+        f"and give the same command again with {quote_override('hydra.run.dir', place.parent.parent)}; or set "
+        f"hydra.run.dir to another folder{elsewhere}."
     )
 
 
@@ -195,11 +195,11 @@ def _suggest_other(place: Path) -> str:
     for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
         if not find_damage(path):
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
-            return f"Go on from {path.name}, of {when}, by {_override('ckpt_path', path)}."
+            return f"Go on from {path.name}, of {when}, by {quote_override('ckpt_path', path)}."
     return "No other whole one lies beside it. Set ckpt_path to another; ckpt_path=null begins from the start."
 
 
-def _override(key: str, path: Path) -> str:
+def quote_override(key: str, path: str | Path) -> str:
     """Write an override that sets a key to a path, quoted for Hydra and for the shell where that is needed."""
     text = str(path)
     if not re.fullmatch(r"[\w./-]+", text, re.ASCII):

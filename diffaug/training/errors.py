@@ -6,8 +6,10 @@ import re
 import traceback
 from pathlib import Path
 
-from hydra.errors import CompactHydraException, HydraException, InstantiationException
+from hydra.errors import CompactHydraException, HydraException, InstantiationException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from diffaug.training.checkpoint_io import quote_override
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The text of an error that crossed from a DataLoader's worker: a stack, of which the last place and what follows count.
@@ -60,6 +62,9 @@ def sentence(error: BaseException) -> str | None:
         refused, cause = _REFUSED.fullmatch(str(error)), error.__cause__
         said = refused and "{key} cannot be made by {target}: ".format(**refused.groupdict())
         return sentence(cause) or (f"{said}{cause} ({type(cause).__name__})" if said else str(error))
+    if isinstance(error, OverrideParseException):
+        key, _, value = error.override.partition("=")
+        return f"{error}\nQuote a value of other characters, for Hydra and for the shell: {quote_override(key, value)}"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is not set and has no default: give it a value by {error.full_key}=..."
     if type(error).__name__ == "MisconfigurationException":

@@ -55,7 +55,7 @@ def test_collate_refuses_what_differs(second: torch.Tensor, message: str):
 
 def test_collate_names_the_part_that_cannot_be_joined():
     items = [(torch.zeros(2, 2), Place(i, 0, i, 0), {"caption": None}) for i in range(2)]
-    with pytest.raises(ValueError, match=r"process\.fields asks for 'caption', but these parts .* cannot be joined"):
+    with pytest.raises(ValueError, match=r"The parts 'caption' of a batch's items cannot be joined: .*process\.fields"):
         collate(items)
 
 
