@@ -7,6 +7,7 @@ that differ; the same one goes on with what is missing.
 import json
 import shutil
 import signal
+import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -23,13 +24,23 @@ from diffaug.encoding.disk_space import check_space, plan
 from diffaug.encoding.fingerprint import fingerprint
 from diffaug.encoding.splits import choose_splits
 from diffaug.encoding.unwrap import unwrap
-from diffaug.encoding.update import BESIDE, changed_files, check_kept, keep_rows, left_by_another, replace, write_files
+from diffaug.encoding.update import (
+    BESIDE,
+    changed_files,
+    check_kept,
+    check_there,
+    describe_split,
+    keep_rows,
+    left_by_another,
+    replace,
+    write_files,
+)
 from diffaug.encoding.writing import EncodingBase, Source
 from diffaug.images.roles import spell
 from diffaug.store.latents import DTYPES, Latents, summarise
-from diffaug.store.layout import FORMAT, INFO, read_info, write_info
+from diffaug.store.layout import FORMAT, INFO, read_info, splits_of, write_info
 from diffaug.store.reader import Store
-from diffaug.training.checkpoint_io import lock
+from diffaug.training.checkpoint_io import lock, quote_override
 from diffaug.training.errors import Told
 
 
@@ -101,6 +112,10 @@ def encode(
         "splits": {stage: [source.split for source in of_stage] for stage, of_stage in sources.items()},
     }
     root, changed, stale = whole, _changed(whole, info), False
+    if changed and _holds_no_row(whole):
+        changed = []  # what was tried before came to nothing
+    elif not changed and not (whole / BESIDE).exists() and (whole / INFO).exists():
+        check_there(whole, flat, latents, device)
     if update and (changed or (whole / BESIDE).exists()):
         stale = left_by_another(whole, info)
         if stale is None:
@@ -150,7 +165,7 @@ def encode(
         made = f": {total - kept} encoded, {kept} copied from before." if kept else f", {rows} of them written now."
         done = f"{whole} holds {total} rows{made}"
         again = f" 'data.images={spell(Store(str(whole)).roles)}'" if data.aligned.beside else ""
-        print(f"{done} To train on it: data=store data.root={out}{again}")
+        print(f"{done} To train on it: data=store {quote_override('data.root', out)}{again}")
 
 
 def _count(sources: Sequence[Source], shards: Iterable[tuple[int, int]]) -> int:
@@ -165,6 +180,8 @@ def _write_rows(trainer: Any, writer: EncodingBase, sources: Sequence[Source], t
     except BaseException as error:  # Ctrl-C as Lightning's SystemExit; SIGTERM as any, having ended workers too
         interrupted = isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
         if not interrupted and not trainer.received_sigterm:
+            if trainer.is_global_zero and trainer.progress_bar_callback is not None:
+                print(file=sys.stderr)  # below the bar
             raise
         told = signal.SIGINT if interrupted else signal.SIGTERM
         if not trainer.is_global_zero:
@@ -205,8 +222,20 @@ def _changed(root: Path, info: dict[str, Any]) -> list[str]:
     before = read_info(root)
     changed = differences(info["made_from"], before["made_from"])
     if not changed and before["splits"] != info["splits"]:
-        changed = [f"splits: {before['splits']} -> {info['splits']}"]
+        now, then = (
+            {"stages": {stage: len(splits) for stage, splits in said["splits"].items()}}
+            | {key: what for split in splits_of(said) for key, what in describe_split(split).items()}
+            for said in (info, before)
+        )
+        changed = differences(now, then)
     return changed
+
+
+def _holds_no_row(root: Path) -> bool:
+    """Return whether a store was begun, and no shard of it is whole."""
+    info = read_info(root)
+    shards = ((split, shard) for split in splits_of(info) for shard in range(split.shards))
+    return not info["finished"] and all(split.fault(root, shard) for split, shard in shards)
 
 
 def _refusal(root: Path, changed: list[str], of_files: list[str]) -> ValueError:
@@ -215,6 +244,6 @@ def _refusal(root: Path, changed: list[str], of_files: list[str]) -> ValueError:
     way = "update=true makes the rows of files that have changed, and keeps the others. Or name" if of_files else "Name"
     return ValueError(
         f"The store out={root} was made from something else:\n  "
-        + "\n  ".join(changed + of_files)
+        + "\n  ".join(of_files + changed)
         + f"\n{way} a new folder, or remove this one."
     )

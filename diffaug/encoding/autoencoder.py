@@ -94,4 +94,7 @@ def _known(vae: Any, encoder: str | None, weights: str | None, where: str) -> An
         if describe(made) == encoder and weights in (None, digest_weights(made)):
             return made
     made = f"{describe(vae)}, with weights {digest_weights(vae)}"
-    raise ValueError(f"{where} is {made}, but the latents are of {encoder}, with weights {weights}: give vae=FOLDER.")
+    raise ValueError(
+        f"{where} is {made}, but the latents are of {encoder}, with weights {weights}: give the folder "
+        "of that one, vae=FOLDER."
+    )

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diffaug.datamodules.recipe import differences
@@ -21,12 +22,26 @@ from diffaug.datasets.atomic_file import open_whole
 from diffaug.encoding.fingerprint import LOOKED_AT
 from diffaug.encoding.writing import Source
 from diffaug.store.latents import Latents
-from diffaug.store.layout import INFO, Split, buckets_of, read_info, write_info
+from diffaug.store.layout import INFO, Split, buckets_of, read_info, splits_of, write_info
 from diffaug.store.reader import Rows
 
 BESIDE = ".update"
 _OF_FILES = ("images", "files", "bucket_of", "sizes and times of the files", "items looked at")
 _NAMED = 3
+
+
+def describe_split(split: Split) -> dict[str, Any]:
+    """Say what a split is, in plain types, to be compared a line each."""
+    fields = {f"{split.folder}.{name}": f"{of.dtype} {list(of.shape)}" for name, of in split.fields.items()}
+    shapes = split.bucket_shapes and [list(shape) for shape in split.bucket_shapes]
+    return {
+        f"{split.folder}.rows": split.rows,
+        f"{split.folder}.fields": list(split.fields),
+        **fields,
+        f"{split.folder}.variants": list(split.variants),
+        f"{split.folder}.buckets": shapes,
+        f"{split.folder}.rows of a shard": split.shard_rows,
+    }
 
 
 def files_of(root: Path, split: Split) -> Path:
@@ -82,7 +97,7 @@ def keep_rows(root: Path, info: dict[str, Any], sources: list[Source]) -> list[S
     changed = [
         line for line in differences(info["made_from"], before["made_from"]) if line.split(": ")[0] not in skipped
     ]
-    splits = {split.folder: split for of_stage in before["splits"].values() for split in of_stage}
+    splits = {split.folder: split for split in splits_of(before)}
     kept, of_fields = [], []
     for source in sources:
         split, old = source.split, splits.get(source.split.folder)
@@ -96,14 +111,10 @@ def keep_rows(root: Path, info: dict[str, Any], sources: list[Source]) -> list[S
             kept.append(source)
             continue
         if (old.fields, old.variants) != (split.fields, split.variants):
-            of_fields.append(f"{split.folder}.fields: {old.fields} -> {split.fields}")
+            of_fields += differences(describe_split(split), describe_split(old))
         there = {line: item for item, line in enumerate(then)}
         items = np.fromiter((there.get(line, -1) for line in now), np.int64, len(now))
-        for shard in range(old.shards):
-            if old.fault(root, shard):
-                damaged = {row // len(old.variants) for row in old.rows_of(shard)}
-                items[np.isin(items, [*damaged])] = -1
-        kept.append(source._replace(before=Rows(root, old), kept=items))
+        kept.append(_of_before(source, root, old, items))
     changed = changed or of_fields
     if changed:
         raise ValueError(
@@ -112,6 +123,21 @@ def keep_rows(root: Path, info: dict[str, Any], sources: list[Source]) -> list[S
             + "\nName a new folder, or remove this one."
         )
     return kept
+
+
+def _of_before(source: Source, root: Path, old: Split, items: NDArray[np.int64]) -> Source:
+    """Give a source the rows of a split that is there, by each item's number in it, but for those of damaged shards."""
+    for shard in range(old.shards):
+        if old.fault(root, shard):
+            damaged = {row // len(old.variants) for row in old.rows_of(shard)}
+            items[np.isin(items, [*damaged])] = -1
+    return source._replace(before=Rows(root, old), kept=items)
+
+
+def check_there(root: Path, sources: list[Source], latents: Latents | None, device: torch.device) -> None:
+    """Refuse to go on with a store whose rows, of those that are there, come out as others when they are made again."""
+    every = [_of_before(one, root, one.split, np.arange(one.split.items)) for one in sources]
+    check_kept(every, latents, device)
 
 
 def check_kept(sources: list[Source], latents: Latents | None, device: torch.device) -> None:
@@ -130,8 +156,8 @@ def check_kept(sources: list[Source], latents: Latents | None, device: torch.dev
                 new = new.cpu().reshape(old.shape) if isinstance(new, Tensor) else new
                 if not _alike(new, old, exactly=latents is None or name not in made):
                     raise ValueError(
-                        f"{name} of {source.images.name}[{item}], whose file is as it was, is not what the store "
-                        "holds: the dataset, the transform or the encoder is another. Name a new folder, out=."
+                        f"{name} of {source.images.name}[{item}] is not what the store holds, made again: the dataset, "
+                        "the transform or the encoder is another. Name a new folder, out=, or remove this one."
                     )
 
 
@@ -159,10 +185,7 @@ def replace(root: Path) -> None:
     """Put the store that was made beside an old one in its place. Interrupted, it is called again."""
     made, before = root / BESIDE, read_info(root)
     write_info(root, {**before, "finished": False})  # from now on no reader takes it for whole
-    new, old = (
-        {split.folder for of_stage in info["splits"].values() for split in of_stage}
-        for info in (read_info(made), before)
-    )
+    new, old = ({split.folder for split in splits_of(info)} for info in (read_info(made), before))
     for folder in sorted(new):
         if (made / folder).is_dir():
             shutil.rmtree(root / folder, ignore_errors=True)

@@ -29,6 +29,9 @@ from diffaug.store.layout import Field, Split
 from diffaug.store.reader import Rows
 from diffaug.store.shards import ShardWriter
 
+OF_IMAGES = ("image", "mean", "std", "pixels")
+"""The fields of a store's images, or of what is made of them."""
+
 VARIANTS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda image: image,
     "hflip": lambda image: image.flip(-1),
@@ -45,6 +48,7 @@ class Source(NamedTuple):
         files: what the items are read from, as `diffaug.encoding.fingerprint.list_files` has it.
         before: of a store that is updated, the rows of that; None of a new one.
         kept: int64, the number that each item had there; -1 of what is read anew.
+        bucket_bytes: of a row of images in buckets, or of latents of them, on average.
     """
 
     images: Images
@@ -52,6 +56,12 @@ class Source(NamedTuple):
     files: list[str] | None
     before: Rows | None = None
     kept: NDArray[np.int64] | None = None
+    bucket_bytes: float = 0.0
+
+    @property
+    def row_bytes(self) -> float:
+        """Bytes of a row, on average, but for texts and what else differs from row to row."""
+        return sum(field.bytes for field in self.split.fields.values()) + self.bucket_bytes
 
     def read(self, item: int, variant: int = 0) -> Any:
         """Read an item as one of the split's variants, by its place among them, has it."""
@@ -156,8 +166,8 @@ def read_row(images: Images, row: int, variant: str, name: str) -> Any:
     if drew:
         raise ValueError(
             f"Reading {images.name}[{row}] draws random numbers, in the dataset or in data.transform: a store would "
-            "keep one draw of it for ever. Leave it out here, and set it with data=store, where it is drawn anew at "
-            "every visit; or say how many draws of each training image are stored, as variants=8."
+            "keep one draw of it for ever. Say how many draws of each training image are stored, as variants=8; or "
+            "leave it out here, and set it as data.transform of data=store, where it is drawn anew at every visit."
         )
     make = VARIANTS[variant]
     return make(image), place, {**extra, **{key: make(extra[key]) for key in images.aligned.beside if key in extra}}

@@ -44,7 +44,8 @@ class Latents:
             made: ``mean`` and ``std`` among others.
 
         Raises:
-            ValueError: they are rounded by more than the distribution's own deviation, or not finite.
+            ValueError: they are not finite, before or after; or are rounded by more than the distribution's own
+                deviation.
         """
         if isinstance(made["mean"], list):  # of shapes of their own
             names = [name for name in ("mean", "std") if name in made]
@@ -55,7 +56,14 @@ class Latents:
         error = max(float((rows[name].float() - part).abs().max()) for name, part in moments.items())
         std = moments.get("std")
         median = None if std is None else float(std.median())
-        if not math.isfinite(error) or (error > (median or math.inf) and not self.allow_rounding):
+        for name, part in moments.items():
+            if not bool(rows[name].isfinite().all()):
+                highest, end = float(part.abs().max()), torch.finfo(getattr(torch, self.dtype)).max
+                what = f"goes up to {highest:.3g}, but {self.dtype} ends at {end:.3g}: take dtype=float32"
+                if not bool(part.isfinite().all()):
+                    what = "is NaN or infinite in places, as data.encoder made it"
+                raise ValueError(f"The {name} of these latents {what}.")
+        if error > (median or math.inf) and not self.allow_rounding:
             than = "" if median is None else f", which is more than the posterior's median deviation, {median:.3g}"
             raise ValueError(
                 f"dtype={self.dtype} rounds these latents by up to {error:.3g}{than}. Take dtype=float32, or say that "

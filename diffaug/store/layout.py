@@ -163,6 +163,11 @@ def read_info(root: str | Path) -> dict[str, Any]:
     return info
 
 
+def splits_of(info: dict[str, Any]) -> list[Split]:
+    """List the splits of what a store says of itself."""
+    return [split for of_stage in info["splits"].values() for split in of_stage]
+
+
 def _split(split: dict[str, Any]) -> Split:
     fields = {name: Field(field["dtype"], tuple(field["shape"])) for name, field in split.pop("fields").items()}
     shapes = split.get("bucket_shapes") and tuple((height, width) for height, width in split["bucket_shapes"])

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from tiny import environment
 from torch.utils.data import Subset, TensorDataset
 
 import diffaug
-from diffaug import DiffusionDataModule, ForwardProcess, LinearBeta, Mixture
+from diffaug import Buckets, DiffusionDataModule, ForwardProcess, LinearBeta, Mixture
 from diffaug.__main__ import main
 from diffaug.commands.preview import preview
 from diffaug.pytorch_lightning import image_folder, store
@@ -244,7 +245,9 @@ def test_draws_of_a_random_transform_are_variants(photos, tmp_path, same_random_
 
 
 def test_what_are_no_draws_is_refused(photos, tmp_path):
-    with pytest.raises(ValueError, match=r"in data\.transform: .* or say how many draws .* as variants=8"):
+    with pytest.raises(
+        ValueError, match=r"in data\.transform: .* Say how many draws .* as variants=8; or leave it out"
+    ):
         write(folder(photos, transform=crop), tmp_path / "made")
     with pytest.raises(ValueError, match=r"variants=4 stores .* but reading data\.train draws no random numbers, so"):
         write(folder(photos, transform=middle), tmp_path / "made", variants=4)
@@ -257,6 +260,25 @@ def test_what_are_no_draws_is_refused(photos, tmp_path):
         with pytest.raises(ValueError, match=message):
             write(folder(photos), tmp_path / "made", variants=variants)
     assert not (tmp_path / "made").exists()
+
+
+def test_a_path_of_other_letters_is_quoted(photos, tmp_path, capsys):
+    out = tmp_path / "ä b=1"
+    words = ["encode", "data=image_folder", f"data.root={photos}", "data.image_size=16", f"out={out}", "trainer=cpu"]
+    assert main([*words, "data.num_workers=0"]) == 0
+    said = capsys.readouterr().out.split("To train on it: ")[1]
+    assert main(["report", *shlex.split(said)]) == 0
+    assert main(["report", "data=store", f"data.root={out}"]) == 1
+    hint = f"""Quote a value of other characters, for Hydra and for the shell: 'data.root="{out}"'"""
+    assert hint in capsys.readouterr().err
+
+
+def test_an_error_of_a_dataset_says_which_item(photos, tmp_path, capsys):
+    (photos / "a" / "00.png").write_bytes(b"broken")
+    dataset = f"data.train={{_target_: torchvision.datasets.ImageFolder, root: {photos}}}"
+    words = ["encode", "data=own", dataset, "data.image_shape=[3,16,16]", f"out={tmp_path / 'made'}", "trainer=cpu"]
+    assert main(words) == 1
+    assert "00.png'> (in reading data.train[0])" in capsys.readouterr().err
 
 
 def test_report_takes_a_store(photos, tmp_path, capsys):
@@ -403,6 +425,58 @@ def test_another_recipe_is_refused_with_the_line_that_differs(photos, tmp_path):
         write(folder(photos), photos)
 
 
+class Scaled(torch.nn.Module):
+    """An encoder that looks as others do: of one parameter, the same in all."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by, self.weight = by, torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images[..., ::2, ::2] * self.weight * self.by
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_encoder_that_only_looks_the_same_is_refused(photos, tmp_path, whole):
+    out = write(folder(photos, encoder=Scaled(1.0)), tmp_path / "made")
+    if not whole:
+        (out / "train" / "mean-00001.npy").unlink()
+    before = contents(out)
+    with pytest.raises(
+        ValueError, match=r"mean of data\.train\[\d+\] is not what the store holds, made again: .* out="
+    ):
+        write(folder(photos, encoder=Scaled(1.1)), out)
+    assert contents(out) == before
+    write(folder(photos, encoder=Scaled(1.0)), out)
+
+
+def test_what_came_to_nothing_is_made_anew(tmp_path):
+    items = [{"image": torch.full((1, 2, 2), i, dtype=torch.uint8), "words": torch.zeros(i, 2)} for i in range(5)]
+    data = partial(DiffusionDataModule, items, process=NO_LABEL, image_key="image")
+    with pytest.raises(ValueError, match=r"say that its shape differs: differ=NAME"):
+        write(data(), tmp_path / "made")
+    assert (tmp_path / "made" / "store.json").exists()
+    out = write(data(), tmp_path / "made", differ=["words"])
+    assert contents(out) == contents(write(data(), tmp_path / "anew", differ=["words"]))
+    line = r"was made from something else:\n  train\.words: float32 \[-1, 2\] -> float32 \[0, 2\]\n"
+    with pytest.raises(ValueError, match=line):
+        write(data(), out)
+
+
+@pytest.mark.parametrize("encoder", [None, lambda x: x[..., ::2, ::2]])
+def test_what_images_in_buckets_will_take_is_known(encoder, tmp_path, capsys):
+    for i in range(12):
+        save_picture(tmp_path / "photos" / f"{i:02}.png", i, ((40, 40), (30, 60), (60, 30))[i % 3])
+    buckets = {"image_size": None, "buckets": Buckets(area=1024, step=8), "val_share": 0, "process": NO_LABEL}
+    out = write(folder(tmp_path / "photos", **buckets, encoder=encoder), tmp_path / "made")
+    name, bytes_of_one = ("image", 1) if encoder is None else ("mean", 4)
+    values = sum(np.load(path).size for path in out.glob(f"train/{name}-?????.npy"))
+    numbers = 12 * (1 + 3 * 2) * 8  # label, original_size, crop, target_size
+    said = re.search(r"; ([\d.]+) KiB in \d shards", capsys.readouterr().out)
+    assert said
+    assert float(said[1]) * 1024 == pytest.approx(values * bytes_of_one + numbers, rel=1e-3)
+
+
 RANDOM = Items(lambda i: torch.full((1, 2, 2), random.randrange(200) if i == 5 else i, dtype=torch.uint8), 9)
 GENERATOR = np.random.default_rng(0)
 
@@ -421,6 +495,8 @@ GENERATOR = np.random.default_rng(0)
             {"train": Mixture({"one": RANDOM, "two": RANDOM}, weights={"one": 1, "two": 2})},
             r"train is a mixture: m",
         ),
+        ({"train": [(torch.ones(1, 2, 2), [])]}, r"'label' of data\.train cannot be stored: .* keep=label"),
+        ({"train": [(torch.ones(1, 2, 2), None)]}, r"The parts 'label' of a batch's items cannot be joined: .* keep="),
         ({"train": [(torch.ones(1, 2, 2), [1, 2])]}, r"'label' of data\.train cannot be stored: .* keep=label"),
         (
             {"train": [torch.ones(1, 2, 2), torch.ones(1, 2, 3)]},

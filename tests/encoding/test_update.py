@@ -133,7 +133,7 @@ def test_what_is_no_change_of_files_is_refused(photos, tmp_path):
     change(photos)
     with pytest.raises(ValueError, match=r"update=true takes other files, but .*\n  train\.image_size: 16 -> 8\n"):
         write(data(photos, image_size=8, transform=less(1)), out, update=True)
-    pattern = r"image of data\.train\[\d+\], whose file is as it was, is not what the store"
+    pattern = r"image of data\.train\[\d+\] is not what the store holds, made again"
     with pytest.raises(ValueError, match=pattern):
         write(data(photos, transform=less(2)), out, update=True)
     save_picture(photos / "aa" / "new.png", 1)  # a class in the middle: the labels of others move

@@ -338,8 +338,11 @@ def test_a_dtype_that_rounds_by_more_than_the_posterior_is_refused(tmp_path):
     with pytest.raises(ValueError, match=message):
         write(tmp_path / "made", narrow, dtype="bfloat16")
     write(tmp_path / "made", narrow, dtype="bfloat16", allow_rounding=True)
-    with pytest.raises(ValueError, match=r"dtype=float16 rounds these latents by up to inf"):
-        write(tmp_path / "huge", lambda x: 1e6 * x, dtype="float16")
+    message = r"The mean of these latents goes up to \d.*e\+05, but float16 ends at 6\.55e\+04: take dtype=float32"
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path / "huge", lambda x: 1e6 * x, dtype="float16", allow_rounding=True)
+    with pytest.raises(ValueError, match=r"The mean of these latents is NaN or infinite in places, as data\.encoder"):
+        write(tmp_path / "huge", lambda x: x / 0 * 0)
     with pytest.raises(ValueError, match=r"dtype must be one of 'float32', 'float16', 'bfloat16', but got 'int8'"):
         write(tmp_path / "huge", narrow, dtype="int8")
 
