@@ -219,6 +219,7 @@ def test_no_error_names_a_key_that_is_not_there():
         for part in config.get("defaults", ()):  # such as /coverage@coverage: independent
             known |= {f"{group}.{key.partition('@')[2]}" for key in part if "@" in key and isinstance(part, dict)}
     known |= {f"schedule.base.{name.removeprefix('schedule.')}" for name in known if name.startswith("schedule.")}
+    known |= {f"data.{name}" for name in known if name.startswith("encoder.")}
     groups = "schedule|times|noise|weight|pair|data|process|model|trainer|callbacks|logger"
     named = set()
     for path in sorted((CONFIGS.parent / "diffaug").rglob("*.py")):

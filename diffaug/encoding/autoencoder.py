@@ -1,4 +1,4 @@
-"""The autoencoder of a run on latents, found for its export, and checked to be the one that made them."""
+"""diffusers' autoencoders: loaded as encoders; found for a run's export, and checked to have made its latents."""
 
 import copy
 import json
@@ -8,12 +8,33 @@ from typing import Any
 
 import torch
 
+from diffaug.checks import choice
 from diffaug.datamodules.recipe import describe
 from diffaug.encoding.fingerprint import digest_weights
 from diffaug.store.layout import INFO
 from diffaug.store.moments import Moments
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny")
+
+
+def load_autoencoder(kind: str, folder: str) -> Any:
+    """Load one of diffusers' autoencoders from a folder of this machine, or from that of a pipeline with one.
+
+    Arguments:
+        kind: the class of diffusers, one of `KINDS`.
+        folder: what its ``save_pretrained`` wrote. Nothing is fetched.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = _folders(choice("data.encoder.kind", kind, KINDS), folder)
+    if not found:
+        where = Path(folder).expanduser().resolve()
+        raise FileNotFoundError(
+            f"data.encoder.folder={folder!r} holds no {kind}: there is no config.json of one in {where}, nor in a "
+            "folder of it. Nothing is fetched: save one there by its save_pretrained."
+        )
+    return _load(kind, found[0])
 
 
 def folder_of(encoder: Any) -> str | None:
@@ -55,12 +76,12 @@ def find_autoencoder(recipe: Mapping[str, Any], data: Mapping[str, Any], given: 
         return _known(make(data["encoder"]), encoder, None, "data.encoder")
     folder = given if given is not None else _noted(str(data.get("root")))
     faults = []
-    for path in (Path(folder), *sorted(Path(folder).glob("*/"))):  # it, or a part of a pipeline
-        if (path / "config.json").is_file() and json.loads((path / "config.json").read_text())["_class_name"] == kind:
-            try:
-                return _known(_load(kind, path), encoder, store["weights"] if store else None, str(path))
-            except ValueError as error:
-                faults.append(error)
+    for path in _folders(kind, folder):
+        vae = _load(kind, path)
+        try:
+            return _known(vae, encoder, store["weights"] if store else None, str(path))
+        except ValueError as error:
+            faults.append(error)
     if faults:
         raise faults[0]
     raise FileNotFoundError(f"{folder} holds no {kind}: say where the one that made the latents is, vae=FOLDER.")
@@ -79,6 +100,17 @@ def _noted(root: str) -> str:
     if folder is None:
         raise FileNotFoundError(f"{path} does not say where the autoencoder is that made its latents: vae=FOLDER.")
     return folder
+
+
+def _folders(kind: str, folder: str) -> list[Path]:
+    """List the folders that hold such an autoencoder: this one, and those of the parts of a pipeline."""
+    root = Path(folder).expanduser()
+    configs = [path / "config.json" for path in (root, *sorted(root.glob("*/")))]
+    return [
+        config.parent
+        for config in configs
+        if config.is_file() and json.loads(config.read_text())["_class_name"] == kind
+    ]
 
 
 def _load(kind: str, path: Path) -> Any:

@@ -15,7 +15,7 @@ from diffaug import EDM, DiffusionDataModule, ForwardProcess, LinearBeta
 from diffaug.__main__ import main
 from diffaug.commands.export import export
 from diffaug.datamodules.recipe import describe
-from diffaug.encoding.autoencoder import find_autoencoder, folder_of
+from diffaug.encoding.autoencoder import find_autoencoder, folder_of, load_autoencoder
 from diffaug.encoding.fingerprint import digest_weights
 from diffaug.interop import scale_autoencoder
 from diffaug.pytorch_lightning import Denoiser
@@ -126,11 +126,25 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits, encoded by an autoencoder of random weights."""
     folder = tmp_path_factory.mktemp("latents")
     autoencoder().save_pretrained(folder / "vae")
-    own = "data.encoder.pretrained_model_name_or_path=vae"
+    own = "data.encoder.folder=vae"
     words = ["encode", "encoder@data.encoder=autoencoder_kl", own, "out=made", "trainer=cpu"]
     done = server.run([sys.executable, "-m", "diffaug", *words], folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
+
+
+def test_an_autoencoder_that_is_not_there_is_said(tmp_path):
+    made = autoencoder()
+    made.save_pretrained(tmp_path / "pipeline" / "vae")
+    for folder in ("pipeline", "pipeline/vae"):
+        loaded = load_autoencoder("AutoencoderKL", str(tmp_path / folder))
+        assert digest_weights(loaded) == digest_weights(made)
+    with pytest.raises(
+        FileNotFoundError, match=r"data\.encoder\.folder='.*none' holds no AutoencoderKL: there is no con"
+    ):
+        load_autoencoder("AutoencoderKL", str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError, match=r"holds no AutoencoderTiny"):
+        load_autoencoder("AutoencoderTiny", str(tmp_path / "pipeline"))
 
 
 LABELS = ("model.condition=label", "model.network.num_class_embeds=10", "process.fields=[x_t,epsilon,t,label]")
@@ -155,7 +169,7 @@ def test_a_run_on_latents_is_sampled_and_decoded_by_plain_diffusers(overrides, p
     """Twenty steps on a store, through train.py; what comes out is what Denoiser.sample makes, decoded."""
     data = ["data=store", f"data.root={encoded / 'made'}", "process.value_range=null"]
     if overrides == ("live",):
-        own = f"data.encoder.pretrained_model_name_or_path={encoded / 'vae'}"
+        own = f"data.encoder.folder={encoded / 'vae'}"
         data, overrides = ["encoder@data.encoder=autoencoder_kl", own, "model.network.in_channels=2"], ()
         data += ["model.network.out_channels=2", PLAINLY]
     steps = ["trainer.max_steps=20", "trainer.val_check_interval=10", "hydra.run.dir=run", "trainer=cpu"]
