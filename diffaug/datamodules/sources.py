@@ -142,16 +142,18 @@ def look_at(images: Images, image_shape: tuple[int, ...] | None) -> None:
     """Look at some images of a dataset: refuse another shape than is said, warn of another range."""
     (first, _, extra), name = images[images.place(0)], images.name
     shape = tuple(first.shape)
-    if images.check_range:
+    floats: list[str | None] = [None] if first.is_floating_point() else []  # the target, and conditions by name
+    floats += images.aligned.unranged(extra)
+    if images.check_range and floats:
         shards: Any = getattr(images.dataset, "shard_sizes", None) or [len(images)]
         chosen = spread_indices(shards[0] or 1, _LOOKED_AT)  # of the first shard: others may be far away
-        looked_at = f"of which {len(chosen)} images were looked at,"
-        if first.is_floating_point():
-            some = (images[images.place(index)][0] for index in chosen)
-            warn_of_half_range(some, images.value_range, f"{name}, {looked_at}")
-        for part in images.aligned.unranged(extra):
-            some = (images[images.place(index)][2][part] for index in chosen)
-            warn_of_half_range(some, images.value_range, f"{part} of {name}, {looked_at}", part)
+        for part in floats:
+            samples = (images[images.place(index)] for index in chosen)
+            some = (image if part is None else extra[part] for image, _, extra in samples)
+            where = name if part is None else f"{part} of {name}"
+            warn_of_half_range(
+                some, images.value_range, f"{where}, of which {len(chosen)} images were looked at,", part
+            )
     if any("std" in store.split.fields for store in _stores(images.dataset)):
         shape = shape[1:]  # of latents, which come as two moments
     if image_shape is not None and shape != image_shape:
