@@ -126,7 +126,7 @@ def summary(recipe: str) -> dict[str, list[float]]:
     return out
 
 
-SLOW = ("rectified, logit-normal, compiled", "antithetic, odd size")  # another compiled form each
+SLOW = ("ddpm, compiled", "rectified, logit-normal, compiled", "antithetic, odd size")  # a compiled form each
 
 
 @pytest.mark.parametrize(
