@@ -15,16 +15,8 @@ ORDER = (
     *("checks", "randomness", "schedules", "times", "noise", "targets", "process"),  # the library
     *("interop", "plots"),
     *("images", "order", "datasets", "store", "loader", "on_device", "datamodules", "encoding"),  # the way of the data
-    *(
-        "training",
-        "pytorch_lightning",
-        "lightning",
-        "help",
-        "config",
-        "registration",
-        "commands",
-        "__main__",
-    ),  # the job
+    *("training", "pytorch_lightning", "lightning"),  # the job
+    *("help", "config", "registration", "commands", "__main__"),  # the command line
 )
 """The rooms, each of which may import those before it."""
 LIBRARY = ORDER[: ORDER.index("images")]

@@ -29,7 +29,7 @@ from diffaug.encoding.update import (
     changed_files,
     check_kept,
     check_there,
-    describe_split,
+    describe_splits,
     keep_rows,
     left_by_another,
     replace,
@@ -112,10 +112,12 @@ def encode(
         "splits": {stage: [source.split for source in of_stage] for stage, of_stage in sources.items()},
     }
     root, changed, stale = whole, _changed(whole, info), False
-    if changed and _holds_no_row(whole):
-        changed = []  # what was tried before came to nothing
-    elif not changed and not (whole / BESIDE).exists() and (whole / INFO).exists():
-        check_there(whole, flat, latents, device)
+    of_no_use: list[Path] = []  # what was tried before, with other options, and came to nothing
+    if not (whole / BESIDE).exists() and (whole / INFO).exists():
+        if not changed:
+            check_there(whole, flat, latents, device)
+        elif _holds_no_row(whole):
+            changed, of_no_use = [], [whole / split.folder for split in splits_of(read_info(whole))]
     if update and (changed or (whole / BESIDE).exists()):
         stale = left_by_another(whole, info)
         if stale is None:
@@ -130,15 +132,15 @@ def encode(
         raise _refusal(whole, changed, changed_files(whole, flat))
     options = {"pin_memory": torch.cuda.is_available(), **data.loader_options}
     writer = module(root, flat, batch_size=data.batch_size, options=options, latents=latents)
-    missing = writer.shards() if stale else writer.missing()
+    missing = writer.shards() if stale or of_no_use else writer.missing()
     rows, total, first = _count(flat, missing), sum(source.split.rows for source in flat), trainer.is_global_zero
     if first:
         print(plan(root, flat, rows, total))
         check_space(root, flat, missing)
     with _alone(whole) if first else nullcontext():
-        if first and stale:
-            shutil.rmtree(root, ignore_errors=True)
         if first:
+            for folder in [root] if stale else of_no_use:
+                shutil.rmtree(folder, ignore_errors=True)
             for left in root.glob("*/.*.part"):  # by a run that was killed
                 left.unlink(missing_ok=True)
         if first and missing:
@@ -222,12 +224,7 @@ def _changed(root: Path, info: dict[str, Any]) -> list[str]:
     before = read_info(root)
     changed = differences(info["made_from"], before["made_from"])
     if not changed and before["splits"] != info["splits"]:
-        now, then = (
-            {"stages": {stage: len(splits) for stage, splits in said["splits"].items()}}
-            | {key: what for split in splits_of(said) for key, what in describe_split(split).items()}
-            for said in (info, before)
-        )
-        changed = differences(now, then)
+        changed = differences(describe_splits(info), describe_splits(before))
     return changed
 
 

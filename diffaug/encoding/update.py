@@ -8,6 +8,7 @@ when it is whole are its splits moved to their places, store.json last.
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +31,23 @@ _OF_FILES = ("images", "files", "bucket_of", "sizes and times of the files", "it
 _NAMED = 3
 
 
-def describe_split(split: Split) -> dict[str, Any]:
-    """Say what a split is, in plain types, to be compared a line each."""
-    fields = {f"{split.folder}.{name}": f"{of.dtype} {list(of.shape)}" for name, of in split.fields.items()}
-    shapes = split.bucket_shapes and [list(shape) for shape in split.bucket_shapes]
+def describe_rows(split: Split) -> dict[str, Any]:
+    """Say what a row of a split is, in plain types, to be compared a line each. No field's name has a space."""
     return {
-        f"{split.folder}.rows": split.rows,
-        f"{split.folder}.fields": list(split.fields),
-        **fields,
-        f"{split.folder}.variants": list(split.variants),
-        f"{split.folder}.buckets": shapes,
-        f"{split.folder}.rows of a shard": split.shard_rows,
+        f"fields of {split.folder}": list(split.fields),
+        **{f"{split.folder}.{name}": f"{of.dtype} {list(of.shape)}" for name, of in split.fields.items()},
+        f"variants of {split.folder}": list(split.variants),
     }
+
+
+def describe_splits(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Say all of the splits of a store, likewise."""
+    said: dict[str, Any] = {"splits": [split.folder for split in splits_of(info)]}
+    for split in splits_of(info):
+        shapes = split.bucket_shapes and [list(shape) for shape in split.bucket_shapes]
+        said |= {f"rows of {split.folder}": split.rows, f"rows of a shard of {split.folder}": split.shard_rows}
+        said |= {**describe_rows(split), f"buckets of {split.folder}": shapes}
+    return said
 
 
 def files_of(root: Path, split: Split) -> Path:
@@ -111,7 +117,7 @@ def keep_rows(root: Path, info: dict[str, Any], sources: list[Source]) -> list[S
             kept.append(source)
             continue
         if (old.fields, old.variants) != (split.fields, split.variants):
-            of_fields += differences(describe_split(split), describe_split(old))
+            of_fields += differences(describe_rows(split), describe_rows(old))
         there = {line: item for item, line in enumerate(then)}
         items = np.fromiter((there.get(line, -1) for line in now), np.int64, len(now))
         kept.append(_of_before(source, root, old, items))

@@ -12,6 +12,7 @@ numpy has no bfloat16: such a file holds the same 16 bits as uint16, and store.j
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,7 @@ def read_info(root: str | Path) -> dict[str, Any]:
     return info
 
 
-def splits_of(info: dict[str, Any]) -> list[Split]:
+def splits_of(info: Mapping[str, Any]) -> list[Split]:
     """List the splits of what a store says of itself."""
     return [split for of_stage in info["splits"].values() for split in of_stage]
 

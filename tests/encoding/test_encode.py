@@ -463,6 +463,26 @@ def test_what_came_to_nothing_is_made_anew(tmp_path):
         write(data(), out)
 
 
+def test_a_list_of_one_is_another_split(tmp_path):
+    images = TensorDataset(torch.zeros(4, 1, 2, 2, dtype=torch.uint8))
+    out = write(DiffusionDataModule(None, images, process=NO_LABEL), tmp_path / "made")
+    with pytest.raises(ValueError, match=r"something else:\n  splits: \['val'\] -> \['val-0'\]\n"):
+        write(DiffusionDataModule(None, [images], process=NO_LABEL), out)
+
+
+def test_nothing_is_left_of_what_came_to_nothing(photos, tmp_path):
+    """As after a kill between the files of the first shards: those of images are whole."""
+    out = write(folder(photos), tmp_path / "made")
+    for path in out.glob("*/label-*"):
+        path.unlink()
+    said = json.loads((out / "store.json").read_text())
+    (out / "store.json").write_text(json.dumps({**said, "finished": False}))
+    assert (out / "train" / "files.jsonl").exists()
+    images = TensorDataset(torch.zeros(40, 3, 16, 16, dtype=torch.uint8))
+    made = DiffusionDataModule(images, process=NO_LABEL)
+    assert contents(write(made, out)) == contents(write(made, tmp_path / "anew"))
+
+
 @pytest.mark.parametrize("encoder", [None, lambda x: x[..., ::2, ::2]])
 def test_what_images_in_buckets_will_take_is_known(encoder, tmp_path, capsys):
     for i in range(12):
